@@ -1,0 +1,45 @@
+"""Elastic batch experimentation for reinforcement learning on Dask.
+
+The same seed gives the same replay and the same weights, bit for bit, in one process or on a worker pool that
+grows, shrinks and loses workers. The main loop is `daskrl.train.drive`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# These import no torch: workers and the scheduler import this package, and the scheduler never needs torch.
+from daskrl.analysis import learning_curve, plot_learning_curve
+from daskrl.config import Schedule
+from daskrl.evaluate import Evaluation, evaluate
+from daskrl.reproduce import reproduce
+from daskrl.store import Store
+from daskrl.train import Report, Run, resume, train
+
+if TYPE_CHECKING:
+    from daskrl.algorithms import DQN, Algorithm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DQN",
+    "Algorithm",
+    "Evaluation",
+    "Report",
+    "Run",
+    "Schedule",
+    "Store",
+    "evaluate",
+    "learning_curve",
+    "plot_learning_curve",
+    "reproduce",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("DQN", "Algorithm"):
+        return getattr(importlib.import_module("daskrl.algorithms"), name)
+    raise AttributeError(f"module 'daskrl' has no attribute {name!r}")

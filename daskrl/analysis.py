@@ -1,0 +1,83 @@
+"""Looking at a run from its store."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskrl.errors import ConfigError
+from daskrl.spaces import Array
+from daskrl.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Finished training episodes, in the order of the transitions they ended at.
+
+    Attributes
+    ----------
+    env_steps : ``[E]`` transitions of the whole run when the episode's fragment began.
+    episode_return, length : ``[E]``.
+    """
+
+    env_steps: Array
+    episode_return: Array
+    length: Array
+
+    def smoothed(self, episodes: int = 100) -> Array:
+        """``[E]`` mean return of the newest ``episodes`` episodes at each one."""
+        total = np.cumsum(np.insert(self.episode_return, 0, 0.0))
+        index = np.arange(1, len(self.episode_return) + 1)
+        low = np.maximum(0, index - episodes)
+        smooth: Array = (total[index] - total[low]) / (index - low)
+        return smooth
+
+
+def learning_curve(store: str | os.PathLike[str] | Store) -> LearningCurve:
+    """The training episodes of a run. Independent of the workers it ran on."""
+    opened = store if isinstance(store, Store) else Store.open(store)
+    size = opened.config.schedule.round_steps
+    rows = [
+        (record["round"] * size, episode[1], episode[2])
+        for record in opened.fragments()
+        for episode in record["episodes"]
+    ]
+    table = np.array(rows, np.float64).reshape(-1, 3)
+    return LearningCurve(table[:, 0].astype(np.int64), table[:, 1], table[:, 2].astype(np.int64))
+
+
+def plot_learning_curve(store: str | os.PathLike[str] | Store, ax: Axes | None = None, **style: Any) -> Axes:
+    """Draw the returns of training episodes and their mean over 100 episodes.
+
+    Parameters
+    ----------
+    ax : axes to draw in; new ones by default. Needs ``daskrl[plot]``.
+    style : given to the line of the mean.
+    """
+    opened = store if isinstance(store, Store) else Store.open(store)
+    curve = learning_curve(opened)
+    if ax is None:
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise ConfigError("plots need matplotlib. Type: pip install 'daskrl[plot]'") from None
+        ax = Figure(figsize=(7, 4), layout="constrained").subplots()
+    name = opened.config.environment.get("id") or opened.config.environment["name"]
+    ax.scatter(
+        curve.env_steps, curve.episode_return, s=3, alpha=0.25, color="0.5", linewidths=0, label="episode"
+    )
+    settings = {"color": "C0", "label": "mean of 100 episodes", **style}
+    ax.plot(curve.env_steps, curve.smoothed(), **settings)
+    ax.set(
+        xlabel="env steps", ylabel="return",
+        title=f"{opened.config.algorithm['name']} on {name}, seed {opened.config.seed}",
+    )  # fmt: skip
+    ax.grid(alpha=0.3)
+    ax.legend(loc="best")
+    return ax

@@ -1,0 +1,455 @@
+"""The command line: ``daskrl train``, ``resume``, ``evaluate``, ``info``, ``digest``, ``reproduce``.
+
+Each command is a function; its help is its signature and docstring.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from daskrl.train import Run
+
+app = App(name="daskrl", help="Reinforcement learning on Dask: elastic in wall-clock, invariant in results.")
+console = Console()
+
+
+@app.command
+def train(
+    env: str,
+    *,
+    store: Path,
+    env_steps: int,
+    algorithm: str = "dqn",
+    seed: int = 0,
+    workers: int = 2,
+    scheduler: str | None = None,
+    set_: Annotated[list[str] | None, Parameter(name=["--set", "-s"], negative="")] = None,
+    streams: int = 8,
+    envs_per_stream: int = 4,
+    fragment_steps: int = 32,
+    lag: int = 1,
+    frame_stack: int | None = None,
+    device: str = "auto",
+    torch_threads: int = 1,
+    recheck_every: int = 256,
+    checkpoint_every: int = 50,
+    weights_every: int = 10,
+    rollout_timeout: float = 600.0,
+    strict: bool = True,
+    overwrite: bool = False,
+    episodes: int = 20,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Train, then show a table and save the learning curve to STORE/learning_curve.png.
+
+    Parameters
+    ----------
+    env
+        Gymnasium id, module:Id, or module:function for a function that returns an environment.
+    store
+        Directory of the run; must not exist yet.
+    env_steps
+        Transitions to take, rounded up to whole rounds.
+    algorithm
+        dqn, or module:Class for your own.
+    seed
+        The only source of randomness.
+    workers
+        Rollout workers of a Dask cluster on this machine, beside one for the learner; 0 runs in this process.
+    scheduler
+        Address of a running Dask scheduler to use instead.
+    set_
+        A setting of the algorithm, NAME=VALUE, any number of times: -s n_step=3 -s learning_rate=1e-3.
+    streams
+        Vectors of environments: the unit of parallelism, part of the experiment.
+    envs_per_stream
+        Environments in a stream.
+    fragment_steps
+        Steps of each environment in one rollout task.
+    lag
+        Rounds between acting and the weights acted with; 0 is synchronous.
+    frame_stack
+        Frames an observation is made of; 4 for ALE games, else 1.
+    device
+        Of the learner: auto, cpu or cuda.
+    torch_threads
+        Of the learner.
+    recheck_every
+        Every how many fragments one is run twice and compared; 0 for never.
+    checkpoint_every
+        Rounds between checkpoints.
+    weights_every
+        Rounds between weights kept on disk.
+    rollout_timeout
+        Seconds one rollout may take.
+    strict
+        With --no-strict, go on where the promise cannot be kept; the store then says so.
+    overwrite
+        Delete the run that is in the store's directory.
+    episodes
+        Greedy episodes played for the table at the end; 0 for none.
+    as_json
+        Print the summary as JSON.
+    """
+    import daskrl
+
+    made = _algorithm(algorithm)(**_settings(algorithm, set_ or []))
+    with _client(workers, scheduler, torch_threads, as_json) as client:
+        run = daskrl.train(
+            made, _environment(env), store=store, env_steps=env_steps, seed=seed, client=client,
+            streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
+            frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
+            checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
+            strict=strict, overwrite=overwrite,
+        )  # fmt: skip
+        _carry_out(run, as_json)
+    _show(run, episodes, as_json)
+
+
+@app.command
+def resume(
+    store: Path,
+    *,
+    workers: int = 2,
+    scheduler: str | None = None,
+    env_steps: int | None = None,
+    strict: bool | None = None,
+    rollout_timeout: float | None = None,
+    env: str | None = None,
+    algorithm: str | None = None,
+    episodes: int = 20,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Go on with a run from its store, on whatever workers.
+
+    Parameters
+    ----------
+    store
+        Directory of the run.
+    workers
+        Rollout workers of a Dask cluster on this machine; 0 runs in this process.
+    scheduler
+        Address of a running Dask scheduler to use instead.
+    env_steps
+        A larger budget; the result is that of a run started with it.
+    strict
+        With --no-strict, go on where the promise cannot be kept.
+    rollout_timeout
+        Seconds one rollout may take.
+    env, algorithm
+        Again the module:function or module:Class the run was made with, where not built in.
+    episodes
+        Greedy episodes played for the table at the end; 0 for none.
+    as_json
+        Print the summary as JSON.
+    """
+    import daskrl
+
+    opened = daskrl.Store.open(store)
+    given = _given(store, env, algorithm)
+    with _client(workers, scheduler, opened.config.torch_threads, as_json) as client:
+        run = daskrl.resume(
+            store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout, **given
+        )
+        _carry_out(run, as_json)
+    _show(run, episodes, as_json)
+
+
+@app.command
+def evaluate(
+    store: Path,
+    *,
+    episodes: int = 100,
+    seed: int = 1,
+    version: int | None = None,
+    env: str | None = None,
+    algorithm: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Play greedy episodes with a stored version of the weights.
+
+    Parameters
+    ----------
+    store
+        Directory of the run.
+    episodes
+        How many.
+    seed
+        Of the episodes; not that of the training.
+    version
+        Weights version; the newest by default.
+    env, algorithm
+        Again the module:function or module:Class the run was made with, where not built in.
+    as_json
+        Print {"mean": ..., "median": ..., "returns": [...]}.
+    """
+    import daskrl
+
+    result = daskrl.evaluate(
+        store, episodes=episodes, seed=seed, version=version, **_given(store, env, algorithm)
+    )
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        _table(
+            f"{store}, weights version {result.weights_version}",
+            {"episodes": len(result.returns), "mean return": result.mean, "median return": result.median,
+             "lowest": min(result.returns), "highest": max(result.returns)},
+        )  # fmt: skip
+
+
+@app.command
+def info(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Show what a store holds and how far its run is.
+
+    Parameters
+    ----------
+    store
+        Directory of the run; it may be being written.
+    as_json
+        Print JSON.
+    """
+    from daskrl.store import Store
+
+    opened = Store.open(store)
+    summary = {**opened.summary(), "config": opened.config.to_json()}
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        summary.pop("config")
+        _table(str(store), summary)
+
+
+@app.command
+def digest(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Print the SHA-256 of every committed transition and the newest weights. Reads everything.
+
+    Parameters
+    ----------
+    store
+        Directory of the run.
+    as_json
+        Print JSON.
+    """
+    from daskrl.store import Store
+
+    value = Store.open(store).digest()
+    print(json.dumps({"digest": value}) if as_json else value)
+
+
+@app.command
+def reproduce(
+    store: Path,
+    *,
+    fragment: int,
+    debug: bool = False,
+    env: str | None = None,
+    algorithm: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Run one rollout again in this process and compare it with the store, bit for bit.
+
+    Exits with 0 if it is the same, 1 if it differs.
+
+    Parameters
+    ----------
+    store
+        Directory of the run.
+    fragment
+        Its number, as error messages and the store name it.
+    debug
+        Stop in the debugger (pdb) where the rollout raises.
+    env, algorithm
+        Again the module:function or module:Class the run was made with, where not built in.
+    as_json
+        Print JSON.
+    """
+    import daskrl
+
+    try:
+        result = daskrl.reproduce(store, fragment, **_given(store, env, algorithm))
+    except EnvironmentFailure as error:
+        if debug:
+            import pdb
+            import traceback
+
+            traceback.print_exc()
+            cause = error.__cause__ or error
+            pdb.post_mortem(cause.__traceback__)
+        raise
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        said = "not committed: nothing to compare" if not result.committed else "the same, bit for bit"
+        if result.differs:
+            said = f"DIFFERS in {', '.join(result.differs)}"
+        console.print(
+            f"fragment {result.fragment} (stream {result.stream}, round {result.round}, weights version "
+            f"{result.weights_version}): {said}",
+            highlight=False,
+        )
+    if result.differs:
+        sys.exit(1)
+
+
+# -- helpers ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _client(workers: int, scheduler: str | None, torch_threads: int, quiet: bool) -> Iterator[Client | None]:
+    """The Dask client asked for: none, of a scheduler that runs already, or of a cluster of our own."""
+    if scheduler is None and workers == 0:
+        yield None
+        return
+    from distributed import Client
+
+    from daskrl import clusters
+
+    if scheduler is not None:
+        with Client(scheduler) as client:
+            yield client
+        return
+    with clusters.local(workers, learner_threads=torch_threads) as cluster, Client(cluster) as client:
+        yield client
+
+
+def _carry_out(run: Run, as_json: bool) -> None:
+    try:
+        run.wait()
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            f"\nInterrupted; everything committed is kept. Type: daskrl resume {os.path.relpath(run.store.root)}",
+            highlight=False,
+        )
+        sys.exit(130)
+
+
+def _show(run: Run, episodes: int, as_json: bool) -> None:
+    import daskrl
+
+    summary: dict[str, Any] = run.store.summary()
+    if episodes:
+        result = daskrl.evaluate(run.store, episodes=episodes, env=_callable(run), algorithm=run.algorithm)
+        summary[f"greedy_return_{episodes}_episodes"] = result.mean
+    picture = run.store.root / "learning_curve.png"
+    try:
+        ax = run.plot()
+    except ConfigError as error:
+        Console(stderr=True).print(f"no learning curve: {error}", highlight=False)
+    else:
+        ax.figure.savefig(picture, dpi=120)  # type: ignore[union-attr]
+        summary["learning_curve"] = str(picture)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        _table("run", summary)
+
+
+def _callable(run: Run) -> Any:
+    return run.source.factory if run.source.identity["kind"] == "callable" else None
+
+
+def _table(title: str, rows: dict[str, Any]) -> None:
+    from daskrl.store import shown
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    for key, value in rows.items():
+        table.add_row(key.replace("_", " "), shown(value))
+    console.print(table)
+
+
+def _algorithm(name: str) -> Any:
+    from daskrl.algorithms import by_name
+
+    return _imported(name) if ":" in name else by_name(name)
+
+
+def _environment(env: str) -> Any:
+    """``module:function`` is a callable; anything else, ``module:Id`` too, is left to Gymnasium."""
+    if ":" not in env:
+        return env
+    sys.path.insert(0, os.getcwd())
+    module, _, name = env.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return env
+    return found if callable(found) else env
+
+
+def _imported(path: str) -> Any:
+    sys.path.insert(0, os.getcwd())
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{path!r}: expected module:name, {error}.") from None
+
+
+def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any]:
+    """``env`` and ``algorithm`` of a run that was made with the user's own."""
+    from daskrl.store import Store
+
+    result: dict[str, Any] = {}
+    if env is not None:
+        result["env"] = _imported(env)
+    if algorithm is not None:
+        kept = Store.open(store).config.algorithm["settings"]
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+        result["algorithm"] = _imported(algorithm)(**settings)
+    return result
+
+
+def _settings(algorithm: str, pairs: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` strings as keyword arguments of an algorithm."""
+    known = {field.name for field in dataclasses.fields(_algorithm(algorithm))}
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in known:
+            raise ConfigError(
+                f"--set {pair}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
+            )
+        try:
+            settings[name] = ast.literal_eval(
+                {"true": "True", "false": "False", "none": "None"}.get(text, text)
+            )
+        except (ValueError, SyntaxError):
+            raise ConfigError(
+                f"--set {pair}: {text!r} is not a number, True, False, None or a tuple."
+            ) from None
+    return settings
+
+
+def main() -> None:
+    """The entry point: an error daskrl raises on purpose is one message, not a traceback."""
+    try:
+        app()
+    except DaskrlError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"{type(error).__name__}: {error}", highlight=False, markup=False
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Dask clusters for runs. Any cluster will do; these have the learner's worker set apart and first."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from daskrl.config import require_integer
+
+if TYPE_CHECKING:
+    from distributed import SpecCluster
+
+
+def local(
+    workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False, **options: Any
+) -> SpecCluster:
+    """A cluster on this machine: one learner's worker and ``workers`` rollout workers, a process each.
+
+    Parameters
+    ----------
+    workers : rollout workers, of one thread each. ``cluster.scale(n + 1)`` changes it while a run goes on.
+    learner_threads : ``OMP_NUM_THREADS`` of the learner's worker; give the run the same ``torch_threads``.
+    dashboard : serve Dask's dashboard, on loopback; needs ``daskrl[dashboard]``.
+    options : given to ``distributed.SpecCluster``.
+    """
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    require_integer("workers", workers, 1)
+    common = {"nthreads": 1, "host": "127.0.0.1", "dashboard": False, "silence_logs": 40, "memory_limit": 0}
+    rollout = {"cls": Nanny, "options": {**common, "env": _environment(1)}}
+    learner = {
+        "cls": Nanny,
+        "options": {**common, "env": _environment(learner_threads), "resources": {"learner": 1}},
+    }
+    # The learner goes first: scale() takes the last ones away.
+    spec: dict[str | int, Any] = {"learner": learner, **dict.fromkeys(range(workers), rollout)}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            "host": "127.0.0.1", "port": 0, "dashboard": dashboard, "dashboard_address": "127.0.0.1:0",
+            "allowed_failures": 30,
+        },
+    }  # fmt: skip
+    settings: dict[str, Any] = {"silence_logs": 40, **options}
+    return SpecCluster(workers=spec, scheduler=scheduler, worker=rollout, **settings)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    return {**kept, **dict.fromkeys(names, str(threads))}

@@ -1,0 +1,142 @@
+"""The commit log: the only truth about what a store holds.
+
+A segment is one file ``.commits/00000012.json``: ``{"crc32c":"<8 hex digits>","records":[...]}``. The checksum
+covers the bytes from the first ``[`` to the last ``]``. Only the driver appends; it links the finished file to
+its name, which fails when the name is taken, so two drivers can never both commit segment 12.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from daskrl.columns import crc32c
+from daskrl.errors import DamagedError, StoreFullError, StoreLockedError
+
+Record = dict[str, Any]
+
+
+class CommitLog:
+    """Append to and read the segments of one store.
+
+    Parameters
+    ----------
+    root : the store's directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.directory = root / ".commits"
+
+    def path(self, number: int) -> Path:
+        return self.directory / f"{number:08d}.json"
+
+    def head(self) -> int:
+        """How many segments there are. Lists the directory: for drivers and readers, not for tasks."""
+        names = [name for name in os.listdir(self.directory) if name.endswith(".json") and name[0] != "."]
+        numbers = sorted(int(name[:-5]) for name in names)
+        if numbers != list(range(len(numbers))):
+            missing = next(i for i, n in enumerate([*numbers, -1]) if i != n)
+            raise DamagedError(f"{self.path(missing)} is missing, yet later commits exist.")
+        return len(numbers)
+
+    def read(self, number: int) -> list[Record]:
+        """The records of one segment.
+
+        Raises
+        ------
+        DamagedError
+            The file is missing or fails its checksum. Names the file.
+        """
+        path = self.path(number)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise DamagedError(f"{path} is missing: {number + 1} commits were made.") from None
+        body = data[data.find(b"[") : data.rfind(b"]") + 1]
+        try:
+            expected = int(json.loads(data)["crc32c"], 16)
+            records: list[Record] = json.loads(body)
+        except (ValueError, KeyError, TypeError):
+            raise DamagedError(f"{path} is not a commit: it cannot be read as JSON.") from None
+        if crc32c(body) != expected:
+            raise DamagedError(f"{path} fails its CRC-32C.")
+        return records
+
+    def forwards(self, start: int = 0, head: int | None = None) -> Iterator[Record]:
+        """Every record from segment ``start`` to ``head`` (default: all there are), oldest first."""
+        for number in range(start, self.head() if head is None else head):
+            yield from self.read(number)
+
+    def backwards(self, head: int) -> Iterator[Record]:
+        """Every record before segment ``head``, newest segment first."""
+        for number in reversed(range(head)):
+            yield from reversed(self.read(number))
+
+    def append(self, number: int, records: Sequence[Record]) -> None:
+        """Commit some records as segment ``number``, all of them or none.
+
+        Raises
+        ------
+        StoreLockedError
+            Another driver committed this segment.
+        """
+        body = json.dumps(records, separators=(",", ":"), allow_nan=True).encode()
+        data = b'{"crc32c":"%08x","records":%s}\n' % (crc32c(body), body)
+        path = self.path(number)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            partial.write_bytes(data)
+            os.link(partial, path)
+        except FileExistsError:
+            raise StoreLockedError(
+                f"another driver committed {path}. This one stops; nothing is lost. Type: daskrl info {self.root}"
+            ) from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StoreFullError(
+                    error.errno,
+                    f"cannot commit to {self.directory}: {os.strerror(error.errno)}. Everything committed so "
+                    f"far is kept; make room and type: daskrl resume {self.root}",
+                ) from error
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class DriverLock:
+    """Held by the one driver of a store while it lives; the kernel releases it when the process dies."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / ".driver.lock"
+        self._file: TextIO | None = None
+
+    def acquire(self) -> None:
+        """Take the lock or raise `StoreLockedError` naming who holds it."""
+        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  kept open: closing releases the lock
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise StoreLockedError(
+                f"{self.path.parent} is being written by {holder}. A store has one driver at a time; stop that "
+                "one (its run can be resumed) or use another store."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,130 @@
+"""What defines a run: the settings that decide its bits, and those that only decide how it is carried out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from daskrl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The fixed shape of a run. Nothing here is ever derived from the workers of the moment.
+
+    Parameters
+    ----------
+    streams : number of independent vectors of environments; the unit of parallelism. A run wants about four
+        for each worker slot it may ever get.
+    envs_per_stream : environments in one stream (N).
+    fragment_steps : steps of each environment in one fragment (T).
+    lag : round ``r`` acts with weights version ``max(0, r - lag)``. 0 is synchronous; 1 overlaps acting with
+        learning at a constant policy lag of one round.
+    """
+
+    streams: int = 8
+    envs_per_stream: int = 4
+    fragment_steps: int = 32
+    lag: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low in (("streams", 1), ("envs_per_stream", 1), ("fragment_steps", 1), ("lag", 0)):
+            require_integer(name, getattr(self, name), low)
+
+    @property
+    def lanes(self) -> int:
+        """Environments of all streams."""
+        return self.streams * self.envs_per_stream
+
+    @property
+    def round_steps(self) -> int:
+        """Transitions in one round: streams x envs_per_stream x fragment_steps."""
+        return self.lanes * self.fragment_steps
+
+    def rounds(self, env_steps: int) -> int:
+        """Whole rounds needed for at least ``env_steps`` transitions."""
+        return -(-env_steps // self.round_steps)
+
+    def weights_version(self, round_: int) -> int:
+        """The version that round ``round_`` acts with."""
+        return max(0, round_ - self.lag)
+
+    def slot(self, stream: int, round_: int) -> int:
+        """The place of a fragment in the store; the same for every execution of its rollout."""
+        return round_ * self.streams + stream
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the bits of a run, as it stands in the store.
+
+    Parameters
+    ----------
+    seed : the only source of randomness, ``>= 0``.
+    environment : how the environment is named: ``{"kind": "id", ...}`` or ``{"kind": "callable", ...}``.
+    algorithm : ``{"name": ..., "settings": {...}, "source_sha256": ...}``.
+    schedule : see `Schedule`.
+    frame_stack : newest frames an algorithm sees as one observation; each is stored once.
+    torch_threads : torch threads of the learner. Rollouts always use one.
+    recheck_every : every how many fragments one is run a second time, from its recorded seeds, and compared;
+        0 for none.
+    device : where the learner computes: ``"cpu"`` or ``"cuda"``, two different computations, or ``"auto"``:
+        what the first learner has. The store records which it was, and resuming needs the same.
+    """
+
+    seed: int
+    environment: Mapping[str, Any]
+    algorithm: Mapping[str, Any]
+    schedule: Schedule
+    frame_stack: int = 1
+    torch_threads: int = 1
+    recheck_every: int = 256
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_integer("seed", self.seed, 0)
+        require_integer("frame_stack", self.frame_stack, 1)
+        require_integer("torch_threads", self.torch_threads, 1)
+        require_integer("recheck_every", self.recheck_every, 0)
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device: expected 'auto', 'cpu' or 'cuda', got {self.device!r}.")
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunConfig:
+        return cls(**{**data, "schedule": Schedule(**data["schedule"])})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out. None of these changes a bit of its result.
+
+    Parameters
+    ----------
+    checkpoint_every : rounds between two checkpoints of the learner; what a lost learner has to learn again.
+    weights_every : rounds between two versions of the weights kept on disk. The newest at the end always is.
+    rollout_timeout : seconds one fragment may take.
+    strict : with False, a run goes on where the promise cannot be kept (an environment that is not
+        deterministic, workers with other arithmetic or packages), and the store says so.
+    """
+
+    checkpoint_every: int = 50
+    weights_every: int = 10
+    rollout_timeout: float = 600.0
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        require_integer("checkpoint_every", self.checkpoint_every, 1)
+        require_integer("weights_every", self.weights_every, 1)
+        if not self.rollout_timeout > 0:
+            raise ConfigError(f"rollout_timeout: expected seconds > 0, got {self.rollout_timeout!r}.")
+
+
+def require_integer(name: str, value: object, low: int) -> None:
+    """Raise `ConfigError` unless ``value`` is an int of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name}: expected an integer >= {low}, got {value!r}.")

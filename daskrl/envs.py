@@ -1,0 +1,453 @@
+"""Environments: naming them, making them, and stepping one stream of them.
+
+A stream resets every environment itself, at each episode, with a seed of its own; so an episode is known by
+(seed, stream, environment, episode) and the actions since, and can be rebuilt anywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from daskrl import seeding
+from daskrl.config import require_integer
+from daskrl.errors import (
+    ConfigError,
+    EnvironmentRaisedError,
+    NondeterministicError,
+    NonFiniteError,
+    UnknownEnvironmentError,
+)
+from daskrl.spaces import Array, Leaf, SpaceSpec, spec_of, value_at
+
+Environment = gymnasium.Env[Any, Any]
+EnvironmentFactory = Callable[[], Environment]
+Fragment = dict[str, Array]
+Policy = Callable[[Mapping[str, Array], int], tuple[Array, Mapping[str, Array]]]
+
+# Packages that register their environments on import, and the extra that installs them.
+_REGISTERED_BY = {"ALE": "ale_py", "MinAtar": "minatar"}
+_EXTRAS = {"ale_py": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d", "cv2": "atari"}
+
+
+def atari(id: str, **kwargs: Any) -> Environment:
+    """An ALE game with the standard preprocessing, one 84x84 grayscale frame an observation.
+
+    Up to 30 no-ops after reset, frames in fours with the last two max-pooled, sticky actions as the id sets
+    them (0.25 for ``ALE/*-v5``). Episodes end with the game, not with a life (Machado et al. 2018,
+    https://arxiv.org/abs/1709.06009, sections 4 and 5). Frames are stacked by ``frame_stack``; rewards are
+    stored as they are and clipped by the learner (``reward_clip``).
+    """
+    env = gymnasium.make(id, frameskip=1, disable_env_checker=True, **kwargs)
+    return gymnasium.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84)
+
+
+def _make(id: str, kwargs: Mapping[str, Any]) -> Environment:
+    _register(id)
+    if id.startswith("ALE/"):
+        return atari(id, **kwargs)
+    return gymnasium.make(id, disable_env_checker=True, **kwargs)
+
+
+def _register(id: str) -> None:
+    package = _REGISTERED_BY.get(id.partition("/")[0])
+    if package is not None:
+        module = importlib.import_module(package)
+        if package == "minatar":
+            module = importlib.import_module("minatar.gym")
+            if id not in gymnasium.registry:
+                module.register_envs()
+
+
+@dataclass(frozen=True)
+class EnvironmentSource:
+    """How a run names its environment, and the function that makes one."""
+
+    identity: Mapping[str, Any]
+    factory: EnvironmentFactory
+    spec: SpaceSpec
+    default_frame_stack: int = 1
+
+    @property
+    def name(self) -> str:
+        return str(self.identity.get("id") or self.identity["name"])
+
+
+def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
+    """Resolve an environment id, ``module:Id`` or callable, and look at its spaces by making one.
+
+    Parameters
+    ----------
+    env : a Gymnasium id, ``module:Id``, or a callable without arguments that returns a ``gymnasium.Env``.
+    kwargs : given to ``gymnasium.make``; only with an id.
+
+    Raises
+    ------
+    UnknownEnvironmentError
+        The id is not registered, its module or package is missing, or the callable returns something else.
+    UnsupportedSpaceError
+        A space has no fixed numeric shape.
+    """
+    factory: EnvironmentFactory
+    if isinstance(env, str):
+        identity: dict[str, Any] = {"kind": "id", "id": env, "kwargs": dict(kwargs)}
+        factory = functools.partial(_make, env, dict(kwargs))
+    elif callable(env):
+        if kwargs:
+            raise ConfigError(f"env_kwargs {sorted(kwargs)} go with an id; bind them: lambda: make(...).")
+        identity = {"kind": "callable", "name": _name(env), "source_sha256": source_sha256(env)}
+        factory = env
+    else:
+        raise ConfigError(
+            f"env: expected a Gymnasium id ('CartPole-v1'), 'module:Id' or a callable that returns an "
+            f"environment, got {env!r}."
+        )
+    probe = _probe(env, factory)
+    try:
+        return EnvironmentSource(
+            identity=identity,
+            factory=factory,
+            spec=spec_of(probe.observation_space, probe.action_space),
+            default_frame_stack=4 if isinstance(env, str) and env.startswith("ALE/") else 1,
+        )
+    finally:
+        probe.close()
+
+
+def _probe(env: object, factory: EnvironmentFactory) -> Environment:
+    try:
+        made = factory()
+    except gymnasium.error.Error as error:
+        raise UnknownEnvironmentError(f"{env!r} is not an environment Gymnasium can make: {error}") from error
+    except ImportError as error:
+        extra = _EXTRAS.get(error.name or "")
+        hint = f" Type: pip install 'daskrl[{extra}]'" if extra else " Install the package that has it."
+        raise UnknownEnvironmentError(f"{env!r} cannot be made: {error}.{hint}") from error
+    except Exception as error:
+        raise ConfigError(f"{env!r} raised {type(error).__name__} when it was made: {error}") from error
+    if not isinstance(made, gymnasium.Env):
+        raise UnknownEnvironmentError(
+            f"{env!r} must return a gymnasium.Env, returned {type(made).__name__}. Vector environments are "
+            "made by daskrl (envs_per_stream); return a single one."
+        )
+    return made
+
+
+def _name(obj: object) -> str:
+    return str(getattr(obj, "__qualname__", None) or type(obj).__qualname__)
+
+
+def source_sha256(obj: Any) -> str:
+    """A hash of what a callable or class says: its source where there is one, else its compiled code."""
+    if isinstance(obj, functools.partial):
+        text = repr((source_sha256(obj.func), obj.args, sorted(obj.keywords.items())))
+    else:
+        if not (inspect.isclass(obj) or inspect.isroutine(obj)):
+            obj = type(obj)
+        try:
+            text = textwrap.dedent(inspect.getsource(obj)).strip()
+        except (OSError, TypeError):
+            code = getattr(obj, "__code__", None)
+            if code is None:
+                raise ConfigError(
+                    f"{obj!r} has neither source nor Python code, so a resumed run could not check that it is "
+                    "the same. Wrap it in a function."
+                ) from None
+            text = repr((code.co_code, code.co_names, [c for c in code.co_consts if not inspect.iscode(c)]))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class Stream:
+    """The live environments of one stream and where each of them stands.
+
+    Attributes
+    ----------
+    observation : leaf name -> array ``[N, K, *leaf]``: the newest K frames of each environment, oldest first;
+        frames before the episode's first are copies of it.
+    episode : ``[N]`` index of each environment's current episode, counted from 0.
+    age : ``[N]`` steps taken in the current episode.
+    episode_return : ``[N]`` sum of the rewards of the current episode.
+    """
+
+    seed: int
+    index: int
+    spec: SpaceSpec
+    envs: list[Environment]
+    observation: dict[str, Array]
+    episode: Array
+    age: Array
+    episode_return: Array
+    where: str = ""
+    _readers: list[Callable[[Any], Any]] = field(default_factory=list)
+
+    @classmethod
+    def make(
+        cls,
+        factory: EnvironmentFactory,
+        spec: SpaceSpec,
+        *,
+        seed: int,
+        index: int,
+        count: int,
+        frame_stack: int,
+        episode: Sequence[int] | None = None,
+    ) -> Stream:
+        """Make ``count`` environments and reset each at the start of its given episode (default 0)."""
+        envs = []
+        for _ in range(count):
+            try:
+                envs.append(factory())
+            except Exception as error:
+                raise EnvironmentRaisedError(
+                    f"making an environment for stream {index} raised {type(error).__name__}: {error}"
+                ) from error
+        stream = cls(
+            seed=seed,
+            index=index,
+            spec=spec,
+            envs=envs,
+            observation={
+                leaf.name: np.zeros((count, frame_stack, *leaf.shape), leaf.dtype)
+                for leaf in spec.observation
+            },
+            episode=np.array(episode if episode is not None else [0] * count, np.int64),
+            age=np.zeros(count, np.int64),
+            episode_return=np.zeros(count, np.float64),
+        )
+        for env in range(count):
+            stream.reset(env)
+        return stream
+
+    def seed_of(self, env: int) -> int:
+        """The seed ``env`` was reset with at the start of its current episode."""
+        return seeding.environment_seed(self.seed, self.index, env, int(self.episode[env]))
+
+    def reset(self, env: int) -> None:
+        """Start the current episode of one environment."""
+        try:
+            value, _ = self.envs[env].reset(seed=self.seed_of(env))
+        except Exception as error:
+            raise EnvironmentRaisedError(self._failure(env, "reset", error)) from error
+        for leaf in self.spec.observation:
+            frame = self._frame(leaf, value, env)
+            self.observation[leaf.name][env] = frame
+        self.age[env] = 0
+        self.episode_return[env] = 0.0
+
+    def step(self, env: int, action: Any) -> tuple[float, bool, bool]:
+        """Step one environment and push its observation; the caller resets it when the episode ended."""
+        try:
+            value, reward, terminated, truncated, _ = self.envs[env].step(action)
+        except Exception as error:
+            raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
+        for leaf in self.spec.observation:
+            stack = self.observation[leaf.name]
+            if stack.shape[1] > 1:
+                stack[env, :-1] = stack[env, 1:]
+            stack[env, -1] = self._frame(leaf, value, env)
+        self.age[env] += 1
+        return float(reward), bool(terminated), bool(truncated)
+
+    def _frame(self, leaf: Leaf, value: Any, env: int) -> Any:
+        frame = value_at(value, leaf) if leaf.path else value
+        shape = getattr(frame, "shape", ())
+        if shape != leaf.shape:
+            raise EnvironmentRaisedError(
+                self._failure(
+                    env, "observation", ValueError(f"{leaf.name} has shape {shape}, expected {leaf.shape}")
+                )
+            )
+        return frame
+
+    def _failure(self, env: int, what: str, error: BaseException) -> str:
+        return (
+            f"the environment raised {type(error).__name__} in {what}: {error}\n"
+            f"  {self.where or f'stream {self.index}'}, environment {env}, episode {int(self.episode[env])}, "
+            f"step {int(self.age[env])}, reset seed {self.seed_of(env)}"
+        )
+
+    def rollout(self, policy: Policy, steps: int) -> tuple[Fragment, list[tuple[int, float, int]]]:
+        """Take ``steps`` steps of every environment.
+
+        Returns
+        -------
+        fragment : the columns of one fragment, see FORMAT.md. Every row is a transition that happened: an
+            episode that ends is reset at once, and its last observation goes to ``final_observation``.
+        episodes : ``(environment, return, length)`` of each episode that ended, in order.
+
+        Raises
+        ------
+        EnvironmentRaisedError, NonFiniteError
+        """
+        count = len(self.envs)
+        some = next(iter(self.observation.values()))
+        frames = some.shape[1]
+        observation = {
+            name: np.empty((steps + frames, count, *stack.shape[2:]), stack.dtype)
+            for name, stack in self.observation.items()
+        }
+        for name, stack in self.observation.items():
+            observation[name][:frames] = np.swapaxes(stack, 0, 1)
+        final: dict[str, list[Array]] = {name: [] for name in observation}
+        reward = np.empty((steps, count), np.float64)
+        ended = np.zeros((2, steps, count), np.bool_)
+        actions: Array | None = None
+        extras: dict[str, Array] = {}
+        episodes: list[tuple[int, float, int]] = []
+        convert = self._action_converter()
+
+        for t in range(steps):
+            action, extra = policy(self.observation, t)
+            if actions is None:
+                actions = np.empty((steps, *action.shape), action.dtype)
+                extras = {name: np.empty((steps, *value.shape), value.dtype) for name, value in extra.items()}
+            actions[t] = action
+            for name, value in extra.items():
+                extras[name][t] = value
+            for env in range(count):
+                reward[t, env], terminated, truncated = self.step(env, convert(action, env))
+                self.episode_return[env] += float(np.float32(reward[t, env]))
+                if terminated or truncated:
+                    ended[:, t, env] = terminated, truncated
+                    for name, stack in self.observation.items():
+                        final[name].append(stack[env, -1].copy())
+                    episodes.append((env, float(self.episode_return[env]), int(self.age[env])))
+                    self.episode[env] += 1
+                    self.reset(env)
+            for name, stack in self.observation.items():
+                observation[name][frames + t] = stack[:, -1]
+
+        assert actions is not None
+        fragment: Fragment = dict(observation)
+        for name, rows in final.items():
+            stack = self.observation[name]
+            padded = np.zeros((steps * count, *stack.shape[2:]), stack.dtype)
+            if rows:
+                padded[: len(rows)] = rows
+            fragment[final_name(name)] = padded
+        fragment.update(self._action_columns(actions))
+        fragment.update(reward=reward.astype(np.float32), terminated=ended[0], truncated=ended[1], **extras)
+        self._check_finite(fragment)
+        return fragment, episodes
+
+    def _action_converter(self) -> Callable[[Array, int], Any]:
+        # An algorithm's action for a run with a single leaf is [N, *leaf]; Gymnasium's Discrete wants an int.
+        if len(self.spec.action) != 1:
+            raise ConfigError(
+                "actions of Dict and Tuple spaces are not supported; flatten them in a wrapper."
+            )
+        leaf = self.spec.action[0]
+        if leaf.kind == "discrete":
+            start = leaf.start[0]
+            return lambda action, env: int(action[env]) + start
+        return lambda action, env: action[env]
+
+    def _action_columns(self, actions: Array) -> Fragment:
+        leaf = self.spec.action[0]
+        if leaf.kind == "discrete":
+            actions = actions.astype(np.int64) + leaf.start[0]
+        return {leaf.name: actions.astype(leaf.dtype)}
+
+    def _check_finite(self, fragment: Fragment) -> None:
+        for name, column in fragment.items():
+            if column.dtype.kind == "f" and not np.isfinite(column).all():
+                place = np.argwhere(~np.isfinite(column))[0]
+                raise NonFiniteError(
+                    f"{name} of {self.where or f'stream {self.index}'} holds a value that is NaN or infinite, "
+                    f"first at {tuple(int(i) for i in place)}: {column[tuple(place)]}. The fragment was not "
+                    "committed; no learner saw it."
+                )
+
+    def replay(self, actions: Mapping[int, Array], where: str) -> None:
+        """Step each environment through recorded actions of its current episode.
+
+        Parameters
+        ----------
+        actions : environment -> its actions since the episode began, as stored.
+        where : what is being rebuilt, for messages.
+
+        Raises
+        ------
+        NondeterministicError
+            The episode ended early.
+        """
+        leaf = self.spec.action[0]
+        for env, column in actions.items():
+            for i, action in enumerate(column):
+                reward, terminated, truncated = self.step(
+                    env, int(action) if leaf.kind == "discrete" else action
+                )
+                self.episode_return[env] += float(np.float32(reward))
+                if terminated or truncated:
+                    raise NondeterministicError(
+                        f"rebuilding {where}: episode {int(self.episode[env])} of environment {env} ended after "
+                        f"{i + 1} of {len(column)} recorded steps."
+                    )
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
+def final_name(observation: str) -> str:
+    """``observation.key`` -> ``final_observation.key``."""
+    return f"final_{observation}"
+
+
+def evaluate_episodes(
+    factory: EnvironmentFactory,
+    spec: SpaceSpec,
+    policy: Callable[[Mapping[str, Array]], Array],
+    *,
+    episodes: int,
+    seed: int,
+    frame_stack: int,
+    lanes: int = 16,
+) -> Iterator[tuple[int, float, int]]:
+    """Play whole episodes, episode ``i`` from a seed of its own; yields ``(episode, return, length)``.
+
+    The batch given to the policy always has ``min(episodes, lanes)`` rows: the shape of a matrix product can
+    decide its last bits, and a finished environment is therefore stepped no further but still fills its row.
+    """
+    require_integer("episodes", episodes, 1)
+    count = min(episodes, lanes)
+    stream = Stream.make(factory, spec, seed=seed, index=0, count=count, frame_stack=frame_stack)
+    stream.where = "evaluation"
+    convert = stream._action_converter()
+
+    def begin(env: int, episode: int) -> None:
+        stream.episode[env] = episode
+        reset_seed = seeding.environment_seed(seed, 0, 0, episode, "evaluate_environment")
+        value, _ = stream.envs[env].reset(seed=reset_seed)
+        for leaf in spec.observation:
+            stream.observation[leaf.name][env] = stream._frame(leaf, value, env)
+        stream.age[env], stream.episode_return[env] = 0, 0.0
+
+    try:
+        for env in range(count):
+            begin(env, env)
+        following, active = count, set(range(count))
+        while active:
+            action = policy(stream.observation)
+            for env in sorted(active):
+                reward, terminated, truncated = stream.step(env, convert(action, env))
+                stream.episode_return[env] += reward
+                if terminated or truncated:
+                    yield int(stream.episode[env]), float(stream.episode_return[env]), int(stream.age[env])
+                    if following < episodes:
+                        begin(env, following)
+                        following += 1
+                    else:
+                        active.discard(env)
+    finally:
+        stream.close()

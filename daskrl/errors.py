@@ -1,0 +1,90 @@
+"""Every error daskrl raises on purpose.
+
+DaskrlError
+├── ConfigError(ValueError)                an argument that cannot work; nothing was created or queued
+│   ├── UnknownEnvironmentError            no such environment id, or its package is not installed
+│   └── UnsupportedSpaceError(TypeError)   a space that the store or the algorithm cannot hold or act in
+├── StoreError
+│   ├── StoreMismatchError(ValueError)     a store of another environment, format or config
+│   ├── DamagedError(ValueError)           a chunk, a commit or a checkpoint fails its checksum
+│   ├── StoreLockedError(BlockingIOError)  another driver writes this store
+│   └── StoreFullError(OSError)            the disk is full, or the quota used up
+├── EnvironmentFailure(RuntimeError)
+│   ├── EnvironmentRaisedError             reset() or step() raised
+│   ├── NonFiniteError(ArithmeticError)    NaN or infinite reward or observation
+│   ├── NondeterministicError              the same seed and actions gave something else
+│   └── EnvironmentTimeoutError(TimeoutError)  a fragment took longer than allowed
+├── DivergedError(ArithmeticError)         the loss is NaN or infinite
+├── WorkerMismatchError(RuntimeError)      workers with other packages or other arithmetic
+└── SchedulerLostError(ConnectionError)    the Dask scheduler is gone; resume from the store
+
+Each message says what was expected, what came, and what to type. All of them survive pickling.
+"""
+
+
+class DaskrlError(Exception):
+    """The root of all errors daskrl raises on purpose."""
+
+
+class ConfigError(DaskrlError, ValueError):
+    """An argument that cannot work. Nothing was created or queued."""
+
+
+class UnknownEnvironmentError(ConfigError):
+    """No environment of that id, or the package that registers it is not installed."""
+
+
+class UnsupportedSpaceError(ConfigError, TypeError):
+    """A space the store cannot hold or the algorithm cannot act in."""
+
+
+class StoreError(DaskrlError):
+    """Something is wrong with a store."""
+
+
+class StoreMismatchError(StoreError, ValueError):
+    """The store belongs to another environment, format or config."""
+
+
+class DamagedError(StoreError, ValueError):
+    """A file of the store is missing, short, or fails its checksum."""
+
+
+class StoreLockedError(StoreError, BlockingIOError):
+    """Another driver has this store open for writing."""
+
+
+class StoreFullError(StoreError, OSError):
+    """The file system refused to take more bytes."""
+
+
+class EnvironmentFailure(DaskrlError, RuntimeError):
+    """An environment did what no environment may do."""
+
+
+class EnvironmentRaisedError(EnvironmentFailure):
+    """``reset`` or ``step`` raised."""
+
+
+class NonFiniteError(EnvironmentFailure, ArithmeticError):
+    """A reward or an observation is NaN or infinite."""
+
+
+class NondeterministicError(EnvironmentFailure):
+    """The same seed and the same actions led to other observations or rewards."""
+
+
+class EnvironmentTimeoutError(EnvironmentFailure, TimeoutError):
+    """A fragment took longer than ``rollout_timeout``."""
+
+
+class DivergedError(DaskrlError, ArithmeticError):
+    """The learner's loss is NaN or infinite."""
+
+
+class WorkerMismatchError(DaskrlError, RuntimeError):
+    """Workers whose packages or arithmetic differ from the run's."""
+
+
+class SchedulerLostError(DaskrlError, ConnectionError):
+    """The Dask scheduler, or the connection to it, is gone. Resume from the store."""

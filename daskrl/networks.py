@@ -1,0 +1,253 @@
+"""Networks, and their parameters as one flat vector.
+
+The flat vector is what is published, stored and optimised: one copy takes it to a worker, and an optimizer
+step is one operation instead of one for each parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from daskrl.errors import ConfigError
+from daskrl.spaces import Array, Leaf, SpaceSpec
+
+# Every parameter begins at a multiple of 64 bytes, so that a matrix product meets the same alignment, and
+# gives the same bits, wherever it runs.
+_ALIGN = 16
+
+Table = tuple[tuple[str, tuple[int, ...], int], ...]
+"""``(name, shape, offset)`` of each parameter in the flat vector."""
+
+
+class Flat:
+    """A module whose parameters are views of one vector, and whose gradients are views of another.
+
+    Attributes
+    ----------
+    weights, gradient : ``[P]`` float32.
+    table : where each parameter is.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        if any(True for _ in module.buffers()):
+            raise ConfigError(
+                f"{type(module).__name__} has buffers (batch normalisation, running statistics); they are not "
+                "part of the published weights. Use layer normalisation."
+            )
+        rows, size = [], 0
+        for name, parameter in module.named_parameters():
+            if parameter.dtype != torch.float32:
+                raise ConfigError(f"parameter {name} is {parameter.dtype}; expected torch.float32.")
+            rows.append((name, tuple(parameter.shape), size))
+            size += -(-parameter.numel() // _ALIGN) * _ALIGN
+        self.table: Table = tuple(rows)
+        self.weights = torch.zeros(size, dtype=torch.float32, device=device)
+        self.gradient = torch.zeros(size, dtype=torch.float32, device=device)
+        for (_, shape, offset), parameter in zip(self.table, module.parameters(), strict=True):
+            end = offset + parameter.numel()
+            self.weights[offset:end] = parameter.detach().reshape(-1)
+            parameter.data = self.weights[offset:end].view(shape)
+            parameter.grad = self.gradient[offset:end].view(shape)
+        self.module = module
+
+    def named(self) -> dict[str, Array]:
+        """Every parameter by name, as copies."""
+        flat = self.weights.detach().cpu().numpy()
+        return {
+            name: flat[offset : offset + math.prod(shape)].reshape(shape).copy()
+            for name, shape, offset in self.table
+        }
+
+    def load_named(self, values: Mapping[str, Array]) -> None:
+        """Take every parameter by name, as `named` returned them."""
+        for name, shape, offset in self.table:
+            flat = torch.from_numpy(np.ascontiguousarray(values[name]).reshape(-1))
+            self.weights[offset : offset + math.prod(shape)] = flat.to(self.weights.device)
+
+
+def initialise(module: nn.Module, random: np.random.Generator) -> nn.Module:
+    """Draw the weights and biases of all linear and convolution layers from ``U(-b, b)``, ``b = fan_in**-0.5``.
+
+    Torch's own default, but from a derived generator: torch's global one belongs to the whole process.
+    """
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                bound = (layer.weight[0].numel()) ** -0.5
+                for parameter in (layer.weight, layer.bias):
+                    if parameter is not None:
+                        drawn = random.uniform(-bound, bound, size=tuple(parameter.shape))
+                        parameter.copy_(torch.from_numpy(drawn.astype(np.float32)))
+    return module
+
+
+def is_image(leaf: Leaf) -> bool:
+    """``H x W`` (as frames), ``H x W x C`` or ``C x H x W`` of bytes or bits, at least 8 x 8."""
+    if leaf.kind != "box" or leaf.dtype not in ("uint8", "bool") or len(leaf.shape) not in (2, 3):
+        return False
+    return sum(n >= 8 for n in leaf.shape) >= 2
+
+
+class Vector(nn.Module):
+    """Anything that is not an image, as one float vector; discrete values one-hot. ``[B, ...] -> [B, F]``."""
+
+    def __init__(self, leaf: Leaf, frame_stack: int) -> None:
+        super().__init__()
+        self.leaf = leaf
+        self.out_features = leaf.flat_size * frame_stack
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.leaf.kind not in ("discrete", "multi_discrete"):
+            return x.reshape(x.shape[0], -1).to(torch.float32)
+        lead = x.shape[: x.dim() - len(self.leaf.shape)]
+        values = x.reshape(*lead, -1).to(torch.int64)  # [B, (K,) elements]
+        parts = [
+            nn.functional.one_hot(values[..., i] - start, n)
+            for i, (n, start) in enumerate(zip(self.leaf.sizes, self.leaf.start, strict=True))
+        ]
+        return torch.cat(parts, dim=-1).reshape(x.shape[0], -1).to(torch.float32)
+
+
+class Convolutions(nn.Module):
+    """Images to features. ``[B, (K,) H, W(, C)]`` bytes or bits ``-> [B, F]``.
+
+    From 36 x 36 up the three layers of Mnih et al. (2015, https://doi.org/10.1038/nature14236); smaller images
+    get one layer of 16 filters of 3 x 3 (Young and Tian 2019, https://arxiv.org/abs/1903.03176).
+    """
+
+    def __init__(self, leaf: Leaf, frame_stack: int) -> None:
+        super().__init__()
+        shape = leaf.shape
+        self.channels_last = len(shape) == 3 and shape[2] < shape[0]
+        channels = 1 if len(shape) == 2 else (shape[2] if self.channels_last else shape[0])
+        height, width = shape[:2] if len(shape) == 2 or self.channels_last else shape[1:]
+        self.image = (channels * frame_stack, height, width)
+        self.scale = 1 / 255 if leaf.dtype == "uint8" else 1.0
+        layers: Sequence[nn.Module]
+        if min(height, width) >= 36:
+            layers = [
+                nn.Conv2d(self.image[0], 32, 8, 4), nn.ReLU(),
+                nn.Conv2d(32, 64, 4, 2), nn.ReLU(),
+                nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
+            ]  # fmt: skip
+        else:
+            layers = [nn.Conv2d(self.image[0], 16, 3, 1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        with torch.no_grad():
+            self.out_features = self.layers(torch.zeros(1, *self.image)).shape[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.channels_last:
+            x = x.movedim(-1, -3)
+        return self.layers(x.reshape(x.shape[0], *self.image).to(torch.float32) * self.scale)
+
+
+class Encoder(nn.Module):
+    """All leaves of an observation to one feature vector. ``{leaf: [B, ...]} -> [B, F]``."""
+
+    def __init__(self, spec: SpaceSpec, frame_stack: int) -> None:
+        super().__init__()
+        self.names = [leaf.name for leaf in spec.observation]
+        self.parts = nn.ModuleList(
+            (Convolutions if is_image(leaf) else Vector)(leaf, frame_stack) for leaf in spec.observation
+        )
+        self.out_features = sum(int(part.out_features) for part in self.parts)  # type: ignore[arg-type]
+
+    def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        features = [part(observation[name]) for name, part in zip(self.names, self.parts, strict=True)]
+        return features[0] if len(features) == 1 else torch.cat(features, dim=1)
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Linear layers with ReLU between them. ``[B, inputs] -> [B, outputs]``."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(inputs, size), nn.ReLU()]
+        inputs = size
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
+
+class QNetwork(nn.Module):
+    """Action values of a discrete space. ``{leaf: [B, ...]} -> [B, A]``.
+
+    With ``dueling``: ``q = v + a - mean(a)`` (Wang et al. 2016, https://arxiv.org/abs/1511.06581, equation 9).
+    """
+
+    def __init__(
+        self, spec: SpaceSpec, frame_stack: int, actions: int, hidden: Sequence[int], dueling: bool
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(spec, frame_stack)
+        features = self.encoder.out_features
+        self.advantage = mlp(features, hidden, actions)
+        self.value = mlp(features, hidden, 1) if dueling else None
+
+    def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        features = self.encoder(observation)
+        advantage: torch.Tensor = self.advantage(features)
+        if self.value is None:
+            return advantage
+        value: torch.Tensor = self.value(features)
+        return value + advantage - advantage.mean(dim=1, keepdim=True)
+
+
+def to_tensors(observation: Mapping[str, Array], into: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy arrays into tensors that torch allocated, made at the first call and used again.
+
+    A copy: torch aligns its memory to 64 bytes, NumPy to 16, and a matrix product's bits may depend on it.
+    """
+    for name, array in observation.items():
+        if name not in into:
+            into[name] = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype)
+        into[name].numpy()[...] = array
+    return into
+
+
+def fingerprint(device: str = "cpu") -> str:
+    """A hash of what fixed networks give on this machine: the arithmetic of acting and of learning.
+
+    Two machines with the same fingerprint take part in the same run. It covers matrix products and
+    convolutions forwards and backwards, an optimizer step, and the NumPy functions that samplers use.
+    """
+    import hashlib
+
+    from daskrl.seeding import generator
+
+    sha = hashlib.sha256()
+    random = generator(0, "initialise", 0)
+    with torch.enable_grad():
+        for image in (False, True):
+            leaf = Leaf("x", "box", (40, 40), "uint8") if image else Leaf("x", "box", (8,), "float32")
+            network = QNetwork(SpaceSpec((leaf,), ()), 1, 4, [256, 256], dueling=True)
+            flat = Flat(initialise(network, random), device)
+            optimizer = torch.optim.Adam([flat.weights], lr=1e-3, fused=True)
+            for batch in (1, 4, 32, 64, 256):
+                values = random.random((batch, 1, *leaf.shape)) * (255 if image else 1)
+                x = torch.from_numpy(values.astype(leaf.dtype)).to(device)
+                q = network({"x": x})
+                nn.functional.smooth_l1_loss(q, torch.ones_like(q)).backward()
+                flat.weights.grad = flat.gradient
+                optimizer.step()
+                flat.gradient.zero_()
+                sha.update(q.detach().cpu().numpy().tobytes())
+            sha.update(flat.weights.cpu().numpy().tobytes())
+    x64 = random.random(1000)
+    sha.update((x64**0.6).tobytes() + (x64**-0.4).tobytes())
+    return sha.hexdigest()
+
+
+def arithmetic_settings() -> dict[str, Any]:
+    """The settings that decide which instructions torch uses, for messages."""
+    import os
+
+    names = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+    found: dict[str, Any] = {name: os.environ[name] for name in names if name in os.environ}
+    found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+    found["mkl"] = torch.backends.mkl.is_available()
+    return found

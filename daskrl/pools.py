@@ -1,0 +1,583 @@
+"""Where tasks run: in this process, or on a Dask worker pool that grows and shrinks.
+
+A pool takes the tasks of `daskrl.schedule` and gives back outcomes. It places rollouts itself, follows workers
+that join and leave, and quietly drops what was on a worker that left: the driver finds the task ready again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import queue
+import uuid
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from daskrl import learner, rollout, schedule, session
+from daskrl.commits import Record
+from daskrl.config import Options
+from daskrl.envs import EnvironmentFactory
+from daskrl.errors import DaskrlError, EnvironmentFailure, SchedulerLostError, WorkerMismatchError
+from daskrl.store import Layout
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+    from daskrl.algorithms.base import Algorithm
+
+_DEATHS = 10  # workers that may die under one rollout before it is taken for their killer
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """Run the fragment in ``slot`` a second time and compare."""
+
+    slot: int
+    weights_version: int
+    record: str  # JSON, so that tasks can be members of sets
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished task and its record."""
+
+    task: Any
+    record: Record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pool must know of a run."""
+
+    layout: Layout
+    algorithm: Algorithm
+    factory: EnvironmentFactory
+    options: Options
+    arithmetic: Record | None = None
+
+
+class Pool(Protocol):
+    """Called by the driver's loop only, from one thread.
+
+    Attributes
+    ----------
+    held : weights versions that rollouts can be given now.
+    in_flight : tasks submitted and not given back.
+    arithmetic : record of what the run computes with, once known.
+    promise_off : why the promise no longer holds; the driver commits and clears it.
+    """
+
+    held: set[int]
+    in_flight: set[Any]
+    arithmetic: Record | None
+    promise_off: list[str]
+
+    def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
+        """Start as many as there is room for."""
+
+    def submit_learns(
+        self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
+    ) -> None:
+        """Start as many as there is room for; ``keep(version)``: write (weights, checkpoint)."""
+
+    def submit_recheck(self, task: Recheck, head: int) -> None:
+        """Start the recheck of a fragment."""
+
+    def wait(self) -> list[Outcome]:
+        """Block until something happened; what finished, possibly nothing."""
+
+    def release(self, needed: set[int]) -> None:
+        """Forget weights but those versions."""
+
+    def workers(self) -> int:
+        """Workers that run rollouts now."""
+
+    def wake(self) -> None:
+        """Make `wait` return. From any thread."""
+
+    def close(self) -> None:
+        """Stop; what is in flight is given up."""
+
+
+def reference(info: Record, device: str) -> Record:
+    """The arithmetic of a run, from what its first learner said when it joined."""
+    if device == "auto":
+        device = "cuda" if info["cuda"] else "cpu"
+    if device == "cuda" and not info["cuda"]:
+        raise WorkerMismatchError(
+            f"device='cuda' was asked for, but torch finds no CUDA device where the learner runs ({info['host']}). "
+            "Start the learner's worker on a GPU node, or pass device='cpu'."
+        )
+    return {
+        "kind": "arithmetic",
+        "device": device,
+        "device_name": info["cuda_name"] if device == "cuda" else "cpu",
+        **{key: info[key] for key in ("cpu", "cuda", "versions", "settings")},
+    }
+
+
+def mismatch(info: Record, run: Record, *, learns: bool) -> str | None:
+    """How a process differs from what the run computes with, and what would align it; None where it does not."""
+    changed = [
+        f"{name} {info['versions'].get(name)} (run: {version})"
+        for name, version in run["versions"].items()
+        if info["versions"].get(name) != version
+    ]
+    if changed:
+        return f"other packages: {', '.join(changed)}. Install the run's versions there."
+    if info["cpu"] != run["cpu"]:
+        return (
+            f"other arithmetic: its fixed network gives other bits. It has {_settings(info['settings'])}; the run "
+            f"has {_settings(run['settings'])}. Start it with the run's settings; between processors of different "
+            "kinds, start all with ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 and a new "
+            "run."
+        )
+    if learns and run["device"] == "cuda" and info["cuda"] != run["cuda"]:
+        return (
+            f"another GPU computation: it has {info['cuda_name']}, the run learned on {run['device_name']}. Start "
+            "the learner on the same kind of GPU."
+        )
+    return None
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
+
+
+class InProcessPool:
+    """Runs each task when the driver waits for it: the same functions, the same bits, no Dask."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.token = plan, uuid.uuid4().hex[:8]
+        self.held: set[int] = set()
+        self.in_flight: set[Any] = set()
+        self.promise_off: list[str] = []
+        self._weights: dict[int, session.Weights] = {}
+        self._tasks: deque[tuple[Any, Callable[[], Record]]] = deque()
+        payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
+        info = session.join(payload)
+        self.arithmetic = plan.arithmetic or reference(info, plan.layout.config.device)
+        problem = mismatch(info, self.arithmetic, learns=True)
+        if problem is not None:
+            self.promise_off.append(_refuse_or_warn(f"this process has {problem}", plan.options.strict))
+
+    def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
+        for task in ready:
+            weights = self._weights[task.weights_version]
+            call = functools.partial(rollout.rollout, self.token, weights, task.stream, task.round, head)
+            self._add(task, call)
+
+    def submit_learns(
+        self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
+    ) -> None:
+        for task in ready[:1]:
+            self._add(task, functools.partial(self._learn, task, head, *keep(task.version)))
+
+    def submit_recheck(self, task: Recheck, head: int) -> None:
+        weights, record = self._weights[task.weights_version], json.loads(task.record)
+        self._add(task, functools.partial(rollout.recheck, self.token, weights, record, head))
+
+    def _learn(self, task: schedule.Learn, head: int, keep: bool, checkpoint: bool) -> Record:
+        assert self.arithmetic is not None
+        weights = learner.learn(self.token, task.version, head, self.arithmetic["device"], keep, checkpoint)
+        self._weights[task.version] = weights
+        self.held.add(task.version)
+        return weights[0]
+
+    def _add(self, task: Any, call: Callable[[], Record]) -> None:
+        self.in_flight.add(task)
+        self._tasks.append((task, call))
+
+    def wait(self) -> list[Outcome]:
+        if not self._tasks:
+            raise DaskrlError(
+                "the schedule has no task left, yet the run is not finished: a defect of daskrl."
+            )
+        task, call = self._tasks.popleft()
+        record = call()
+        self.in_flight.discard(task)
+        return [Outcome(task, record)]
+
+    def release(self, needed: set[int]) -> None:
+        self.held &= needed
+        self._weights = {version: weights for version, weights in self._weights.items() if version in needed}
+
+    def workers(self) -> int:
+        return 0
+
+    def wake(self) -> None:
+        pass
+
+    def close(self) -> None:
+        session.forget(self.token)
+
+
+@dataclass
+class _Worker:
+    """A Dask worker as the pool knows it."""
+
+    address: str
+    name: str
+    threads: int
+    learner_resource: bool
+    info: Record | None = None  # what it said when it joined
+    refused: str | None = None
+
+
+@dataclass
+class _Flight:
+    task: Any
+    future: Future[Any]
+    address: str
+    weights_version: int | None = None
+
+
+class DaskPool:
+    """Runs tasks on the workers of a Dask cluster.
+
+    The learner runs on a worker with the resource ``learner`` or ``GPU``; without one, on the worker that has
+    been there longest, which then gets rollouts only while it is alone.
+
+    Parameters
+    ----------
+    client : connected to the cluster. The pool opens a connection of its own beside it.
+    """
+
+    def __init__(self, plan: Plan, client: Client) -> None:
+        from distributed import Client
+
+        self.plan, self.token = plan, uuid.uuid4().hex[:8]
+        self.held: set[int] = set()
+        self.in_flight: set[Any] = set()
+        self.arithmetic = plan.arithmetic
+        self.promise_off: list[str] = []
+        self._payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
+        self._known: dict[str, _Worker] = {}
+        self._learner: str | None = None
+        self._homes: dict[int, str] = {}
+        self._flights: dict[str, _Flight] = {}
+        self._weights: dict[int, Future[Any]] = {}
+        self._deaths: Counter[Any] = Counter()
+        self._submitted = 0
+        self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._address: str = client.scheduler_info(n_workers=0)["address"]
+        self._client = Client(
+            self._address, security=client.security, set_as_default=False, name=f"daskrl-{self.token}"
+        )
+        self._client.subscribe_topic("all", lambda event: self._queue.put(("worker", event[1])))
+        self._client.subscribe_topic(self._topic, lambda event: self._queue.put(("told", event[1])))
+        self._reconcile()
+
+    @property
+    def _topic(self) -> str:
+        return f"daskrl-{self.token}"
+
+    # -- submitting ---------------------------------------------------------------------------------------
+
+    def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
+        slots = self._slots()
+        self._homes = schedule.homes(self.plan.layout.config.schedule.streams, slots, self._homes)
+        load = Counter(flight.address for flight in self._flights.values() if not _is_learn(flight.task))
+        for task in ready:
+            address = self._homes.get(task.stream)
+            if address is not None and load[address] < 2 * slots[address]:
+                load[address] += 1
+                weights = self._weights[task.weights_version]
+                args = (self.token, weights, task.stream, task.round, head)
+                self._start(
+                    "rollout", task, address, rollout.rollout, args, -task.round, task.weights_version
+                )
+
+    def submit_learns(
+        self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
+    ) -> None:
+        self._choose_learner()
+        if self._learner is None or self.arithmetic is None:
+            return
+        # Two in flight keep one thread busy; with more threads they would run at once, out of order.
+        room = 2 if self._known[self._learner].threads == 1 else 1
+        busy = sum(_is_learn(flight.task) for flight in self._flights.values())
+        for task in ready[: max(0, room - busy)]:
+            args = (self.token, task.version, head, self.arithmetic["device"], *keep(task.version))
+            self._start("learn", task, self._learner, learner.learn, args, 1_000_000_000 - task.version)
+
+    def submit_recheck(self, task: Recheck, head: int) -> None:
+        slots = self._slots()
+        record = json.loads(task.record)
+        if slots and task.weights_version in self._weights:
+            homes = sorted(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
+            args = (self.token, self._weights[task.weights_version], record, head)
+            self._start(
+                "recheck", task, homes[0], rollout.recheck, args, -record["round"], task.weights_version
+            )
+
+    def _start(
+        self,
+        prefix: str,
+        task: Any,
+        address: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        priority: int,
+        weights_version: int | None = None,
+    ) -> None:
+        self._submitted += 1
+        key = f"{prefix}-{self.token}-{self._submitted}"
+        future = self._client.submit(
+            tell,
+            self._topic,
+            key,
+            function,
+            *args,
+            key=key,
+            workers=[address],
+            allow_other_workers=False,
+            pure=False,
+            priority=priority,
+        )
+        self._flights[key] = _Flight(task, future, address, weights_version)
+        if task is not None:
+            self.in_flight.add(task)
+        future.add_done_callback(lambda done: self._queue.put(("done", done.key)))
+
+    def _slots(self) -> dict[str, int]:
+        """Threads of each worker that may run rollouts."""
+        able = [w for w in self._known.values() if w.info is not None and w.refused is None]
+        others = [w for w in able if w.address != self._learner and not w.learner_resource]
+        return {w.address: w.threads for w in (others or able)}
+
+    # -- waiting ------------------------------------------------------------------------------------------
+
+    def wait(self) -> list[Outcome]:
+        events = []
+        try:
+            events.append(self._queue.get(timeout=5.0))
+            while True:
+                events.append(self._queue.get_nowait())
+        except queue.Empty:
+            if not events:
+                self._reconcile()  # an event may have been missed while the connection was down
+        outcomes: list[Outcome] = []
+        joined = False
+        for kind, value in events:
+            if kind == "told" and value["key"] in self._flights:
+                self._told(self._flights.pop(value["key"]), value["record"], outcomes)
+            elif kind == "done" and value in self._flights:
+                self._silent(self._flights.pop(value))
+            elif kind == "worker" and isinstance(value, dict):
+                if value.get("action") == "remove-worker":
+                    self._left(value["worker"])
+                joined = joined or value.get("action") == "add-worker"
+        if joined:
+            self._reconcile()
+        return outcomes
+
+    def _told(self, flight: _Flight, record: Record, outcomes: list[Outcome]) -> None:
+        self.in_flight.discard(flight.task)
+        if flight.task is None:
+            self._joined(flight.address, record)
+            return
+        if isinstance(flight.task, schedule.Learn):
+            self._weights[flight.task.version] = flight.future
+            self.held.add(flight.task.version)
+        outcomes.append(Outcome(flight.task, record))
+
+    def _silent(self, flight: _Flight) -> None:
+        """A future is done and its task told nothing: it raised, or what it told was lost on the way."""
+        self.in_flight.discard(flight.task)
+        if flight.future.status == "error":
+            self._failed(flight)
+        elif flight.future.status != "finished" and flight.address in self._known:
+            # Not by us, and its worker is there: the scheduler has forgotten it.
+            self._scheduler_lost()
+        # Else the driver finds the task ready again.
+
+    def _scheduler_lost(self) -> None:
+        raise SchedulerLostError(
+            f"the Dask scheduler at {self._address} forgot this run's tasks: it, or the connection to it, is gone. "
+            f"Everything committed is kept. Type: daskrl resume {self.plan.layout.root}"
+        )
+
+    def _failed(self, flight: _Flight) -> None:
+        error = flight.future.exception()
+        if isinstance(error, session.NotJoinedError):
+            if flight.address in self._known:
+                self._known[flight.address].info = None
+                self._ask_to_join(self._known[flight.address])
+            return
+        if type(error).__name__ == "KilledWorker":
+            self._died_under(flight.task)
+            return
+        if flight.task is None:
+            raise WorkerMismatchError(
+                f"worker {flight.address} could not join the run: {type(error).__name__}: {error}. The workers need "
+                "the packages of this process."
+            ) from error
+        raise error
+
+    # -- workers ------------------------------------------------------------------------------------------
+
+    def _reconcile(self) -> None:
+        """Compare the workers known with those the scheduler has."""
+        if self._client.status != "running":
+            if not self._flights and self._client.status == "connecting":
+                return
+            self._scheduler_lost()
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        for address in [a for a in self._known if a not in workers]:
+            self._left(address)
+        for address, info in workers.items():
+            if address not in self._known:
+                resources = info.get("resources", {})
+                learner_resource = any(resources.get(name) for name in ("learner", "GPU"))
+                worker = _Worker(address, str(info.get("name", address)), info["nthreads"], learner_resource)
+                self._known[address] = worker
+                self._ask_to_join(worker)
+
+    def _ask_to_join(self, worker: _Worker) -> None:
+        self._start("join", None, worker.address, session.join, (self._payload,), 2_000_000_000)
+
+    def _joined(self, address: str, info: Record) -> None:
+        if address in self._known:
+            self._known[address].info = info
+            self._judge(self._known[address])
+
+    def _judge(self, worker: _Worker) -> None:
+        if worker.info is None or self.arithmetic is None:
+            return
+        problem = mismatch(worker.info, self.arithmetic, learns=False)
+        if problem is None:
+            return
+        if self.plan.options.strict:
+            worker.refused = problem
+            warnings.warn(
+                f"worker {worker.name} ({worker.address}) gets no rollouts: {problem} Or accept it with strict=False; "
+                "the store will say that the promise is off.",
+                stacklevel=2,
+            )
+        else:
+            self.promise_off.append(f"worker {worker.name} has {problem}")
+        if all(w.refused is not None for w in self._known.values()):
+            raise WorkerMismatchError(
+                f"no worker can take part in this run. Worker {worker.name} has {problem}"
+            )
+
+    def _choose_learner(self) -> None:
+        joined = [w for w in self._known.values() if w.info is not None and w.refused is None]
+        tagged = [w for w in self._known.values() if w.learner_resource and w.refused is None]
+        if tagged and all(w.info is None for w in tagged):
+            return  # it is about to join
+        current = self._known.get(self._learner or "")
+        candidates = [w for w in joined if w.learner_resource] or ([current] if current else []) or joined
+        if not candidates:
+            return
+        chosen = current if current in candidates else candidates[0]
+        assert chosen is not None and chosen.info is not None
+        if self.arithmetic is None:
+            self.arithmetic = reference(chosen.info, self.plan.layout.config.device)
+            for worker in self._known.values():
+                self._judge(worker)
+        if self.arithmetic["device"] == "cuda":
+            problem = mismatch(chosen.info, self.arithmetic, learns=True)
+            if problem is not None:
+                self.promise_off.append(
+                    _refuse_or_warn(
+                        f"the learner's worker {chosen.name} has {problem}", self.plan.options.strict
+                    )
+                )
+        self._learner = chosen.address
+
+    def _left(self, address: str) -> None:
+        """A worker is gone: what was on it is given up, and the driver finds it ready again."""
+        worker = self._known.pop(address, None)
+        if worker is None:
+            return
+        lost = address == self._learner
+        if lost:
+            # Weights may be on this worker only, and rollouts that wait for them would wait for ever.
+            self._learner = None
+            self.held.clear()
+            self._weights.clear()
+        for key, flight in list(self._flights.items()):
+            if flight.address == address or (lost and flight.weights_version is not None):
+                del self._flights[key]
+                self.in_flight.discard(flight.task)
+                flight.future.release()
+                if flight.address == address:
+                    self._died_under(flight.task)
+
+    def _died_under(self, task: Any) -> None:
+        if not isinstance(task, schedule.Rollout):
+            return
+        self._deaths[task] += 1
+        if self._deaths[task] > _DEATHS:
+            slot = self.plan.layout.config.schedule.slot(task.stream, task.round)
+            raise EnvironmentFailure(
+                f"{_DEATHS} workers died while they had fragment {slot} (stream {task.stream}, round {task.round}): "
+                f"its environment probably kills its process. Type: daskrl reproduce {self.plan.layout.root} "
+                f"--fragment {slot}"
+            )
+
+    # -- ending -------------------------------------------------------------------------------------------
+
+    def release(self, needed: set[int]) -> None:
+        self.held &= needed
+        in_use = {flight.weights_version for flight in self._flights.values()}
+        for version in [v for v in self._weights if v not in needed and v not in in_use]:
+            self._weights.pop(version).release()
+        for task in [t for t in self._deaths if t not in self.in_flight]:
+            if len(self._deaths) > 1000:
+                del self._deaths[task]
+
+    def workers(self) -> int:
+        return sum(
+            w.info is not None and w.refused is None and w.address != self._learner
+            for w in self._known.values()
+        ) or len(self._slots())
+
+    def wake(self) -> None:
+        self._queue.put(("wake", None))
+
+    def close(self) -> None:
+        for flight in self._flights.values():
+            flight.future.release()
+        for future in self._weights.values():
+            future.release()
+        self._flights.clear()
+        self._weights.clear()
+        if self._client.status == "running":
+            self._client.unsubscribe_topic("all")
+            self._client.unsubscribe_topic(self._topic)
+            self._client.run(session.forget, self.token, on_error="ignore")
+        self._client.close(timeout=5)
+
+
+def tell(topic: str, key: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Every task on a Dask worker: call a function and tell the driver its record.
+
+    The record goes beside the result, as an event: it arrives before the future is done, costs no request, and
+    is not lost with the worker. The result itself is the weights, or nothing.
+    """
+    from distributed import get_worker
+
+    result = function(*args)
+    weights = isinstance(result, tuple)
+    record = json.loads(json.dumps(result[0] if weights else result))
+    get_worker().log_event(topic, {"key": key, "record": record})
+    return result if weights else None
+
+
+def _is_learn(task: Any) -> bool:
+    return isinstance(task, schedule.Learn)
+
+
+def _refuse_or_warn(problem: str, strict: bool) -> str:
+    if strict:
+        raise WorkerMismatchError(
+            f"{problem} Or go on without the promise: strict=False (--no-strict); the store will say so."
+        )
+    warnings.warn(f"{problem} Going on without the promise.", stacklevel=3)
+    return problem

@@ -1,0 +1,266 @@
+"""The rollout task: acts with one version of the weights for one fragment and writes it.
+
+A pure function of (run config, what is committed, stream, round). The worker's live environments are used
+when they stand at the right round; otherwise they are rebuilt from the store.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from daskrl import seeding
+from daskrl.columns import checksums, write_fragment
+from daskrl.commits import Record
+from daskrl.envs import Fragment, Policy, Stream
+from daskrl.errors import EnvironmentTimeoutError, NondeterministicError
+from daskrl.session import Session, Weights, get
+from daskrl.spaces import Array
+from daskrl.store import environment_seeds
+
+if TYPE_CHECKING:
+    from torch import nn
+
+T = TypeVar("T")
+
+
+def rollout(token: str, weights: Weights, stream: int, round_: int, head: int) -> Record:
+    """Write one fragment and return its commit record.
+
+    Called by the driver's pool on any worker, more than once for the same (stream, round) and possibly at the
+    same time; every execution writes the same bytes to the same files.
+
+    Parameters
+    ----------
+    weights : what ``learn`` published for the round's version.
+    head : commits that exist at least; the task looks no further.
+
+    Raises
+    ------
+    EnvironmentFailure
+        With the fragment, the seed, and what to type to reproduce it.
+    """
+    session = get(token)
+    began = time.time()
+    fragment, record = run(session, weights, stream, round_, head, use_cache=True)
+    layout = session.layout
+    record["columns"] = write_fragment(layout.root, layout.columns, record["slot"], fragment)
+    record["wall_time"] = began
+    record["seconds"] = time.time() - began
+    record["worker"] = f"{socket.gethostname()}:{os.getpid()}"
+    return record
+
+
+def recheck(token: str, weights: Weights, record: Record, head: int) -> Record:
+    """Run a committed fragment a second time, from its recorded seeds, and compare it bit for bit.
+
+    Returns
+    -------
+    a record of kind ``recheck`` with ``equal``.
+    """
+    session = get(token)
+    layout = session.layout
+    try:
+        fragment, _ = run(session, weights, record["stream"], record["round"], head, use_cache=False)
+        columns = checksums(layout.columns, fragment)
+        differs = sorted(name for name in columns if columns[name] != list(record["columns"][name]))
+    except NondeterministicError as error:
+        differs = [str(error)]
+    return {"kind": "recheck", "slot": record["slot"], "differs": differs}
+
+
+def run(
+    session: Session, weights: Weights, stream: int, round_: int, head: int, *, use_cache: bool
+) -> tuple[Fragment, Record]:
+    """The fragment of (stream, round) and its record, without its checksums."""
+    config, schedule = session.config, session.config.schedule
+    slot = schedule.slot(stream, round_)
+    where = f"fragment {slot} (stream {stream}, round {round_})"
+    reproduce = f"\n  Type: daskrl reproduce {session.layout.root} --fragment {slot}"
+
+    def steps() -> tuple[Fragment, Record, Stream]:
+        _single_thread()
+        with session.lock:
+            standing, live = session.streams.pop(stream, (-1, None)) if use_cache else (-1, None)
+        continues = True
+        if live is None or standing != round_:
+            if live is not None:
+                live.close()
+            live, continues = rebuild(session, stream, round_, head)
+        live.where = where
+        first = {
+            "first_episode": live.episode.tolist(),
+            "episode_step": live.age.tolist(),
+            "environment_seed": environment_seeds(config, stream, live.episode.tolist()),
+        }
+        policy = make_policy(session, weights, stream, round_)
+        fragment, episodes = live.rollout(policy, schedule.fragment_steps)
+        record: Record = {
+            "kind": "fragment",
+            "slot": slot,
+            "stream": stream,
+            "round": round_,
+            "weights_version": weights[0]["version"],
+            "continues": continues,
+            "episodes": [list(episode) for episode in episodes],
+            **first,
+        }
+        return fragment, record, live
+
+    try:
+        fragment, record, live = within(session.options.rollout_timeout, steps, where)
+    except Exception as error:
+        # Every failure of an environment names the way to see it again.
+        if error.args and isinstance(error.args[0], str) and reproduce not in error.args[0]:
+            error.args = (error.args[0] + reproduce, *error.args[1:])
+        raise
+    if use_cache:
+        with session.lock:
+            session.streams[stream] = (round_ + 1, live)
+    else:
+        live.close()
+    return fragment, record
+
+
+def within(seconds: float, function: Callable[[], T], where: str) -> T:
+    """Call a function in a thread of its own and give up on it after some seconds.
+
+    A thread cannot be stopped: one that hangs is left behind, and goes when its process does.
+    """
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            outcome.append(function())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=call, daemon=True, name=f"daskrl {where}")
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise EnvironmentTimeoutError(
+            f"{where} took longer than rollout_timeout = {seconds:g} s: an environment hangs, or a fragment is "
+            "too long. Raise rollout_timeout, or lower fragment_steps in a new run."
+        )
+    return outcome[0]
+
+
+def rebuild(session: Session, stream: int, round_: int, head: int) -> tuple[Stream, bool]:
+    """The environments of a stream as they stand before ``round_``, from what is committed.
+
+    Each is reset with the recorded seed of its episode and stepped through the actions stored since; at most
+    one episode. The observation reached must be the one stored.
+
+    Returns
+    -------
+    stream, and whether it continues the fragment before: False only where the environment turned out not to
+    be deterministic and the run goes on without the promise, with fresh episodes.
+    """
+    layout, config, schedule = session.layout, session.config, session.config.schedule
+    steps, count, frames = schedule.fragment_steps, schedule.envs_per_stream, config.frame_stack
+
+    def make(episode: list[int] | None) -> Stream:
+        return Stream.make(
+            session.factory, layout.spec, seed=config.seed, index=stream, count=count,
+            frame_stack=frames, episode=episode,
+        )  # fmt: skip
+
+    if round_ == 0:
+        return make(None), True
+    where = f"stream {stream} before round {round_}"
+    last = layout.find([schedule.slot(stream, round_ - 1)], head)[schedule.slot(stream, round_ - 1)]
+    columns = layout.read(last)
+    ended = columns["terminated"] | columns["truncated"]  # [T, N]
+    episode = np.asarray(last["first_episode"]) + ended.sum(axis=0)
+    since = steps - 1 - np.where(ended.any(axis=0), steps - 1 - ended[::-1].argmax(axis=0), -1)
+    age = np.where(ended.any(axis=0), since, np.asarray(last["episode_step"]) + steps)
+
+    rounds = range(max(0, round_ - -(-int(age.max()) // steps)), round_)
+    records = layout.find([schedule.slot(stream, r) for r in rounds], head)
+    name = layout.spec.action[0].name
+    parts = [layout.read(records[schedule.slot(stream, r)], (name,))[name] for r in rounds]
+    actions = np.concatenate(parts) if parts else np.empty((0, count))
+    live = make(episode.tolist())
+    try:
+        live.replay({env: actions[len(actions) - int(age[env]) :, env] for env in range(count)}, where)
+        for leaf in layout.spec.observation:
+            if live.observation[leaf.name][:, -1].tobytes() != columns[leaf.name][-1].tobytes():
+                raise NondeterministicError(
+                    f"rebuilding {where}: {leaf.name} differs from the one stored after the same seed and "
+                    f"actions. The environment is not deterministic given reset(seed) and its actions, so this "
+                    "run cannot keep daskrl's promise. Make it so, or pass strict=False (--no-strict) to go on "
+                    "without; the store will say so."
+                )
+    except NondeterministicError as error:
+        live.close()
+        if session.options.strict:
+            raise
+        warnings.warn(f"{error} Going on with new episodes.", stacklevel=2)
+        return make([int(n) + 1 for n in episode]), False
+    return live, True
+
+
+def make_policy(session: Session, weights: Weights, stream: int, round_: int) -> Policy:
+    """The policy of one fragment: its network, its own generator, and its place in the schedule."""
+    import torch
+
+    from daskrl.networks import to_tensors
+
+    config, schedule, algorithm = session.config, session.config.schedule, session.algorithm
+    network = acting_network(session, weights)
+    random = seeding.generator(config.seed, "act", stream, round_)
+    before = round_ * schedule.round_steps
+    tensors: dict[str, torch.Tensor] = {}
+
+    def policy(observation: Mapping[str, Array], t: int) -> tuple[Array, Mapping[str, Array]]:
+        seen = to_tensors(_unstacked(observation, config.frame_stack), tensors)
+        with torch.inference_mode():
+            return algorithm.act(network, seen, random, before + t * schedule.lanes)
+
+    return policy
+
+
+def _unstacked(observation: Mapping[str, Array], frame_stack: int) -> Mapping[str, Array]:
+    if frame_stack > 1:
+        return observation
+    return {name: stack[:, 0] for name, stack in observation.items()}
+
+
+def acting_network(session: Session, weights: Weights) -> nn.Module:
+    """A network that holds the given weights; the newest few are kept."""
+    import torch
+
+    from daskrl.networks import Flat
+
+    meta, flat = weights
+    version = int(meta["version"])
+    with session.lock:
+        known = session.networks.get(version)
+    if known is not None:
+        return known
+    made = Flat(session.algorithm.network(session.layout.spec, session.config.frame_stack))
+    made.weights.copy_(torch.from_numpy(np.array(flat)))
+    made.module.requires_grad_(False)
+    with session.lock:
+        session.networks[version] = made.module
+        for old in sorted(session.networks)[: -(session.config.schedule.lag + 2)]:
+            del session.networks[old]
+    return made.module
+
+
+def _single_thread() -> None:
+    import torch
+
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

@@ -1,0 +1,168 @@
+"""Which transitions of the window an update learns from."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from daskrl.errors import DivergedError
+from daskrl.spaces import Array
+from daskrl.window import Positions, Window
+
+
+class Sampler(Protocol):
+    """Draws positions; told of every row that becomes available and every row that leaves.
+
+    Called by the learner only: ``appended`` once after each round, then ``draw`` and ``update`` in turns. A
+    sampler keeps no randomness; it is given the generator of the version being learned.
+    """
+
+    def appended(self, window: Window, before: tuple[int, int]) -> None:
+        """A round was added; rows ``[before[0], before[1])`` could be sampled until then."""
+
+    def draw(
+        self, window: Window, batch_size: int, random: np.random.Generator, beta: float
+    ) -> tuple[Positions, Array | None]:
+        """Positions ``[B]`` and their importance weights ``[B]`` (None: all 1)."""
+
+    def update(self, positions: Positions, td_error: Array) -> None:
+        """The absolute TD errors ``[B]`` of the positions drawn last."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that cannot be worked out again from the window, for a checkpoint."""
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Take back what `state` returned; the window holds the same rows as then."""
+
+
+class Uniform:
+    """Every transition alike."""
+
+    def appended(self, window: Window, before: tuple[int, int]) -> None:
+        pass
+
+    def draw(
+        self, window: Window, batch_size: int, random: np.random.Generator, beta: float
+    ) -> tuple[Positions, Array | None]:
+        return window.positions(random.integers(0, len(window), size=batch_size)), None
+
+    def update(self, positions: Positions, td_error: Array) -> None:
+        pass
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        pass
+
+
+class SumTree:
+    """A tree of sums over integer priorities, ``_FAN`` children a node, all operations vectorised.
+
+    Integers make the sums exact: a tree that was updated a million times and one rebuilt from its leaves are
+    the same, bit for bit, and nothing drifts.
+    """
+
+    _FAN = 16
+
+    def __init__(self, leaves: int) -> None:
+        self.levels: list[Array] = []
+        size = leaves
+        while True:
+            padded = -(-size // self._FAN) * self._FAN
+            self.levels.append(np.zeros(padded, np.int64))
+            if padded == self._FAN:
+                break
+            size = padded // self._FAN
+
+    @property
+    def leaves(self) -> Array:
+        return self.levels[0]
+
+    @property
+    def total(self) -> int:
+        return int(self.levels[-1].sum())
+
+    def set(self, index: Positions, value: Array | int) -> None:
+        """Set some leaves. Of an index given twice, the last value counts."""
+        self.levels[0][index] = value
+        node = index // self._FAN
+        for below, level in zip(self.levels, self.levels[1:], strict=False):
+            level[node] = below.reshape(-1, self._FAN).take(node, axis=0).sum(axis=1)
+            node = node // self._FAN
+
+    def find(self, mass: Array) -> Positions:
+        """The leaf under each of some masses in ``[0, total)``."""
+        node = np.zeros(len(mass), np.int64)
+        rows = np.arange(len(mass))
+        for level in reversed(self.levels):
+            sums = np.cumsum(level.reshape(-1, self._FAN).take(node, axis=0), axis=1)  # [B, FAN]
+            child = (sums <= mass[:, None]).sum(axis=1)
+            mass = mass - np.where(child > 0, sums[rows, child - 1], 0)
+            node = node * self._FAN + child
+        return node
+
+    def rebuild(self, leaves: Array) -> None:
+        """Take all leaves anew."""
+        self.levels[0][: len(leaves)] = leaves
+        for below, level in zip(self.levels, self.levels[1:], strict=False):
+            level[: len(below) // self._FAN] = below.reshape(-1, self._FAN).sum(axis=1)
+
+
+class Prioritized:
+    """Proportional prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952).
+
+    ``P(i) = p_i**alpha / sum_k p_k**alpha`` with ``p_i = |td_i| + epsilon`` (equation 1), stratified over the
+    batch; importance weights ``(N P(i))**-beta / max_j w_j`` (section 3.4). A new transition gets the largest
+    priority seen so far.
+    """
+
+    _SCALE = 1 << 20  # of an integer priority
+    _LARGEST = 1 << 40
+
+    def __init__(self, size: int, *, alpha: float = 0.6, epsilon: float = 1e-6) -> None:
+        self.alpha, self.epsilon = alpha, epsilon
+        self.tree = SumTree(size)
+        self.largest = self._SCALE
+
+    def appended(self, window: Window, before: tuple[int, int]) -> None:
+        self.tree.set(window.positions_of_rows(before[0], min(window.first, before[1])), 0)
+        self.tree.set(window.positions_of_rows(max(before[1], window.first), window.stop), self.largest)
+
+    def draw(
+        self, window: Window, batch_size: int, random: np.random.Generator, beta: float
+    ) -> tuple[Positions, Array | None]:
+        total = self.tree.total
+        step = total / batch_size
+        mass = (np.arange(batch_size) + random.random(batch_size)) * step
+        positions = self.tree.find(np.minimum(mass.astype(np.int64), total - 1))
+        probability = self.tree.leaves[positions] / total
+        weight = (len(window) * probability) ** -beta
+        return positions, (weight / weight.max()).astype(np.float32)
+
+    def update(self, positions: Positions, td_error: Array) -> None:
+        priority = (np.abs(td_error).astype(np.float64) + self.epsilon) ** self.alpha
+        if not np.isfinite(priority).all():
+            raise DivergedError("a TD error is NaN or infinite; lower learning_rate or clip rewards.")
+        scaled = np.clip(priority * self._SCALE, 1, self._LARGEST).astype(np.int64)
+        self.largest = max(self.largest, int(scaled.max()))
+        self.tree.set(positions, scaled)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {
+            "leaves": torch.from_numpy(self.tree.leaves.copy()),
+            "largest": torch.tensor([self.largest], dtype=torch.int64),
+        }
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        self.tree.rebuild(state["leaves"].numpy())
+        self.largest = int(state["largest"][0])
+
+
+def make(window: Window, priority_alpha: float | None, **settings: Any) -> Sampler:
+    """`Prioritized` with an exponent, `Uniform` without."""
+    if priority_alpha is None:
+        return Uniform()
+    return Prioritized(window.ring, alpha=priority_alpha, **settings)

@@ -1,0 +1,164 @@
+"""What a process keeps for a run between its tasks: a cache of what can be rebuilt, and nothing else.
+
+Environments and algorithms reach a worker once, by value, when it joins; tasks then name the session.
+Import-light on purpose: the scheduler unpickles task functions, and must not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import socket
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from daskrl.config import Options, RunConfig
+from daskrl.envs import Environment, Stream
+from daskrl.errors import DaskrlError
+from daskrl.spaces import Array
+from daskrl.store import Layout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from daskrl.algorithms.base import Algorithm
+    from daskrl.learner import Learner
+
+Weights = tuple[dict[str, Any], Array]
+"""What ``learn`` publishes: a small dict with at least ``version``, and the flat weights ``[P]`` float32."""
+
+
+@dataclass
+class Session:
+    """One run in one process.
+
+    Attributes
+    ----------
+    streams : stream -> (round it stands at, live environments).
+    networks : weights version -> network that acts with it.
+    learner : the learner's state, on the process that learns.
+    published : weights version -> what was published, the newest few.
+    lock, learning : held for a moment around ``streams`` and ``networks``; held while learning.
+    """
+
+    token: str
+    layout: Layout
+    algorithm: Algorithm
+    factory: Callable[[], Environment]
+    options: Options
+    streams: dict[int, tuple[int, Stream]] = field(default_factory=dict)
+    networks: dict[int, nn.Module] = field(default_factory=dict)
+    learner: Learner | None = None
+    published: dict[int, Weights] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    learning: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def config(self) -> RunConfig:
+        return self.layout.config
+
+    def close(self) -> None:
+        for _, stream in self.streams.values():
+            stream.close()
+        self.streams.clear()
+
+
+_SESSIONS: dict[str, Session] = {}
+
+
+class NotJoinedError(DaskrlError):
+    """A task reached a process that does not know its session; the driver lets it join again."""
+
+
+def get(token: str) -> Session:
+    try:
+        return _SESSIONS[token]
+    except KeyError:
+        raise NotJoinedError(f"process {os.getpid()} has not joined session {token}") from None
+
+
+def put(session: Session) -> None:
+    """Start caching for a session. A session replaces older ones of the same store."""
+    for other in [s for s in _SESSIONS.values() if s.layout.root == session.layout.root]:
+        if other.token != session.token:
+            forget(other.token)
+    _SESSIONS.setdefault(session.token, session)
+
+
+def forget(token: str) -> None:
+    """Drop what a session cached."""
+    session = _SESSIONS.pop(token, None)
+    if session is not None:
+        session.close()
+
+
+def pack(
+    token: str, layout: Layout, algorithm: Algorithm, factory: Callable[[], Environment], options: Options
+) -> bytes:
+    """A session as bytes for other processes. What was defined outside installed packages goes by value."""
+    modules = {getattr(_unwrapped(obj), "__module__", None) for obj in (type(algorithm), factory)}
+    local = [module for name in modules if name and (module := _local_module(name)) is not None]
+    for module in local:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        data: bytes = cloudpickle.dumps((token, layout, algorithm, factory, options))
+        return data
+    finally:
+        for module in local:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _unwrapped(obj: Any) -> Any:
+    return getattr(obj, "func", obj) if not isinstance(obj, type) else obj
+
+
+def _local_module(name: str) -> Any:
+    if name == "__main__" or name.partition(".")[0] == "daskrl" or name not in sys.modules:
+        return None
+    file = getattr(sys.modules[name], "__file__", None)
+    if file is None:
+        return None
+    installed = {sysconfig.get_path(key) for key in ("purelib", "platlib", "stdlib")}
+    return None if any(Path(file).is_relative_to(path) for path in installed) else sys.modules[name]
+
+
+def join(payload: bytes) -> dict[str, Any]:
+    """Take part in a run: the first task on every worker. Says what this process computes with."""
+    import torch
+
+    from daskrl.networks import arithmetic_settings, fingerprint
+
+    token, layout, algorithm, factory, options = cloudpickle.loads(payload)
+    put(Session(token, layout, algorithm, factory, options))
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": versions(),
+        "cpu": fingerprint("cpu"),
+        "cuda": fingerprint("cuda") if cuda else None,
+        "cuda_name": torch.cuda.get_device_name() if cuda else None,
+        "settings": arithmetic_settings(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a run's bits."""
+    found = {"python": platform.python_version()}
+    for name in ("daskrl", "torch", "numpy", "gymnasium"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = str(getattr(importlib.import_module(name), "__version__", "unknown"))
+    return found

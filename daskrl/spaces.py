@@ -1,0 +1,134 @@
+"""Spaces as flat, named columns.
+
+A space is a list of *leaves*. ``Box``, ``Discrete``, ``MultiDiscrete`` and ``MultiBinary`` are one leaf;
+``Dict`` and ``Tuple`` have one leaf for each of theirs, named ``observation.key`` or ``observation.0``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from daskrl.errors import UnsupportedSpaceError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array-valued part of a space.
+
+    Attributes
+    ----------
+    name : column name in the store, e.g. ``"observation"`` or ``"observation.camera"``.
+    kind : ``"box"``, ``"discrete"``, ``"multi_discrete"`` or ``"multi_binary"``.
+    shape : shape of one value; ``()`` for ``Discrete``.
+    dtype : NumPy name of the dtype stored.
+    sizes : number of values of each element (``Discrete``: one number; ``MultiDiscrete``: ``nvec``, flattened).
+    start : first value of each element of ``sizes``.
+    path : the keys leading from the root of the space to this leaf.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    sizes: tuple[int, ...] = ()
+    start: tuple[int, ...] = ()
+    path: tuple[str | int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Leaf:
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.items()})
+
+    @property
+    def flat_size(self) -> int:
+        """Length of the vector a network sees: one-hot for discrete values, else the number of elements."""
+        if self.kind in ("discrete", "multi_discrete"):
+            return sum(self.sizes)
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class SpaceSpec:
+    """What a run must know about an environment: the leaves of its observation and its action."""
+
+    observation: tuple[Leaf, ...]
+    action: tuple[Leaf, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "observation": [leaf.to_json() for leaf in self.observation],
+            "action": [leaf.to_json() for leaf in self.action],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SpaceSpec:
+        return cls(
+            observation=tuple(Leaf.from_json(leaf) for leaf in data["observation"]),
+            action=tuple(Leaf.from_json(leaf) for leaf in data["action"]),
+        )
+
+
+def _leaves(space: spaces.Space[Any], name: str, path: tuple[str | int, ...]) -> Iterator[Leaf]:
+    if isinstance(space, spaces.Dict):
+        for key, sub in space.spaces.items():
+            if not isinstance(key, str) or not key or "/" in key or "." in key:
+                raise UnsupportedSpaceError(
+                    f"{name}: a Dict key must be a non-empty string without '.' and '/', got {key!r}. "
+                    "Rename it in a gymnasium wrapper."
+                )
+            yield from _leaves(sub, f"{name}.{key}", (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, sub in enumerate(space.spaces):
+            yield from _leaves(sub, f"{name}.{index}", (*path, index))
+    elif isinstance(space, spaces.Discrete):
+        n, start = int(space.n), int(space.start)
+        small = start >= 0 and start + n <= 256
+        yield Leaf(name, "discrete", (), "uint8" if small else "int64", (n,), (start,), path)
+    elif isinstance(space, spaces.MultiDiscrete):
+        nvec = tuple(int(n) for n in np.ravel(space.nvec))
+        start_ = tuple(int(n) for n in np.ravel(getattr(space, "start", np.zeros_like(space.nvec))))
+        dtype = np.dtype(space.dtype).name
+        yield Leaf(name, "multi_discrete", tuple(space.nvec.shape), dtype, nvec, start_, path)
+    elif isinstance(space, spaces.MultiBinary):
+        yield Leaf(name, "multi_binary", tuple(space.shape), "bool", (), (), path)
+    elif isinstance(space, spaces.Box):
+        if space.dtype is None or space.dtype.kind not in "biuf":
+            raise UnsupportedSpaceError(f"{name}: a Box of dtype {space.dtype} cannot be stored.")
+        yield Leaf(name, "box", tuple(int(n) for n in space.shape), space.dtype.name, (), (), path)
+    else:
+        raise UnsupportedSpaceError(
+            f"{name}: {type(space).__name__} spaces are not supported; expected Box, Discrete, "
+            "MultiDiscrete, MultiBinary, or a Dict or Tuple of these. Convert it in a gymnasium wrapper, "
+            "e.g. gymnasium.wrappers.FlattenObservation."
+        )
+
+
+def spec_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> SpaceSpec:
+    """Flatten the two spaces of an environment into leaves.
+
+    Raises
+    ------
+    UnsupportedSpaceError
+        For ``Text``, ``Graph``, ``Sequence`` and other spaces without a fixed numeric shape.
+    """
+    return SpaceSpec(
+        observation=tuple(_leaves(observation_space, "observation", ())),
+        action=tuple(_leaves(action_space, "action", ())),
+    )
+
+
+def value_at(value: Any, leaf: Leaf) -> Any:
+    """The part of a (nested) value that belongs to a leaf."""
+    for key in leaf.path:
+        value = value[key]
+    return value

@@ -1,0 +1,570 @@
+"""The store of one run: a zarr v3 group that plain zarr and xarray read, a commit log, and files of weights.
+
+See FORMAT.md for the format. This is the only module that imports zarr, and it does so only to make the
+arrays, to grow them, and to hand them to readers; tasks write and read chunks through `daskrl.columns`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+import shutil
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskrl import seeding
+from daskrl.columns import Column, columns, crc32c, encode, read_fragment, write_atomic
+from daskrl.commits import CommitLog, DriverLock, Record
+from daskrl.config import Options, RunConfig
+from daskrl.errors import ConfigError, DamagedError, StoreError, StoreMismatchError
+from daskrl.spaces import Array, SpaceSpec
+
+if TYPE_CHECKING:
+    import xarray
+    import zarr
+
+FORMAT = "daskrl.replay"
+FORMAT_VERSION = 1
+_GROW = 1024  # slots added by one resize
+_INDEX_ROWS = 4096  # fragments in one chunk of an index column
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a task needs to read and write fragments: no zarr, no open files."""
+
+    root: Path
+    config: RunConfig
+    spec: SpaceSpec
+    columns: Mapping[str, Column]
+
+    @property
+    def log(self) -> CommitLog:
+        return CommitLog(self.root)
+
+    def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
+        """The columns of one committed fragment, checked."""
+        return read_fragment(self.root, self.columns, record, only)
+
+    def find(self, slots: Sequence[int], head: int) -> dict[int, Record]:
+        """The commit records of some slots, searching back from segment ``head``."""
+        wanted, found = set(slots), dict[int, Record]()
+        if wanted:
+            for record in self.log.backwards(head):
+                if record["kind"] == "fragment" and record["slot"] in wanted:
+                    found[record["slot"]] = record
+                    if len(found) == len(wanted):
+                        break
+            else:
+                raise StoreError(f"fragments {sorted(wanted - set(found))} are not committed in {self.root}.")
+        return found
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that the schedule needs to know.
+
+    Attributes
+    ----------
+    committed : rounds committed of each stream.
+    published : newest weights version whose learning is committed; -1 before version 0.
+    learner_updates : made up to that version.
+    episodes : episodes that ended.
+    returns : of the newest 100 of them.
+    arithmetic : what the run computes with, once its first learner is known.
+    """
+
+    committed: list[int]
+    published: int = -1
+    learner_updates: int = 0
+    episodes: int = 0
+    returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    arithmetic: Record | None = None
+
+    def take(self, record: Record) -> None:
+        """Count one committed record in; of a stream, rounds come in order."""
+        if record["kind"] == "fragment":
+            self.committed[record["stream"]] += 1
+            self.episodes += len(record["episodes"])
+            self.returns.extend(episode[1] for episode in record["episodes"])
+        elif record["kind"] == "learn":
+            self.published = record["version"]
+            self.learner_updates = record["learner_updates"]
+        elif record["kind"] == "arithmetic":
+            self.arithmetic = record
+
+
+class Store:
+    """A run on disk. Open one with `Store.open`; `daskrl.train` makes them.
+
+    Reading never needs a lock, and a store being written may be read at any time.
+    """
+
+    def __init__(self, root: Path, attributes: Mapping[str, Any]) -> None:
+        self.root = root
+        self.attributes = dict(attributes)
+        self.config = RunConfig.from_json(attributes["config"])
+        self.spec = SpaceSpec.from_json(attributes["spec"])
+        self.columns = {
+            data["name"]: Column(**{**data, "shape": tuple(data["shape"]), "dims": tuple(data["dims"])})
+            for data in attributes["columns"]
+        }
+        self.log = CommitLog(root)
+        self._lock = DriverLock(root)
+        self._head = 0
+        self._capacity = 0
+        self._index: dict[int, dict[str, Array]] = {}
+        self._workers: dict[str, int] = {}
+
+    # -- making and opening -------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        config: RunConfig,
+        spec: SpaceSpec,
+        *,
+        extras: Mapping[str, str] | None = None,
+        env_steps: int,
+        options: Options,
+        versions: Mapping[str, str],
+        overwrite: bool = False,
+    ) -> Store:
+        """Make an empty store; the directory appears complete or not at all.
+
+        Raises
+        ------
+        StoreMismatchError
+            The path exists and is not empty.
+        """
+        root = Path(path).absolute()
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            known = root.is_dir() and (root / ".commits").is_dir()
+            if not known:
+                raise StoreMismatchError(f"{root} exists and is not a daskrl store. Choose another store=.")
+            if not overwrite:
+                raise StoreMismatchError(
+                    f"{root} already holds a run. Type: daskrl resume {path} (or daskrl.resume), choose another "
+                    "store=, or pass overwrite=True to delete it."
+                )
+            lock = DriverLock(root)
+            lock.acquire()
+            shutil.rmtree(root)
+            lock.release()
+        layout = columns(spec, config.schedule, config.frame_stack, extras)
+        attributes = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "run_id": uuid.uuid4().hex,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "config": config.to_json(),
+            "spec": spec.to_json(),
+            "columns": [vars(column) for column in layout.values()],
+            "versions": dict(versions),
+        }
+        attributes = json.loads(json.dumps(attributes))
+        root.parent.mkdir(parents=True, exist_ok=True)
+        making = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
+        try:
+            _create_arrays(making, attributes, layout, config)
+            for name in (".commits", ".weights", ".checkpoints"):
+                (making / name).mkdir()
+            first = {"kind": "budget", "env_steps": env_steps, "options": vars(options)}
+            CommitLog(making).append(0, [first])
+            if root.exists():
+                root.rmdir()
+            os.replace(making, root)
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        return cls(root, attributes)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Store:
+        """Open a store for reading.
+
+        Raises
+        ------
+        StoreMismatchError
+            There is no store at ``path``, or its format is not one this version reads.
+        """
+        root = Path(path).absolute()
+        try:
+            attributes = json.loads((root / "zarr.json").read_text())["attributes"]
+            format_, version = attributes["format"], attributes["format_version"]
+        except FileNotFoundError:
+            raise StoreMismatchError(
+                f"{root} is not a daskrl store: it has no zarr.json. Type: daskrl train ENV --store {path}"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise StoreMismatchError(
+                f"{root} is not a daskrl store: its zarr.json has no daskrl attributes."
+            ) from None
+        if format_ != FORMAT or version != FORMAT_VERSION:
+            raise StoreMismatchError(
+                f"{root} has format {format_!r} version {version!r}; this daskrl reads {FORMAT!r} version "
+                f"{FORMAT_VERSION}. Install the daskrl it was written with: {attributes.get('versions')}."
+            )
+        return cls(root, attributes)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root, self.config, self.spec, self.columns)
+
+    @property
+    def run_id(self) -> str:
+        return str(self.attributes["run_id"])
+
+    # -- writing: the driver only -------------------------------------------------------------------------
+
+    @property
+    def head(self) -> int:
+        """Segments committed, as the driver knows them."""
+        return self._head
+
+    def lock(self) -> Progress:
+        """Become the one driver of this store and find out how far it is.
+
+        Raises
+        ------
+        StoreLockedError
+            Another driver has it.
+        DamagedError
+            A commit is missing or damaged.
+        """
+        self._lock.acquire()
+        try:
+            for partial in self.root.glob("*/.*.partial"):  # left by killed writers; nobody refers to them
+                partial.unlink(missing_ok=True)
+            self._head = self.log.head()
+            schedule = self.config.schedule
+            progress = Progress([0] * schedule.streams)
+            self._capacity = self.array_length()
+            for record in self.log.forwards(0, self._head):
+                if record["kind"] == "fragment":
+                    if record["round"] != progress.committed[record["stream"]]:
+                        raise DamagedError(
+                            f"{self.root}: the commits of stream {record['stream']} are out of order."
+                        )
+                    self._index_record(record)
+                progress.take(record)
+            self.flush_index()
+            return progress
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def unlock(self) -> None:
+        """Write what is buffered of the index and let another driver have the store."""
+        if self._lock._file is not None:
+            try:
+                self.flush_index()
+            finally:
+                self._lock.release()
+
+    def commit(self, records: Sequence[Record]) -> None:
+        """Commit some records, all of them or none. Growing the arrays comes first."""
+        fragments = [record for record in records if record["kind"] == "fragment"]
+        if fragments:
+            needed = max(record["slot"] for record in fragments) + 1
+            if needed > self._capacity:
+                self._grow(-(-needed // _GROW) * _GROW)
+        self.log.append(self._head, records)
+        self._head += 1
+        for record in fragments:
+            self._index_record(record)
+
+    def array_length(self) -> int:
+        """Slots every array has now; a driver killed while growing them leaves some longer than others."""
+        return min(int(json.loads(path.read_text())["shape"][0]) for path in self.root.glob("*/zarr.json"))
+
+    def _grow(self, slots: int) -> None:
+        # Only the shape changes, so the array's zarr.json is rewritten in one atomic step.
+        for path in self.root.glob("*/zarr.json"):
+            metadata = json.loads(path.read_text())
+            metadata["shape"][0] = slots
+            write_atomic(path, json.dumps(metadata, indent=2).encode())
+        self._capacity = slots
+
+    def _index_record(self, record: Record) -> None:
+        block, row = divmod(record["slot"], _INDEX_ROWS)
+        if block not in self._index:
+            self._index[block] = {
+                column.name: np.full(column.shape, _fill(column.dtype), column.dtype)
+                for column in _index_columns(self.config)
+            }
+            if len(self._index) > 2:  # rounds are committed in order, a few at a time: older blocks are full
+                self.flush_index()
+                self._index = {number: rows for number, rows in self._index.items() if number >= block - 1}
+        rows = self._index[block]
+        worker = self._workers.setdefault(record["worker"], len(self._workers))
+        for name, value in (
+            ("stream", record["stream"]),
+            ("round", record["round"]),
+            ("weights_version", record["weights_version"]),
+            ("environment_seed", record["environment_seed"]),
+            ("first_episode", record["first_episode"]),
+            ("episode_step", record["episode_step"]),
+            ("continues", record["continues"]),
+            ("wall_time", record["wall_time"]),
+            ("worker", worker),
+        ):
+            rows[f"fragment.{name}"][row] = value
+
+    def flush_index(self) -> None:
+        """Write the buffered rows of the ``fragment.*`` columns. They repeat the log, for readers without it."""
+        for block, rows in self._index.items():
+            for column in _index_columns(self.config):
+                path = self.root / column.name / column.chunk_name(block)
+                write_atomic(path, encode(column, rows[column.name]))
+        path = self.root / "fragment.worker" / "zarr.json"
+        metadata = json.loads(path.read_text())
+        if metadata["attributes"].get("workers") != list(self._workers):
+            metadata["attributes"]["workers"] = list(self._workers)
+            write_atomic(path, json.dumps(metadata, indent=2).encode())
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def records(self, kind: str | None = None) -> Iterator[Record]:
+        """Every committed record, oldest first; of one kind if given."""
+        for record in self.log.forwards():
+            if kind is None or record["kind"] == kind:
+                yield record
+
+    def fragments(self) -> list[Record]:
+        """The record of every committed fragment, by slot."""
+        by_slot = {record["slot"]: record for record in self.records("fragment")}
+        return [by_slot[slot] for slot in sorted(by_slot)]
+
+    def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
+        """The columns of one committed fragment, checked against its record."""
+        return read_fragment(self.root, self.columns, record, only)
+
+    def budget(self) -> Record:
+        """The newest ``budget`` record: how many env steps the run is to take, and its options."""
+        return list(self.records("budget"))[-1]
+
+    def promise_off(self) -> list[str]:
+        """Why this run may differ from another of the same config; empty while the promise holds."""
+        return [record["reason"] for record in self.records("promise_off")]
+
+    def weights_versions(self) -> list[int]:
+        """Versions of the weights kept on disk, oldest first."""
+        return sorted({r["version"] for r in self.records("learn") if r.get("weights")})
+
+    def weights(self, version: int | None = None) -> tuple[int, dict[str, Array]]:
+        """One stored version of the weights, the newest by default.
+
+        Returns
+        -------
+        version, and parameter name -> float32 array.
+        """
+        from safetensors.numpy import load
+
+        kept = {r["version"]: r["weights"] for r in self.records("learn") if r.get("weights")}
+        if version is None:
+            version = max(kept, default=-1)
+        if version not in kept:
+            raise ConfigError(f"{self.root} keeps weights versions {sorted(kept)}, not {version}.")
+        return version, load(read_checked(self.root, kept[version]))
+
+    def digest(self) -> str:
+        """SHA-256 over every committed transition and the newest weights.
+
+        Wall-clock times and worker names are not part of it. It reads everything, so damage is found.
+
+        Raises
+        ------
+        DamagedError
+            Names the file.
+        """
+        sha = hashlib.sha256()
+        for record in self.fragments():
+            sha.update(
+                f"fragment {record['round']} {record['stream']} {record['weights_version']}\n".encode()
+            )
+            values = self.read(record)
+            for name in sorted(values):
+                sha.update(f"{name} {values[name].dtype.str} {values[name].shape}\n".encode())
+                sha.update(np.ascontiguousarray(values[name]).tobytes())
+        if self.weights_versions():
+            version, weights = self.weights()
+            sha.update(f"weights {version}\n".encode())
+            for name in sorted(weights):
+                sha.update(f"{name} {weights[name].shape}\n".encode())
+                sha.update(weights[name].tobytes())
+        return sha.hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """What ``daskrl info`` shows."""
+        schedule = self.config.schedule
+        fragments, published, updates = 0, -1, 0
+        returns: list[float] = []
+        for record in self.records():
+            if record["kind"] == "fragment":
+                fragments += 1
+                returns.extend(episode[1] for episode in record["episodes"])
+            elif record["kind"] == "learn" and record["version"] > published:
+                published, updates = record["version"], record["learner_updates"]
+        steps = schedule.fragment_steps * schedule.envs_per_stream
+        off = self.promise_off()
+        return {
+            "store": str(self.root),
+            "environment": self.config.environment.get("id") or self.config.environment["name"],
+            "algorithm": self.config.algorithm["name"],
+            "seed": self.config.seed,
+            "env_steps": fragments * steps,
+            "env_steps_budget": self.budget()["env_steps"],
+            "fragments": fragments,
+            "episodes": len(returns),
+            "return_last_100": float(np.mean(returns[-100:])) if returns else None,
+            "weights_version": published,
+            "learner_updates": updates,
+            "stored_weights": self.weights_versions(),
+            "promise": "kept" if not off else off,
+            "versions": self.attributes["versions"],
+        }
+
+    def zarr(self) -> zarr.Group:
+        """The store as a read-only zarr group."""
+        import zarr
+
+        return zarr.open_group(self.root, mode="r")
+
+    def to_xarray(self, fragments_per_chunk: int = 64) -> xarray.Dataset:
+        """The store as a lazy ``xarray.Dataset``, cut to the fragments committed so far.
+
+        Needs ``daskrl[analysis]`` and dask.array. A slot below the last committed one that is itself not
+        committed yet (a live run) reads as zeros; ``fragment.round`` is -1 there.
+        """
+        import xarray
+
+        length = max((record["slot"] for record in self.fragments()), default=-1) + 1
+        data = xarray.open_zarr(self.root, consolidated=False, chunks=None)
+        cut: xarray.Dataset = data.isel(fragment=slice(0, length)).chunk({"fragment": fragments_per_chunk})
+        return cut
+
+    def __repr__(self) -> str:
+        return f"<daskrl.Store {self.root} ({self.config.environment.get('id', 'callable')})>"
+
+    def _repr_html_(self) -> str:
+        return html_table("daskrl store", self.summary())
+
+
+def html_table(title: str, rows: Mapping[str, Any]) -> str:
+    """A small table for Jupyter; every value escaped."""
+    body = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(key.replace('_', ' '))}</th>"
+        f"<td style='text-align:left'>{html.escape(shown(value))}</td></tr>"
+        for key, value in rows.items()
+    )
+    return f"<div><strong>{html.escape(title)}</strong><table>{body}</table></div>"
+
+
+def shown(value: Any) -> str:
+    """A value as people read it."""
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list) and len(value) > 8:
+        return f"{value[0]} … {value[-1]} ({len(value)})"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return str(value)
+
+
+def write_checked(root: Path, name: str, data: bytes) -> list[Any]:
+    """Write a file of the store and return ``[name, nbytes, crc32c]`` for its commit record."""
+    write_atomic(root / name, data)
+    return [name, len(data), crc32c(data)]
+
+
+def read_checked(root: Path, written: Sequence[Any]) -> bytes:
+    """Read a file that `write_checked` wrote; raises `DamagedError` naming it."""
+    name, nbytes, crc = written
+    try:
+        data: bytes = (root / name).read_bytes()
+    except FileNotFoundError:
+        raise DamagedError(f"{root / name} is committed but missing.") from None
+    if len(data) != nbytes or crc32c(data) != crc:
+        raise DamagedError(f"{root / name} is not the file that was committed: size or CRC-32C differs.")
+    return data
+
+
+def _index_columns(config: RunConfig) -> list[Column]:
+    rows, env = (_INDEX_ROWS,), (_INDEX_ROWS, config.schedule.envs_per_stream)
+    named: list[tuple[str, str, tuple[int, ...]]] = [
+        ("stream", "int32", rows),
+        ("round", "int64", rows),
+        ("weights_version", "int64", rows),
+        ("environment_seed", "int64", env),
+        ("first_episode", "int64", env),
+        ("episode_step", "int64", env),
+        ("continues", "bool", rows),
+        ("wall_time", "float64", rows),
+        ("worker", "int32", rows),
+    ]
+    dims = ("fragment", "env")
+    return [
+        _IndexColumn(f"fragment.{name}", dtype, shape, dims[: len(shape)]) for name, dtype, shape in named
+    ]
+
+
+class _IndexColumn(Column):
+    """A column whose chunk is many fragments of one row each: the fragment axis is its own."""
+
+    def chunk_name(self, slot: int) -> str:
+        return ".".join(["c", str(slot), *("0" for _ in self.shape[1:])])
+
+
+def _fill(dtype: str) -> Any:
+    return {"i": -1, "f": np.nan, "b": False}[np.dtype(dtype).kind]
+
+
+def _create_arrays(
+    root: Path, attributes: Mapping[str, Any], layout: Mapping[str, Column], config: RunConfig
+) -> None:
+    import zarr
+    from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+
+    group = zarr.create_group(root, attributes=dict(attributes), zarr_format=3)
+
+    def create(
+        column: Column, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]
+    ) -> None:
+        is_index = isinstance(column, _IndexColumn)
+        group.create_array(
+            column.name,
+            shape=shape,
+            chunks=chunks,
+            dtype=column.dtype,
+            serializer=BytesCodec(),
+            compressors=[ZstdCodec(level=0), Crc32cCodec()] if column.compressed else [Crc32cCodec()],
+            fill_value=_fill(column.dtype) if is_index else np.zeros((), column.dtype)[()],
+            chunk_key_encoding={"name": "default", "separator": "."},
+            dimension_names=dims,
+        )
+
+    for column in layout.values():
+        create(column, (_GROW, *column.shape), (1, *column.shape), ("fragment", *column.dims))
+    for column in _index_columns(config):
+        create(column, (_GROW, *column.shape[1:]), column.shape, column.dims)
+
+
+def environment_seeds(config: RunConfig, stream: int, first_episode: Sequence[int]) -> list[int]:
+    """The reset seed of each environment's episode at the start of a fragment."""
+    return [
+        seeding.environment_seed(config.seed, stream, env, episode)
+        for env, episode in enumerate(first_episode)
+    ]

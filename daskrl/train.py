@@ -1,0 +1,544 @@
+"""The main loop. `drive` is all of it; `Run` is its face for notebooks, scripts and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from daskrl import envs, schedule
+from daskrl.commits import Record
+from daskrl.config import Options, RunConfig, Schedule, require_integer
+from daskrl.errors import ConfigError, NondeterministicError, StoreMismatchError
+from daskrl.pools import DaskPool, InProcessPool, Plan, Pool, Recheck
+from daskrl.session import versions
+from daskrl.store import Progress, Store, html_table
+
+if TYPE_CHECKING:
+    from distributed import Client
+    from matplotlib.axes import Axes
+
+    from daskrl.algorithms.base import Algorithm
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known after a version of the weights was published.
+
+    Attributes
+    ----------
+    weights_version : rounds learned.
+    env_steps : transitions committed.
+    learner_updates : gradient updates made.
+    episode_return : mean return of the newest 100 finished episodes; None before the first.
+    episodes : finished episodes.
+    loss : mean loss of the round; None before the first update.
+    policy_lag : rounds between the newest committed fragment and the weights it acted with.
+    replay_ratio : gradient updates x batch size per transition, so far.
+    workers : workers running rollouts now; 0 in-process.
+    seconds : since this driver started.
+    time_left : seconds to go at this driver's pace; None at first.
+    """
+
+    weights_version: int
+    env_steps: int
+    learner_updates: int
+    episode_return: float | None
+    episodes: int
+    loss: float | None
+    policy_lag: int
+    replay_ratio: float
+    workers: int
+    seconds: float
+    time_left: float | None
+
+
+def drive(plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int) -> Iterator[Report]:
+    """Take a run from where its store stands to ``rounds`` rounds. Yields a report for each new version.
+
+    The loop submits whatever the schedule finds ready, waits, and commits what finished. All that lasts is in
+    the store: it may stop at any point, and another driver goes on from there.
+    """
+    config, options, began = store.config, plan.options, time.monotonic()
+    at_start = progress.published
+
+    def keep(version: int) -> tuple[bool, bool]:
+        new, last = version > progress.published, version == rounds
+        return (
+            new and (last or version % options.weights_every == 0),
+            new and version > 0 and (last or version % options.checkpoint_every == 0),
+        )
+
+    while progress.published < rounds or pool.in_flight:
+        # What is ready now?
+        learns = schedule.learns_ready(
+            config.schedule, rounds, progress.committed, progress.published, pool.held,
+            {task for task in pool.in_flight if isinstance(task, schedule.Learn)},
+        )  # fmt: skip
+        rollouts = schedule.rollouts_ready(
+            config.schedule, rounds, progress.committed, pool.held,
+            {task for task in pool.in_flight if isinstance(task, schedule.Rollout)},
+        )  # fmt: skip
+        pool.submit_learns(learns, store.head, keep)
+        pool.submit_rollouts(rollouts, store.head)
+
+        # What finished?
+        outcomes = pool.wait()
+        records = _records(store, plan, pool, progress, [(o.task, o.record) for o in outcomes])
+        if not records:
+            continue
+
+        # Commit it; from here on it is part of the run.
+        store.commit(records)
+        published = progress.published
+        for record in records:
+            progress.take(record)
+            slot = record.get("slot", 0)
+            if record["kind"] == "fragment" and config.recheck_every and slot % config.recheck_every == 0:
+                pool.submit_recheck(Recheck(slot, record["weights_version"], json.dumps(record)), store.head)
+        if progress.published > published:
+            _drop_old_checkpoints(store, records)
+            yield _report(config, plan, pool, progress, records, rounds, time.monotonic() - began, at_start)
+        pool.release(schedule.needed(config.schedule, rounds, progress.committed) | {progress.published})
+
+
+def _records(
+    store: Store, plan: Plan, pool: Pool, progress: Progress, finished: list[tuple[Any, Record]]
+) -> list[Record]:
+    """The records to commit for what finished: nothing twice, and nothing that breaks the promise silently."""
+    records: list[Record] = []
+    if pool.arithmetic is not None and progress.arithmetic is None:
+        records.append(pool.arithmetic)
+    for task, record in finished:
+        if isinstance(task, schedule.Rollout) or (isinstance(task, schedule.Learn) and task.version > progress.published):
+            records.append(record)
+        elif isinstance(task, Recheck) and record["differs"]:
+            reason = (
+                f"fragment {task.slot} run a second time from the same seed and actions differs in "
+                f"{', '.join(record['differs'])}: the environment is not deterministic"
+            )
+            if plan.options.strict:
+                raise NondeterministicError(
+                    f"{reason}. Make it depend on nothing but reset(seed) and its actions, or pass strict=False "
+                    "(--no-strict) to go on without the promise; the store will say so. Type: daskrl reproduce "
+                    f"{store.root} --fragment {task.slot}"
+                )
+            warnings.warn(f"{reason}. Going on without the promise.", stacklevel=2)
+            pool.promise_off.append(reason)
+    for task, record in finished:
+        if isinstance(task, schedule.Rollout) and not record["continues"]:
+            pool.promise_off.append(
+                f"fragment {record['slot']} starts new episodes: its environments could not be rebuilt"
+            )
+    records.extend({"kind": "promise_off", "reason": reason} for reason in pool.promise_off)
+    pool.promise_off.clear()
+    return records
+
+
+def _report(
+    config: RunConfig, plan: Plan, pool: Pool, progress: Progress, records: list[Record], rounds: int,
+    seconds: float, at_start: int,
+) -> Report:  # fmt: skip
+    steps = config.schedule.fragment_steps * config.schedule.envs_per_stream
+    env_steps = sum(progress.committed) * steps
+    newest = max(progress.committed) - 1
+    losses = [record["loss"] for record in records if record["kind"] == "learn"]
+    done = progress.published - max(at_start, 0)
+    return Report(
+        weights_version=progress.published,
+        env_steps=env_steps,
+        learner_updates=progress.learner_updates,
+        episode_return=sum(progress.returns) / len(progress.returns) if progress.returns else None,
+        episodes=progress.episodes,
+        loss=losses[-1] if losses else None,
+        policy_lag=newest - config.schedule.weights_version(newest) if newest >= 0 else 0,
+        replay_ratio=progress.learner_updates * plan.algorithm.batch_size / env_steps if env_steps else 0.0,
+        workers=pool.workers(),
+        seconds=seconds,
+        time_left=seconds / done * (rounds - progress.published) if done > 0 else None,
+    )
+
+
+def _drop_old_checkpoints(store: Store, records: list[Record]) -> None:
+    if any(record.get("checkpoint") for record in records):
+        for old in sorted((store.root / ".checkpoints").glob("*.safetensors"))[:-2]:
+            old.unlink(missing_ok=True)
+
+
+class Run:
+    """A run: ``for report in run`` or ``run.wait()`` carries it on, and either may be interrupted.
+
+    With a client the work goes on in the background while a report is looked at; leaving the loop (``break``,
+    an interrupted cell, Ctrl-C) stops it. Looping again, `daskrl.resume` later, or another machine goes on.
+
+    Attributes
+    ----------
+    store : the run's `Store`.
+    report : the newest `Report`, or None.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        algorithm: Algorithm,
+        source: envs.EnvironmentSource,
+        options: Options,
+        env_steps: int,
+        client: Client | None,
+        progress: bool = True,
+    ) -> None:
+        self.store, self.algorithm, self.source, self.options = store, algorithm, source, options
+        self.env_steps, self.client, self._show = env_steps, client, progress
+        self.report: Report | None = None
+        self._stop: threading.Event | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every version up to the budget is committed."""
+        return max((r["version"] for r in self.store.records("learn")), default=-1) >= self._rounds
+
+    @property
+    def _rounds(self) -> int:
+        return self.store.config.schedule.rounds(self.env_steps)
+
+    def wait(self) -> Run:
+        """Carry the run on to its end."""
+        for _ in self:
+            pass
+        return self
+
+    def __iter__(self) -> Iterator[Report]:
+        reports = self._reports() if self.client is None else self._in_background()
+        return self._shown(reports)
+
+    def _reports(self) -> Iterator[Report]:
+        """Hold the store's lock and a pool, and drive."""
+        progress = self.store.lock()
+        try:
+            plan = Plan(
+                self.store.layout, self.algorithm, self.source.factory, self.options, progress.arithmetic
+            )
+            if progress.published >= self._rounds:
+                return
+            pool: Pool
+            if self.client is None:
+                pool = InProcessPool(plan)
+            else:
+                pool = DaskPool(plan, self.client)
+            try:
+                for report in drive(plan, self.store, _stoppable(pool, self._stop), progress, self._rounds):
+                    self.report = report
+                    yield report
+            except _StoppedError:
+                return
+            finally:
+                pool.close()
+        finally:
+            self.store.unlock()
+
+    def _in_background(self) -> Iterator[Report]:
+        """Drive in a thread, so that workers never wait for whoever reads the reports."""
+        self._stop = stop = threading.Event()
+        reports: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                for report in self._reports():
+                    reports.put(report)
+                reports.put(None)
+            except BaseException as error:
+                reports.put(error)
+
+        thread = threading.Thread(target=work, name="daskrl driver", daemon=True)
+        thread.start()
+        try:
+            while (item := reports.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+            self._stop = None
+
+    def _shown(self, reports: Iterator[Report]) -> Iterator[Report]:
+        """Pass the reports on beside a progress bar: on a terminal or in Jupyter, not in a pipe."""
+        from tqdm.auto import tqdm
+
+        size = self.store.config.schedule.round_steps
+        total = self._rounds * size
+        with tqdm(total=total, unit="step", unit_scale=True, disable=None if self._show else True) as bar:
+            bar.set_description(self.source.name)
+            try:
+                for report in reports:
+                    bar.n = report.env_steps
+                    value = report.episode_return
+                    bar.set_postfix(
+                        {
+                            "return": "-" if value is None else f"{value:.1f}",
+                            "lag": report.policy_lag,
+                            "replay": f"{report.replay_ratio:.1f}",
+                            "workers": report.workers or "in-process",
+                        }
+                    )
+                    yield report
+            finally:
+                reports.close()  # type: ignore[attr-defined]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The learning curve so far; see `daskrl.plot_learning_curve`."""
+        from daskrl.analysis import plot_learning_curve
+
+        return plot_learning_curve(self.store, ax=ax)
+
+    def __repr__(self) -> str:
+        where = "in-process" if self.client is None else f"on {self.client!r}"
+        return (
+            f"<daskrl.Run {self.algorithm.__class__.__name__} {self.source.name} {where}, {self.store.root}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_table("daskrl run", self.store.summary())
+
+
+class _StoppedError(Exception):
+    """The run was asked to stop."""
+
+
+def _stoppable(pool: Pool, stop: threading.Event | None) -> Pool:
+    """The pool, raising from ``wait`` once ``stop`` is set."""
+    if stop is not None:
+        waiting = pool.wait
+
+        def wake() -> None:
+            stop.wait()
+            pool.wake()
+
+        threading.Thread(target=wake, daemon=True).start()
+
+        def wait() -> list[Any]:
+            outcomes = waiting()
+            if stop.is_set():
+                raise _StoppedError
+            return outcomes
+
+        pool.wait = wait  # type: ignore[method-assign]
+    return pool
+
+
+def train(
+    algorithm: Algorithm,
+    env: str | envs.EnvironmentFactory,
+    *,
+    store: str | os.PathLike[str],
+    env_steps: int,
+    seed: int = 0,
+    client: Client | None = None,
+    streams: int = 8,
+    envs_per_stream: int = 4,
+    fragment_steps: int = 32,
+    lag: int = 1,
+    frame_stack: int | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    device: str = "auto",
+    torch_threads: int = 1,
+    recheck_every: int = 256,
+    checkpoint_every: int = 50,
+    weights_every: int = 10,
+    rollout_timeout: float = 600.0,
+    strict: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Make a new run. It checks everything and creates the store; iterating or ``wait()`` carries it out.
+
+    Parameters
+    ----------
+    algorithm : its settings, e.g. ``daskrl.DQN(n_step=3)``.
+    env : a Gymnasium id, ``module:Id``, or a callable that returns an environment, also from a notebook cell.
+    store : directory of the run; must not exist or be empty.
+    env_steps : transitions to take, rounded up to whole rounds.
+    seed : the only source of randomness.
+    client : Dask client; None runs in this process, with the same bits.
+    streams, envs_per_stream, fragment_steps, lag : see `Schedule`. Part of the experiment.
+    frame_stack : frames an observation is made of; 4 for ``ALE/*``, else 1.
+    env_kwargs : given to ``gymnasium.make``.
+    device : of the learner; ``"auto"`` takes CUDA where its worker has it.
+    torch_threads : of the learner.
+    recheck_every : every how many fragments one is run twice and compared; 0 for never.
+    checkpoint_every, weights_every : rounds between checkpoints, and between weights kept on disk.
+    rollout_timeout : seconds one fragment may take.
+    strict : with False, go on where the promise cannot be kept; the store then says so.
+    overwrite : delete the run that is in ``store``.
+    progress : show a progress bar.
+
+    Raises
+    ------
+    ConfigError, UnknownEnvironmentError, UnsupportedSpaceError, StoreMismatchError
+        Before anything is queued.
+    """
+    _require_algorithm(algorithm)
+    require_integer("env_steps", env_steps, 1)
+    shape = Schedule(streams, envs_per_stream, fragment_steps, lag)
+    source = envs.source(env, **(env_kwargs or {}))
+    algorithm.check(source.spec)
+    config = RunConfig(
+        seed=seed,
+        environment=source.identity,
+        algorithm=_algorithm_identity(algorithm),
+        schedule=shape,
+        frame_stack=source.default_frame_stack if frame_stack is None else frame_stack,
+        torch_threads=torch_threads,
+        recheck_every=recheck_every,
+        device=device,
+    )
+    options = Options(checkpoint_every, weights_every, rollout_timeout, strict)
+    _check_sizes(algorithm, config, source)
+    made = Store.create(
+        store, config, source.spec, extras=algorithm.columns, env_steps=env_steps, options=options,
+        versions=versions(), overwrite=overwrite,
+    )  # fmt: skip
+    return Run(made, algorithm, source, options, env_steps, client, progress)
+
+
+def resume(
+    store: str | os.PathLike[str],
+    *,
+    client: Client | None = None,
+    env_steps: int | None = None,
+    algorithm: Algorithm | None = None,
+    env: envs.EnvironmentFactory | None = None,
+    checkpoint_every: int | None = None,
+    weights_every: int | None = None,
+    rollout_timeout: float | None = None,
+    strict: bool | None = None,
+    progress: bool = True,
+) -> Run:
+    """Go on with a run from its store, wherever it was stopped and on whatever workers.
+
+    Parameters
+    ----------
+    env_steps : a larger budget; the result is that of a run started with it.
+    algorithm, env : again the class instance or callable the run was made with, where they were not built in;
+        their settings and the hash of their source are checked. Nothing is pickled in a store.
+    checkpoint_every, weights_every, rollout_timeout, strict : change these options from here on.
+    client, progress : as in `train`.
+
+    Raises
+    ------
+    StoreMismatchError
+        Not a store, another format, or another environment or algorithm than the store was made with.
+    """
+    opened = Store.open(store)
+    source = same_environment(opened, env)
+    algorithm = same_algorithm(opened, algorithm)
+    budget = opened.budget()
+    changes = {
+        "checkpoint_every": checkpoint_every, "weights_every": weights_every,
+        "rollout_timeout": rollout_timeout, "strict": strict,
+    }  # fmt: skip
+    changed = {name: value for name, value in changes.items() if value is not None}
+    options = Options(**{**budget["options"], **changed})
+    steps = budget["env_steps"] if env_steps is None else env_steps
+    require_integer("env_steps", steps, budget["env_steps"])
+    if changed or steps != budget["env_steps"]:
+        opened.lock()
+        try:
+            opened.commit([{"kind": "budget", "env_steps": steps, "options": dataclasses.asdict(options)}])
+        finally:
+            opened.unlock()
+    return Run(opened, algorithm, source, options, steps, client, progress)
+
+
+def _require_algorithm(algorithm: object) -> None:
+    from daskrl.algorithms.base import Algorithm
+
+    if isinstance(algorithm, type) and issubclass(algorithm, Algorithm):
+        raise ConfigError(f"algorithm: expected an instance, got the class; type {algorithm.__name__}().")
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(f"algorithm: expected e.g. daskrl.DQN(), got {algorithm!r}.")
+
+
+def _check_sizes(algorithm: Algorithm, config: RunConfig, source: envs.EnvironmentSource) -> None:
+    """Build what the learner will build, small, so that settings that cannot work fail here."""
+    from daskrl.networks import Flat
+    from daskrl.window import check_capacity
+
+    check_capacity(algorithm.window, algorithm.n_step, config.schedule)
+    Flat(algorithm.network(source.spec, config.frame_stack))
+
+
+def _algorithm_identity(algorithm: Algorithm) -> dict[str, Any]:
+    from daskrl.algorithms import BUILT_IN
+
+    cls = type(algorithm)
+    built_in = BUILT_IN.get(cls.__name__.lower()) is cls
+    settings = json.loads(json.dumps(algorithm.settings(), default=str))
+    return {
+        "name": cls.__name__,
+        "settings": settings,
+        "source_sha256": None if built_in else envs.source_sha256(cls),
+    }
+
+
+def same_environment(store: Store, env: envs.EnvironmentFactory | None) -> envs.EnvironmentSource:
+    kept = store.config.environment
+    if kept["kind"] == "id":
+        if env is not None:
+            raise StoreMismatchError(
+                f"{store.root} was made with the environment {kept['id']!r}; leave env= out."
+            )
+        source = envs.source(kept["id"], **kept["kwargs"])
+    elif env is None:
+        raise StoreMismatchError(
+            f"{store.root} was made with the callable {kept['name']!r}. Nothing is pickled in a store, so give it "
+            f"again: daskrl.resume({str(store.root)!r}, env={kept['name'].rpartition('.')[2]})"
+        )
+    else:
+        source = envs.source(env)
+        if source.identity.get("source_sha256") != kept["source_sha256"]:
+            raise StoreMismatchError(
+                f"env: the source of {source.name!r} is not that of the {kept['name']!r} this store was made with. "
+                "Give the same code, or start a new run."
+            )
+    if source.spec != store.spec:
+        raise StoreMismatchError(
+            f"{store.root} holds {store.spec}, the environment {source.name!r} has {source.spec}. It has changed "
+            "since; install the version the run was made with."
+        )
+    return source
+
+
+def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
+    from daskrl.algorithms import by_name
+
+    kept = store.config.algorithm
+    if algorithm is None:
+        if kept["source_sha256"] is not None:
+            raise StoreMismatchError(
+                f"{store.root} was made with your own algorithm {kept['name']!r}. Nothing is pickled in a store, so "
+                f"give it again: daskrl.resume({str(store.root)!r}, algorithm={kept['name']}(...))"
+            )
+        settings: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in kept["settings"].items()
+        }
+        return by_name(kept["name"])(**settings)
+    _require_algorithm(algorithm)
+    given = _algorithm_identity(algorithm)
+    if given != dict(kept):
+        names = sorted({*given["settings"], *kept["settings"]})
+        differs = [
+            f"{name}: {given['settings'].get(name)!r} (store: {kept['settings'].get(name)!r})"
+            for name in names
+            if given["settings"].get(name) != kept["settings"].get(name)
+        ]
+        what = "; ".join(differs) if differs else f"the source of {given['name']} (store: {kept['name']})"
+        raise StoreMismatchError(f"algorithm: differs from the one this store was made with in {what}.")
+    return algorithm

@@ -1,0 +1,364 @@
+"""The window: the newest rounds of the replay in memory, on the learner's device.
+
+Rounds are learned in order and whole, so the window is a grid: one row for each time step of the run, one
+*lane* for each environment of each stream, used as a ring. The next observation of row ``t`` is row ``t + 1``;
+each frame is held once; n-step returns are worked out once, when a row's last reward has arrived.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from daskrl.config import Schedule
+from daskrl.envs import final_name
+from daskrl.errors import ConfigError
+from daskrl.spaces import Array, SpaceSpec
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass
+class Batch:
+    """What an algorithm learns from in one update. B transitions, on the learner's device.
+
+    Attributes
+    ----------
+    observation, next_observation : leaf name -> ``[B, *leaf]``, or ``[B, K, *leaf]`` under frame stacking.
+        The next observation is ``n`` steps on, or the last one of an episode that ended before.
+    action : ``[B]`` int64, counted from 0, for a discrete space; else ``[B, *leaf]``.
+    reward : ``[B]`` float32, the discounted sum of up to n rewards.
+    discount : ``[B]`` float32, what to multiply the next value with: 0 at termination, else
+        ``discount ** steps``; a truncated episode bootstraps.
+    weight : ``[B]`` float32 importance weights, or None for uniform sampling.
+    positions : ``[B]`` where the transitions are in the window.
+    """
+
+    observation: Mapping[str, torch.Tensor]
+    action: torch.Tensor
+    reward: torch.Tensor
+    discount: torch.Tensor
+    next_observation: Mapping[str, torch.Tensor]
+    weight: torch.Tensor | None
+    positions: Positions
+
+
+class Window:
+    """The last ``capacity`` transitions of a run.
+
+    Parameters
+    ----------
+    capacity : transitions; rounded down to whole rounds.
+    frame_stack : K, frames in one observation.
+    n_step, discount : of the n-step return.
+    reward_clip : rewards are clipped to ``[-reward_clip, reward_clip]`` here; the store keeps them as they came.
+    device : where observations, actions and returns are held.
+    """
+
+    def __init__(
+        self,
+        spec: SpaceSpec,
+        schedule: Schedule,
+        *,
+        capacity: int,
+        frame_stack: int = 1,
+        n_step: int = 1,
+        discount: float = 0.99,
+        reward_clip: float | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_capacity(capacity, n_step, schedule)
+        rounds = capacity // schedule.round_steps
+        self.spec, self.schedule = spec, schedule
+        self.n_step, self.discount, self.frame_stack = n_step, discount, frame_stack
+        self.reward_clip = reward_clip
+        self.device = torch.device(device)
+        self.lanes = schedule.lanes
+        self.window_rows = rounds * schedule.fragment_steps
+        # One round more than the window: the newest observation lies one row beyond the last transition.
+        self.ring_rows = self.window_rows + schedule.fragment_steps
+        self.ring = self.ring_rows * self.lanes
+        self.rows = 0
+        self.rounds = 0
+
+        leaf = spec.action[0]
+        self._action_start = leaf.start[0] if leaf.kind == "discrete" else 0
+        action_dtype = torch.int64 if leaf.kind == "discrete" else _torch_dtype(leaf.dtype)
+        self._action = torch.zeros((self.ring, *leaf.shape), dtype=action_dtype, device=self.device)
+        self._return = torch.zeros(self.ring, dtype=torch.float32, device=self.device)
+        self._discount = torch.zeros(self.ring, dtype=torch.float32, device=self.device)
+        self._next = torch.zeros(self.ring, dtype=torch.int64, device=self.device)
+        # Raw columns stay on the host: n-step returns are worked out with NumPy.
+        grid = (self.ring_rows, self.lanes)
+        self._reward = np.zeros(grid, np.float32)
+        self._terminated = np.zeros(grid, np.bool_)
+        self._ended = np.zeros(grid, np.bool_)
+        self._final = np.zeros(
+            grid, np.int64
+        )  # pool position of the last observation of an episode ended here
+        # The pool: the ring's observations, then a second ring of last observations of truncated episodes.
+        self._finals_capacity = max(64, self.lanes)
+        self._finals_start, self._finals_count = 0, 0
+        self._finals_of_round: deque[int] = deque()
+        self._pool = {
+            leaf.name: torch.zeros(
+                (self.ring + self._finals_capacity, *leaf.shape),
+                dtype=_torch_dtype(leaf.dtype),
+                device=self.device,
+            )
+            for leaf in spec.observation
+        }
+        # Position of the frame before, in the same episode; itself for an episode's first.
+        self._previous = (
+            torch.zeros(self.ring + self._finals_capacity, dtype=torch.int64, device=self.device)
+            if frame_stack > 1
+            else None
+        )
+
+    # -- what may be sampled ------------------------------------------------------------------------------
+
+    @property
+    def first(self) -> int:
+        """The oldest row that may be sampled. Under frame stacking, older frames must still be there."""
+        oldest = max(0, self.rows - self.window_rows)
+        return oldest + (self.frame_stack - 1 if oldest else 0)
+
+    @property
+    def stop(self) -> int:
+        """One past the newest row that may be sampled: its n rewards have all arrived."""
+        return max(self.first, self.rows - self.n_step + 1)
+
+    def __len__(self) -> int:
+        """How many transitions may be sampled."""
+        return (self.stop - self.first) * self.lanes
+
+    def positions(self, index: Positions) -> Positions:
+        """Positions of the ``index``-th transitions, counted from the oldest that may be sampled."""
+        return (index + self.first * self.lanes) % self.ring
+
+    def positions_of_rows(self, first: int, stop: int) -> Positions:
+        """Positions of all transitions of some rows."""
+        return np.arange(first * self.lanes, stop * self.lanes, dtype=np.int64) % self.ring
+
+    # -- filling ------------------------------------------------------------------------------------------
+
+    def append(self, fragments: Sequence[Mapping[str, Array]]) -> None:
+        """Add one round.
+
+        Parameters
+        ----------
+        fragments : the columns of one fragment of every stream, in the streams' order, each with
+            ``episode_step`` ``[N]`` (steps taken in each environment's episode when the fragment began) and
+            ``continues`` (False where the environments do not stand where the fragment before left them).
+        """
+        steps = self.schedule.fragment_steps
+        first = self.rows % self.ring_rows
+        here = slice(first, first + steps)
+        if len(self._finals_of_round) * steps >= self.window_rows:
+            self._drop_finals()
+
+        def side_by_side(name: str) -> Array:
+            return np.concatenate([fragment[name] for fragment in fragments], axis=1)
+
+        ended_before = self._cut_lanes(fragments)
+        terminated, truncated = side_by_side("terminated"), side_by_side("truncated")
+        reward = side_by_side("reward")
+        if self.reward_clip is not None:
+            reward = np.clip(reward, -self.reward_clip, self.reward_clip)
+        self._reward[here], self._terminated[here] = reward, terminated
+        self._ended[here] = terminated | truncated
+        action = side_by_side(self.spec.action[0].name)
+        if self._action_start:
+            action = action.astype(np.int64) - self._action_start
+        self._put(self._action, first, action)
+
+        begins = np.empty((steps + 1, self.lanes), np.bool_)  # rows whose observation is an episode's first
+        begins[0] = np.concatenate([np.asarray(fragment["episode_step"]) for fragment in fragments]) == 0
+        begins[0] |= ended_before
+        begins[1:] = self._ended[here]
+        head = (first + steps) % self.ring_rows
+        for name, pool in self._pool.items():
+            rows = side_by_side(name)[self.frame_stack - 1 :]
+            self._put(pool, first, rows[:steps])
+            self._put(pool, head, rows[steps:])
+        self._link(first, begins[:steps])
+        self._link(head, begins[steps:])
+
+        self._add_finals(first, fragments, truncated & ~terminated)
+        self.rows += steps
+        self.rounds += 1
+        oldest = max(self.rows - steps - self.n_step, self.rows - self.window_rows, 0)
+        self._returns(oldest, self.rows - self.n_step + 1)
+
+    def _put(self, column: torch.Tensor, first: int, rows: Array) -> None:
+        flat = np.ascontiguousarray(rows).reshape(-1, *column.shape[1:])
+        column[first * self.lanes : first * self.lanes + len(flat)] = torch.from_numpy(flat).to(column.dtype)
+
+    def _link(self, first: int, begins: Array) -> None:
+        if self._previous is None:
+            return
+        here = np.arange(first * self.lanes, first * self.lanes + begins.size, dtype=np.int64)
+        before = (here - self.lanes) % self.ring
+        self._previous[here[0] : here[0] + begins.size] = torch.from_numpy(
+            np.where(begins.ravel(), here, before)
+        )
+
+    def _drop_finals(self) -> None:
+        # One round leaves the ring with each that comes; so do the last observations it had.
+        gone = self._finals_of_round.popleft()
+        self._finals_start = (self._finals_start + gone) % self._finals_capacity
+        self._finals_count -= gone
+
+    def _add_finals(self, first: int, fragments: Sequence[Mapping[str, Array]], truncated: Array) -> None:
+        # In a fragment, final observations lie in the order of its endings: by time, then by environment.
+        per_stream = self.schedule.envs_per_stream
+        added = 0
+        for stream, fragment in enumerate(fragments):
+            lanes = slice(stream * per_stream, (stream + 1) * per_stream)
+            wanted = truncated[:, lanes]
+            if not wanted.any():
+                continue
+            ended = fragment["terminated"] | fragment["truncated"]
+            order = np.cumsum(ended.ravel()).reshape(ended.shape) - 1
+            time, env = np.nonzero(wanted)
+            rows = {name: fragment[final_name(name)][order[time, env]] for name in self._pool}
+            self._store_finals(first + time, stream * per_stream + env, rows)
+            added += len(time)
+        self._finals_of_round.append(added)
+
+    def _store_finals(self, rows: Array, lanes: Array, values: Mapping[str, Array]) -> None:
+        count = len(rows)
+        while self._finals_count + count > self._finals_capacity:
+            self._grow_finals()
+        slots = (self._finals_start + self._finals_count + np.arange(count)) % self._finals_capacity
+        where = torch.from_numpy(self.ring + slots).to(self.device)
+        for name, pool in self._pool.items():
+            pool[where] = torch.from_numpy(np.ascontiguousarray(values[name])).to(self.device)
+        if self._previous is not None:
+            self._previous[where] = torch.from_numpy(rows * self.lanes + lanes).to(self.device)
+        self._final[rows, lanes] = self.ring + slots
+        self._finals_count += count
+
+    def _grow_finals(self) -> None:
+        old, new = self._finals_capacity, 2 * self._finals_capacity
+        order = (self._finals_start + np.arange(old)) % old
+        moved = np.full(old, -1, np.int64)
+        moved[order] = np.arange(old)
+        source = torch.from_numpy(self.ring + order).to(self.device)
+
+        def grown(column: torch.Tensor) -> torch.Tensor:
+            larger = column.new_zeros((self.ring + new, *column.shape[1:]))
+            larger[: self.ring] = column[: self.ring]
+            larger[self.ring : self.ring + old] = column[source]
+            return larger
+
+        self._pool = {name: grown(pool) for name, pool in self._pool.items()}
+        if self._previous is not None:
+            self._previous = grown(self._previous)
+        for positions in (self._final, self._next.numpy() if self.device.type == "cpu" else None):
+            if positions is not None:
+                finals = positions >= self.ring
+                positions[finals] = self.ring + moved[positions[finals] - self.ring]
+        if self.device.type != "cpu":
+            finals_ = self._next >= self.ring
+            table = torch.from_numpy(self.ring + moved).to(self.device)
+            self._next[finals_] = table[self._next[finals_] - self.ring]
+        self._finals_capacity, self._finals_start = new, 0
+
+    def _cut_lanes(self, fragments: Sequence[Mapping[str, Array]]) -> Array:
+        """Where a fragment does not continue the one before, end those episodes as truncated."""
+        per_stream = self.schedule.envs_per_stream
+        cut = np.repeat([not bool(fragment.get("continues", True)) for fragment in fragments], per_stream)
+        if self.rows == 0 or not cut.any():
+            return np.zeros(self.lanes, np.bool_)
+        last, head = (self.rows - 1) % self.ring_rows, self.rows % self.ring_rows
+        open_ = np.flatnonzero(cut & ~self._ended[last])
+        where = torch.from_numpy(head * self.lanes + open_).to(self.device)
+        values = {name: pool[where].cpu().numpy() for name, pool in self._pool.items()}
+        self._store_finals(np.full(len(open_), last), open_, values)
+        self._finals_of_round[-1] += len(open_)
+        self._ended[last, open_] = True
+        return cut
+
+    def _returns(self, first: int, stop: int) -> None:
+        """Work out the n-step return of rows ``[first, stop)``; all their rewards have arrived.
+
+        ``G = sum_{k<m} discount**k r_{t+k}`` with ``m = n``, or fewer where the episode ends (Sutton and
+        Barto 2018, equation 7.1).
+        """
+        if stop <= first:
+            return
+        rows = np.arange(first, stop)
+        shape = (stop - first, self.lanes)
+        returns, discount = np.zeros(shape, np.float32), np.empty(shape, np.float32)
+        following = ((rows + self.n_step) % self.ring_rows)[:, None] * self.lanes + np.arange(self.lanes)
+        alive = np.ones(shape, np.bool_)
+        for k in range(self.n_step):
+            ring = (rows + k) % self.ring_rows
+            returns += np.where(alive, np.float32(self.discount**k) * self._reward[ring], np.float32(0))
+            ends = alive & self._ended[ring]
+            if ends.any():
+                stops = self._terminated[ring] & ends
+                goes_on = ends & ~stops
+                discount[ends] = np.float32(self.discount ** (k + 1))
+                discount[stops] = 0
+                following[goes_on] = self._final[ring][goes_on]
+                own = (ring[:, None] * self.lanes + np.arange(self.lanes))[stops]
+                following[stops] = own  # never used: the discount is 0
+                alive &= ~ends
+        discount[alive] = np.float32(self.discount**self.n_step)
+        where = torch.from_numpy(self.positions_of_rows(first, stop)).to(self.device)
+        self._return[where] = torch.from_numpy(returns.ravel()).to(self.device)
+        self._discount[where] = torch.from_numpy(discount.ravel()).to(self.device)
+        self._next[where] = torch.from_numpy(following.ravel().astype(np.int64)).to(self.device)
+
+    # -- sampling -----------------------------------------------------------------------------------------
+
+    def gather(self, positions: Positions, weight: Array | None = None) -> Batch:
+        """The transitions at some positions, copied into fresh tensors."""
+        where = torch.from_numpy(positions).to(self.device)
+        following = self._next.index_select(0, where)
+        return Batch(
+            observation=self._observation(where),
+            action=self._action.index_select(0, where),
+            reward=self._return.index_select(0, where),
+            discount=self._discount.index_select(0, where),
+            next_observation=self._observation(following),
+            weight=None if weight is None else torch.from_numpy(weight).to(self.device),
+            positions=positions,
+        )
+
+    def _observation(self, where: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self._previous is None:
+            return {name: pool.index_select(0, where) for name, pool in self._pool.items()}
+        frames = [where]
+        for _ in range(self.frame_stack - 1):
+            frames.append(self._previous.index_select(0, frames[-1]))
+        stacked = torch.stack(frames[::-1], dim=1).ravel()  # [B * K], oldest frame first
+        return {
+            name: pool.index_select(0, stacked).view(len(where), self.frame_stack, *pool.shape[1:])
+            for name, pool in self._pool.items()
+        }
+
+
+def check_capacity(capacity: int, n_step: int, schedule: Schedule) -> None:
+    """Raise `ConfigError` unless a window of ``capacity`` transitions can be sampled."""
+    rounds = capacity // schedule.round_steps
+    if rounds < 1:
+        raise ConfigError(
+            f"window: expected at least one round ({schedule.round_steps} transitions = streams x "
+            f"envs_per_stream x fragment_steps), got {capacity}."
+        )
+    if n_step > schedule.fragment_steps * rounds:
+        raise ConfigError(f"n_step: {n_step} steps do not fit a window of {capacity} transitions.")
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    wider = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}.get(name, name)
+    dtype: torch.dtype = getattr(torch, wider)
+    return dtype
