@@ -69,9 +69,7 @@ def plot_learning_curve(store: str | os.PathLike[str] | Store, ax: Axes | None =
             raise ConfigError("plots need matplotlib. Type: pip install 'daskrl[plot]'") from None
         ax = Figure(figsize=(7, 4), layout="constrained").subplots()
     name = opened.config.environment.get("id") or opened.config.environment["name"]
-    ax.scatter(
-        curve.env_steps, curve.episode_return, s=3, alpha=0.25, color="0.5", linewidths=0, label="episode"
-    )
+    ax.scatter(curve.env_steps, curve.episode_return, s=3, alpha=0.25, color="0.5", linewidths=0, label="episode")
     settings = {"color": "C0", "label": "mean of 100 episodes", **style}
     ax.plot(curve.env_steps, curve.smoothed(), **settings)
     ax.set(

@@ -203,9 +203,7 @@ def evaluate(
     """
     import daskrl
 
-    result = daskrl.evaluate(
-        store, episodes=episodes, seed=seed, version=version, **_given(store, env, algorithm)
-    )
+    result = daskrl.evaluate(store, episodes=episodes, seed=seed, version=version, **_given(store, env, algorithm))
     if as_json:
         print(json.dumps(result.to_json()))
     else:
@@ -426,17 +424,11 @@ def _settings(algorithm: str, pairs: list[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         name = name.replace("-", "_")
         if not equals or name not in known:
-            raise ConfigError(
-                f"--set {pair}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
-            )
+            raise ConfigError(f"--set {pair}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}.")
         try:
-            settings[name] = ast.literal_eval(
-                {"true": "True", "false": "False", "none": "None"}.get(text, text)
-            )
+            settings[name] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
         except (ValueError, SyntaxError):
-            raise ConfigError(
-                f"--set {pair}: {text!r} is not a number, True, False, None or a tuple."
-            ) from None
+            raise ConfigError(f"--set {pair}: {text!r} is not a number, True, False, None or a tuple.") from None
     return settings
 
 
@@ -445,9 +437,7 @@ def main() -> None:
     try:
         app()
     except DaskrlError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"{type(error).__name__}: {error}", highlight=False, markup=False
-        )
+        Console(stderr=True, soft_wrap=True).print(f"{type(error).__name__}: {error}", highlight=False, markup=False)
         sys.exit(2)
 
 

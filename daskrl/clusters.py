@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from distributed import SpecCluster
 
 
-def local(
-    workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False, **options: Any
-) -> SpecCluster:
+def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False, **options: Any) -> SpecCluster:
     """A cluster on this machine: one learner's worker and ``workers`` rollout workers, a process each.
 
     Parameters

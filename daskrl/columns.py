@@ -65,9 +65,7 @@ def columns(
     steps, count = schedule.fragment_steps, schedule.envs_per_stream
     made: dict[str, Column] = {}
 
-    def add(
-        name: str, dtype: str, shape: tuple[int, ...], dims: tuple[str, ...], optional: bool = False
-    ) -> None:
+    def add(name: str, dtype: str, shape: tuple[int, ...], dims: tuple[str, ...], optional: bool = False) -> None:
         made[name] = Column(name, dtype, shape, dims, optional)
 
     def leaf_dims(leaf: Leaf) -> tuple[str, ...]:

@@ -217,8 +217,7 @@ class Stream:
             spec=spec,
             envs=envs,
             observation={
-                leaf.name: np.zeros((count, frame_stack, *leaf.shape), leaf.dtype)
-                for leaf in spec.observation
+                leaf.name: np.zeros((count, frame_stack, *leaf.shape), leaf.dtype) for leaf in spec.observation
             },
             episode=np.array(episode if episode is not None else [0] * count, np.int64),
             age=np.zeros(count, np.int64),
@@ -263,9 +262,7 @@ class Stream:
         shape = getattr(frame, "shape", ())
         if shape != leaf.shape:
             raise EnvironmentRaisedError(
-                self._failure(
-                    env, "observation", ValueError(f"{leaf.name} has shape {shape}, expected {leaf.shape}")
-                )
+                self._failure(env, "observation", ValueError(f"{leaf.name} has shape {shape}, expected {leaf.shape}"))
             )
         return frame
 
@@ -343,9 +340,7 @@ class Stream:
     def _action_converter(self) -> Callable[[Array, int], Any]:
         # An algorithm's action for a run with a single leaf is [N, *leaf]; Gymnasium's Discrete wants an int.
         if len(self.spec.action) != 1:
-            raise ConfigError(
-                "actions of Dict and Tuple spaces are not supported; flatten them in a wrapper."
-            )
+            raise ConfigError("actions of Dict and Tuple spaces are not supported; flatten them in a wrapper.")
         leaf = self.spec.action[0]
         if leaf.kind == "discrete":
             start = leaf.start[0]
@@ -384,9 +379,7 @@ class Stream:
         leaf = self.spec.action[0]
         for env, column in actions.items():
             for i, action in enumerate(column):
-                reward, terminated, truncated = self.step(
-                    env, int(action) if leaf.kind == "discrete" else action
-                )
+                reward, terminated, truncated = self.step(env, int(action) if leaf.kind == "discrete" else action)
                 self.episode_return[env] += float(np.float32(reward))
                 if terminated or truncated:
                     raise NondeterministicError(

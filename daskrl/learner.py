@@ -103,9 +103,7 @@ class Learner:
             torch.backends.cudnn.benchmark = False
         self.device = torch.device(device)
         random = seeding.generator(config.seed, "initialise")
-        online, target = (
-            Flat(self.algorithm.network(self.layout.spec, config.frame_stack)) for _ in range(2)
-        )
+        online, target = (Flat(self.algorithm.network(self.layout.spec, config.frame_stack)) for _ in range(2))
         initialise(online.module, random)
         target.weights.copy_(online.weights)
         if self.device.type != "cpu":
@@ -146,9 +144,7 @@ class Learner:
         self.sampler.appended(self.window, before)
         random = seeding.generator(config.seed, "learn", self.version)
         steps = config.schedule.round_steps
-        due = algorithm.updates_after((self.version + 1) * steps) - algorithm.updates_after(
-            self.version * steps
-        )
+        due = algorithm.updates_after((self.version + 1) * steps) - algorithm.updates_after(self.version * steps)
         total: Tensor | None = None
         with torch.enable_grad():
             for _ in range(due if len(self.window) else 0):
@@ -253,8 +249,6 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _moved(flat: Any, session: Session, device: Any) -> Any:
     from daskrl.networks import Flat
 
-    moved = Flat(
-        session.algorithm.network(session.layout.spec, session.config.frame_stack).to(device), device
-    )
+    moved = Flat(session.algorithm.network(session.layout.spec, session.config.frame_stack).to(device), device)
     moved.weights.copy_(flat.weights)
     return moved

@@ -60,8 +60,7 @@ class Flat:
         """Every parameter by name, as copies."""
         flat = self.weights.detach().cpu().numpy()
         return {
-            name: flat[offset : offset + math.prod(shape)].reshape(shape).copy()
-            for name, shape, offset in self.table
+            name: flat[offset : offset + math.prod(shape)].reshape(shape).copy() for name, shape, offset in self.table
         }
 
     def load_named(self, values: Mapping[str, Array]) -> None:
@@ -145,7 +144,8 @@ class Convolutions(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.channels_last:
             x = x.movedim(-1, -3)
-        return self.layers(x.reshape(x.shape[0], *self.image).to(torch.float32) * self.scale)
+        features: torch.Tensor = self.layers(x.reshape(x.shape[0], *self.image).to(torch.float32) * self.scale)
+        return features
 
 
 class Encoder(nn.Module):
@@ -157,7 +157,7 @@ class Encoder(nn.Module):
         self.parts = nn.ModuleList(
             (Convolutions if is_image(leaf) else Vector)(leaf, frame_stack) for leaf in spec.observation
         )
-        self.out_features = sum(int(part.out_features) for part in self.parts)  # type: ignore[arg-type]
+        self.out_features = sum(part.out_features for part in self.parts)  # type: ignore[misc]
 
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         features = [part(observation[name]) for name, part in zip(self.names, self.parts, strict=True)]
@@ -179,9 +179,7 @@ class QNetwork(nn.Module):
     With ``dueling``: ``q = v + a - mean(a)`` (Wang et al. 2016, https://arxiv.org/abs/1511.06581, equation 9).
     """
 
-    def __init__(
-        self, spec: SpaceSpec, frame_stack: int, actions: int, hidden: Sequence[int], dueling: bool
-    ) -> None:
+    def __init__(self, spec: SpaceSpec, frame_stack: int, actions: int, hidden: Sequence[int], dueling: bool) -> None:
         super().__init__()
         self.encoder = Encoder(spec, frame_stack)
         features = self.encoder.out_features

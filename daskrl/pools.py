@@ -159,7 +159,7 @@ class InProcessPool:
         self._tasks: deque[tuple[Any, Callable[[], Record]]] = deque()
         payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
         info = session.join(payload)
-        self.arithmetic = plan.arithmetic or reference(info, plan.layout.config.device)
+        self.arithmetic: Record | None = plan.arithmetic or reference(info, plan.layout.config.device)
         problem = mismatch(info, self.arithmetic, learns=True)
         if problem is not None:
             self.promise_off.append(_refuse_or_warn(f"this process has {problem}", plan.options.strict))
@@ -193,9 +193,7 @@ class InProcessPool:
 
     def wait(self) -> list[Outcome]:
         if not self._tasks:
-            raise DaskrlError(
-                "the schedule has no task left, yet the run is not finished: a defect of daskrl."
-            )
+            raise DaskrlError("the schedule has no task left, yet the run is not finished: a defect of daskrl.")
         task, call = self._tasks.popleft()
         record = call()
         self.in_flight.discard(task)
@@ -287,9 +285,7 @@ class DaskPool:
                 load[address] += 1
                 weights = self._weights[task.weights_version]
                 args = (self.token, weights, task.stream, task.round, head)
-                self._start(
-                    "rollout", task, address, rollout.rollout, args, -task.round, task.weights_version
-                )
+                self._start("rollout", task, address, rollout.rollout, args, -task.round, task.weights_version)
 
     def submit_learns(
         self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
@@ -310,9 +306,7 @@ class DaskPool:
         if slots and task.weights_version in self._weights:
             homes = sorted(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
             args = (self.token, self._weights[task.weights_version], record, head)
-            self._start(
-                "recheck", task, homes[0], rollout.recheck, args, -record["round"], task.weights_version
-            )
+            self._start("recheck", task, homes[0], rollout.recheck, args, -record["round"], task.weights_version)
 
     def _start(
         self,
@@ -461,9 +455,7 @@ class DaskPool:
         else:
             self.promise_off.append(f"worker {worker.name} has {problem}")
         if all(w.refused is not None for w in self._known.values()):
-            raise WorkerMismatchError(
-                f"no worker can take part in this run. Worker {worker.name} has {problem}"
-            )
+            raise WorkerMismatchError(f"no worker can take part in this run. Worker {worker.name} has {problem}")
 
     def _choose_learner(self) -> None:
         joined = [w for w in self._known.values() if w.info is not None and w.refused is None]
@@ -484,9 +476,7 @@ class DaskPool:
             problem = mismatch(chosen.info, self.arithmetic, learns=True)
             if problem is not None:
                 self.promise_off.append(
-                    _refuse_or_warn(
-                        f"the learner's worker {chosen.name} has {problem}", self.plan.options.strict
-                    )
+                    _refuse_or_warn(f"the learner's worker {chosen.name} has {problem}", self.plan.options.strict)
                 )
         self._learner = chosen.address
 
@@ -534,8 +524,7 @@ class DaskPool:
 
     def workers(self) -> int:
         return sum(
-            w.info is not None and w.refused is None and w.address != self._learner
-            for w in self._known.values()
+            w.info is not None and w.refused is None and w.address != self._learner for w in self._known.values()
         ) or len(self._slots())
 
     def wake(self) -> None:

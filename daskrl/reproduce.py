@@ -94,9 +94,7 @@ def reproduce(
     differs: tuple[str, ...] = ()
     if fragment in records:
         stored = opened.read(records[fragment])
-        differs = tuple(
-            name for name in stored if stored[name].tobytes() != np.ascontiguousarray(data[name]).tobytes()
-        )
+        differs = tuple(name for name in stored if stored[name].tobytes() != np.ascontiguousarray(data[name]).tobytes())
     return Reproduction(fragment, stream, round_, version, fragment in records, differs, data)
 
 

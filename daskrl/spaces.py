@@ -47,7 +47,8 @@ class Leaf:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Leaf:
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+        return cls(**values)
 
     @property
     def flat_size(self) -> int:

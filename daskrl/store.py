@@ -207,9 +207,7 @@ class Store:
                 f"{root} is not a daskrl store: it has no zarr.json. Type: daskrl train ENV --store {path}"
             ) from None
         except (ValueError, KeyError, TypeError):
-            raise StoreMismatchError(
-                f"{root} is not a daskrl store: its zarr.json has no daskrl attributes."
-            ) from None
+            raise StoreMismatchError(f"{root} is not a daskrl store: its zarr.json has no daskrl attributes.") from None
         if format_ != FORMAT or version != FORMAT_VERSION:
             raise StoreMismatchError(
                 f"{root} has format {format_!r} version {version!r}; this daskrl reads {FORMAT!r} version "
@@ -253,9 +251,7 @@ class Store:
             for record in self.log.forwards(0, self._head):
                 if record["kind"] == "fragment":
                     if record["round"] != progress.committed[record["stream"]]:
-                        raise DamagedError(
-                            f"{self.root}: the commits of stream {record['stream']} are out of order."
-                        )
+                        raise DamagedError(f"{self.root}: the commits of stream {record['stream']} are out of order.")
                     self._index_record(record)
                 progress.take(record)
             self.flush_index()
@@ -390,9 +386,7 @@ class Store:
         """
         sha = hashlib.sha256()
         for record in self.fragments():
-            sha.update(
-                f"fragment {record['round']} {record['stream']} {record['weights_version']}\n".encode()
-            )
+            sha.update(f"fragment {record['round']} {record['stream']} {record['weights_version']}\n".encode())
             values = self.read(record)
             for name in sorted(values):
                 sha.update(f"{name} {values[name].dtype.str} {values[name].shape}\n".encode())
@@ -516,9 +510,7 @@ def _index_columns(config: RunConfig) -> list[Column]:
         ("worker", "int32", rows),
     ]
     dims = ("fragment", "env")
-    return [
-        _IndexColumn(f"fragment.{name}", dtype, shape, dims[: len(shape)]) for name, dtype, shape in named
-    ]
+    return [_IndexColumn(f"fragment.{name}", dtype, shape, dims[: len(shape)]) for name, dtype, shape in named]
 
 
 class _IndexColumn(Column):
@@ -532,17 +524,13 @@ def _fill(dtype: str) -> Any:
     return {"i": -1, "f": np.nan, "b": False}[np.dtype(dtype).kind]
 
 
-def _create_arrays(
-    root: Path, attributes: Mapping[str, Any], layout: Mapping[str, Column], config: RunConfig
-) -> None:
+def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[str, Column], config: RunConfig) -> None:
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
     group = zarr.create_group(root, attributes=dict(attributes), zarr_format=3)
 
-    def create(
-        column: Column, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]
-    ) -> None:
+    def create(column: Column, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]) -> None:
         is_index = isinstance(column, _IndexColumn)
         group.create_array(
             column.name,
@@ -564,7 +552,4 @@ def _create_arrays(
 
 def environment_seeds(config: RunConfig, stream: int, first_episode: Sequence[int]) -> list[int]:
     """The reset seed of each environment's episode at the start of a fragment."""
-    return [
-        seeding.environment_seed(config.seed, stream, env, episode)
-        for env, episode in enumerate(first_episode)
-    ]
+    return [seeding.environment_seed(config.seed, stream, env, episode) for env, episode in enumerate(first_episode)]

@@ -117,7 +117,9 @@ def _records(
     if pool.arithmetic is not None and progress.arithmetic is None:
         records.append(pool.arithmetic)
     for task, record in finished:
-        if isinstance(task, schedule.Rollout) or (isinstance(task, schedule.Learn) and task.version > progress.published):
+        if isinstance(task, schedule.Rollout) or (
+            isinstance(task, schedule.Learn) and task.version > progress.published
+        ):
             records.append(record)
         elif isinstance(task, Recheck) and record["differs"]:
             reason = (
@@ -222,9 +224,7 @@ class Run:
         """Hold the store's lock and a pool, and drive."""
         progress = self.store.lock()
         try:
-            plan = Plan(
-                self.store.layout, self.algorithm, self.source.factory, self.options, progress.arithmetic
-            )
+            plan = Plan(self.store.layout, self.algorithm, self.source.factory, self.options, progress.arithmetic)
             if progress.published >= self._rounds:
                 return
             pool: Pool
@@ -300,9 +300,7 @@ class Run:
 
     def __repr__(self) -> str:
         where = "in-process" if self.client is None else f"on {self.client!r}"
-        return (
-            f"<daskrl.Run {self.algorithm.__class__.__name__} {self.source.name} {where}, {self.store.root}>"
-        )
+        return f"<daskrl.Run {self.algorithm.__class__.__name__} {self.source.name} {where}, {self.store.root}>"
 
     def _repr_html_(self) -> str:
         return html_table("daskrl run", self.store.summary())
@@ -492,9 +490,7 @@ def same_environment(store: Store, env: envs.EnvironmentFactory | None) -> envs.
     kept = store.config.environment
     if kept["kind"] == "id":
         if env is not None:
-            raise StoreMismatchError(
-                f"{store.root} was made with the environment {kept['id']!r}; leave env= out."
-            )
+            raise StoreMismatchError(f"{store.root} was made with the environment {kept['id']!r}; leave env= out.")
         source = envs.source(kept["id"], **kept["kwargs"])
     elif env is None:
         raise StoreMismatchError(

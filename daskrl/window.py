@@ -98,9 +98,7 @@ class Window:
         self._reward = np.zeros(grid, np.float32)
         self._terminated = np.zeros(grid, np.bool_)
         self._ended = np.zeros(grid, np.bool_)
-        self._final = np.zeros(
-            grid, np.int64
-        )  # pool position of the last observation of an episode ended here
+        self._final = np.zeros(grid, np.int64)  # pool position of the last observation of an episode ended here
         # The pool: the ring's observations, then a second ring of last observations of truncated episodes.
         self._finals_capacity = max(64, self.lanes)
         self._finals_start, self._finals_count = 0, 0
@@ -204,9 +202,7 @@ class Window:
             return
         here = np.arange(first * self.lanes, first * self.lanes + begins.size, dtype=np.int64)
         before = (here - self.lanes) % self.ring
-        self._previous[here[0] : here[0] + begins.size] = torch.from_numpy(
-            np.where(begins.ravel(), here, before)
-        )
+        self._previous[here[0] : here[0] + begins.size] = torch.from_numpy(np.where(begins.ravel(), here, before))
 
     def _drop_finals(self) -> None:
         # One round leaves the ring with each that comes; so do the last observations it had.

@@ -46,7 +46,7 @@ class LearnerState:
     def minimise(self, loss: torch.Tensor, max_grad_norm: float | None = None) -> None:
         """One optimizer step on the gradient of ``loss``."""
         self.online.gradient.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if max_grad_norm is not None:
             norm = torch.linalg.vector_norm(self.online.gradient)
             self.online.gradient.mul_(torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0))
