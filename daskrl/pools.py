@@ -467,7 +467,8 @@ class DaskPool:
         if not candidates:
             return
         chosen = current if current in candidates else candidates[0]
-        assert chosen is not None and chosen.info is not None
+        assert chosen is not None
+        assert chosen.info is not None
         if self.arithmetic is None:
             self.arithmetic = reference(chosen.info, self.plan.layout.config.device)
             for worker in self._known.values():

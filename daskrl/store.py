@@ -425,7 +425,7 @@ class Store:
             "weights_version": published,
             "learner_updates": updates,
             "stored_weights": self.weights_versions(),
-            "promise": "kept" if not off else off,
+            "promise": off or "kept",
             "versions": self.attributes["versions"],
         }
 
