@@ -11,12 +11,13 @@ import dataclasses
 import importlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
 
@@ -120,7 +121,7 @@ def train(
             checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
             strict=strict, overwrite=overwrite,
         )  # fmt: skip
-        _carry_out(run, as_json)
+        _carry_out(run, env, algorithm)
     _show(run, episodes, as_json)
 
 
@@ -169,7 +170,7 @@ def resume(
         run = daskrl.resume(
             store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout, **given
         )
-        _carry_out(run, as_json)
+        _carry_out(run, env, algorithm)
     _show(run, episodes, as_json)
 
 
@@ -329,15 +330,22 @@ def _client(workers: int, scheduler: str | None, torch_threads: int, quiet: bool
         yield client
 
 
-def _carry_out(run: Run, as_json: bool) -> None:
+def _carry_out(run: Run, env: str | None, algorithm: str | None) -> None:
     try:
         run.wait()
     except KeyboardInterrupt:
-        Console(stderr=True).print(
-            f"\nInterrupted; everything committed is kept. Type: daskrl resume {os.path.relpath(run.store.root)}",
-            highlight=False,
-        )
+        command = ["daskrl", "resume", os.path.relpath(run.store.root)]
+        if env is not None and run.source.identity["kind"] == "callable":
+            command += ["--env", env]
+        if algorithm is not None and run.store.config.algorithm["source_sha256"] is not None:
+            command += ["--algorithm", algorithm]
+        _say(f"\nInterrupted; everything committed is kept. Type: {shlex.join(command)}")
         sys.exit(130)
+
+
+def _say(message: str) -> None:
+    """To standard error: as it is, so that a line to type can be copied."""
+    Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
 
 
 def _show(run: Run, episodes: int, as_json: bool) -> None:
@@ -351,7 +359,7 @@ def _show(run: Run, episodes: int, as_json: bool) -> None:
     try:
         ax = run.plot()
     except ConfigError as error:
-        Console(stderr=True).print(f"no learning curve: {error}", highlight=False)
+        _say(f"no learning curve: {error}")
     else:
         ax.figure.savefig(picture, dpi=120)  # type: ignore[union-attr]
         summary["learning_curve"] = str(picture)
@@ -384,7 +392,6 @@ def _environment(env: str) -> Any:
     """``module:function`` is a callable; anything else, ``module:Id`` too, is left to Gymnasium."""
     if ":" not in env:
         return env
-    sys.path.insert(0, os.getcwd())
     module, _, name = env.partition(":")
     try:
         found = getattr(importlib.import_module(module), name, None)
@@ -394,7 +401,6 @@ def _environment(env: str) -> Any:
 
 
 def _imported(path: str) -> Any:
-    sys.path.insert(0, os.getcwd())
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
@@ -434,11 +440,19 @@ def _settings(algorithm: str, pairs: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """The entry point: an error daskrl raises on purpose is one message, not a traceback."""
+    # Where `python -m` looks, `module:Id` and `module:function` are looked up by the installed script too.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
-        app()
-    except DaskrlError as error:
-        Console(stderr=True, soft_wrap=True).print(f"{type(error).__name__}: {error}", highlight=False, markup=False)
+        app(exit_on_error=False, print_error=True)
+    except CycloptsError:  # has been printed
         sys.exit(2)
+    except DaskrlError as error:
+        _say(f"{type(error).__name__}: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:  # outside of a run, which has its own message
+        _say("\nInterrupted.")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

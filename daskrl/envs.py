@@ -127,11 +127,18 @@ def _probe(env: object, factory: EnvironmentFactory) -> Environment:
     try:
         made = factory()
     except gymnasium.error.Error as error:
-        raise UnknownEnvironmentError(f"{env!r} is not an environment Gymnasium can make: {error}") from error
+        raise UnknownEnvironmentError(
+            f"{env!r} is not an environment Gymnasium can make: {error} Expected a registered id, module:Id, or a "
+            "callable. For a list type: python -c 'import gymnasium; gymnasium.pprint_registry()'"
+        ) from error
     except ImportError as error:
         extra = _EXTRAS.get(error.name or "")
-        hint = f" Type: pip install 'daskrl[{extra}]'" if extra else " Install the package that has it."
-        raise UnknownEnvironmentError(f"{env!r} cannot be made: {error}.{hint}") from error
+        hint = (
+            f"Type: pip install 'daskrl[{extra}]'"
+            if extra
+            else "Install the package that has it, or name its directory: export PYTHONPATH=DIR"
+        )
+        raise UnknownEnvironmentError(f"{env!r} cannot be made: {str(error).rstrip('.')}. {hint}") from error
     except Exception as error:
         raise ConfigError(f"{env!r} raised {type(error).__name__} when it was made: {error}") from error
     if not isinstance(made, gymnasium.Env):

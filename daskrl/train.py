@@ -495,7 +495,8 @@ def same_environment(store: Store, env: envs.EnvironmentFactory | None) -> envs.
     elif env is None:
         raise StoreMismatchError(
             f"{store.root} was made with the callable {kept['name']!r}. Nothing is pickled in a store, so give it "
-            f"again: daskrl.resume({str(store.root)!r}, env={kept['name'].rpartition('.')[2]})"
+            f"again: daskrl.resume({str(store.root)!r}, env={kept['name'].rpartition('.')[2]}), or on the command "
+            f"line --env MODULE:{kept['name']}"
         )
     else:
         source = envs.source(env)
@@ -520,7 +521,8 @@ def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
         if kept["source_sha256"] is not None:
             raise StoreMismatchError(
                 f"{store.root} was made with your own algorithm {kept['name']!r}. Nothing is pickled in a store, so "
-                f"give it again: daskrl.resume({str(store.root)!r}, algorithm={kept['name']}(...))"
+                f"give it again: daskrl.resume({str(store.root)!r}, algorithm={kept['name']}(...)), or on the command "
+                f"line --algorithm MODULE:{kept['name']}"
             )
         settings: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in kept["settings"].items()
