@@ -40,8 +40,8 @@ class CommitLog:
 
     def head(self) -> int:
         """How many segments there are. Lists the directory: for drivers and readers, not for tasks."""
-        names = [name for name in os.listdir(self.directory) if name.endswith(".json") and name[0] != "."]
-        numbers = sorted(int(name[:-5]) for name in names)
+        names = (name.removesuffix(".json") for name in os.listdir(self.directory) if name.endswith(".json"))
+        numbers = sorted(int(name) for name in names if name.isdecimal())
         if numbers != list(range(len(numbers))):
             missing = next(i for i, n in enumerate([*numbers, -1]) if i != n)
             raise DamagedError(f"{self.path(missing)} is missing, yet later commits exist.")
@@ -115,7 +115,8 @@ class DriverLock:
     """Held by the one driver of a store while it lives; the kernel releases it when the process dies."""
 
     def __init__(self, root: Path) -> None:
-        self.path = root / ".driver.lock"
+        self.root = root
+        self.path = root / ".commits" / "driver.lock"
         self._file: TextIO | None = None
 
     def acquire(self) -> None:
@@ -128,7 +129,7 @@ class DriverLock:
             holder = file.read().strip() or "another process"
             file.close()
             raise StoreLockedError(
-                f"{self.path.parent} is being written by {holder}. A store has one driver at a time; stop that "
+                f"{self.root} is being written by {holder}. A store has one driver at a time; stop that "
                 "one (its run can be resumed) or use another store."
             ) from None
         file.truncate(0)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskrl import seeding
-from daskrl.columns import Column, columns, crc32c, encode, read_fragment, write_atomic
+from daskrl.columns import Column, columns, crc32c, decode, encode, read_fragment, write_atomic
 from daskrl.commits import CommitLog, DriverLock, Record
 from daskrl.config import Options, RunConfig
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreMismatchError
@@ -36,6 +36,9 @@ FORMAT = "daskrl.replay"
 FORMAT_VERSION = 1
 _GROW = 1024  # slots added by one resize
 _INDEX_ROWS = 4096  # fragments in one chunk of an index column
+_INDEX_EVERY = 256  # commits between two writes of the index columns
+# Each folder that is no array is an empty group, so that zarr does not warn of it when it lists the members.
+_EMPTY_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class Store:
         self._head = 0
         self._capacity = 0
         self._index: dict[int, dict[str, Array]] = {}
+        self._indexed: set[int] = set()
         self._workers: dict[str, int] = {}
 
     # -- making and opening -------------------------------------------------------------------------------
@@ -179,6 +183,7 @@ class Store:
             _create_arrays(making, attributes, layout, config)
             for name in (".commits", ".weights", ".checkpoints"):
                 (making / name).mkdir()
+                (making / name / "zarr.json").write_text(_EMPTY_GROUP)
             first = {"kind": "budget", "env_steps": env_steps, "options": vars(options)}
             CommitLog(making).append(0, [first])
             if root.exists():
@@ -202,7 +207,7 @@ class Store:
         try:
             attributes = json.loads((root / "zarr.json").read_text())["attributes"]
             format_, version = attributes["format"], attributes["format_version"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise StoreMismatchError(
                 f"{root} is not a daskrl store: it has no zarr.json. Type: daskrl train ENV --store {path}"
             ) from None
@@ -245,6 +250,7 @@ class Store:
             for partial in self.root.glob("*/.*.partial"):  # left by killed writers; nobody refers to them
                 partial.unlink(missing_ok=True)
             self._head = self.log.head()
+            self._index, self._indexed, self._workers = {}, set(), {}
             schedule = self.config.schedule
             progress = Progress([0] * schedule.streams)
             self._capacity = self.array_length()
@@ -279,14 +285,20 @@ class Store:
         self._head += 1
         for record in fragments:
             self._index_record(record)
+        if self._head % _INDEX_EVERY == 0:
+            self.flush_index()
 
     def array_length(self) -> int:
         """Slots every array has now; a driver killed while growing them leaves some longer than others."""
-        return min(int(json.loads(path.read_text())["shape"][0]) for path in self.root.glob("*/zarr.json"))
+        return min(int(json.loads(path.read_text())["shape"][0]) for path in self._array_metadata())
+
+    def _array_metadata(self) -> list[Path]:
+        names = [*self.columns, *(column.name for column in _index_columns(self.config))]
+        return [self.root / name / "zarr.json" for name in names]
 
     def _grow(self, slots: int) -> None:
         # Only the shape changes, so the array's zarr.json is rewritten in one atomic step.
-        for path in self.root.glob("*/zarr.json"):
+        for path in self._array_metadata():
             metadata = json.loads(path.read_text())
             metadata["shape"][0] = slots
             write_atomic(path, json.dumps(metadata, indent=2).encode())
@@ -296,8 +308,7 @@ class Store:
         block, row = divmod(record["slot"], _INDEX_ROWS)
         if block not in self._index:
             self._index[block] = {
-                column.name: np.full(column.shape, _fill(column.dtype), column.dtype)
-                for column in _index_columns(self.config)
+                column.name: self._index_rows(column, block) for column in _index_columns(self.config)
             }
             if len(self._index) > 2:  # rounds are committed in order, a few at a time: older blocks are full
                 self.flush_index()
@@ -317,8 +328,15 @@ class Store:
         ):
             rows[f"fragment.{name}"][row] = value
 
+    def _index_rows(self, column: Column, block: int) -> Array:
+        if block in self._indexed:  # written and dropped by this driver, and now a straggler comes
+            path = self.root / column.name / column.chunk_name(block)
+            return decode(column, path.read_bytes(), str(path)).copy()
+        return np.full(column.shape, _fill(column.dtype), column.dtype)
+
     def flush_index(self) -> None:
         """Write the buffered rows of the ``fragment.*`` columns. They repeat the log, for readers without it."""
+        self._indexed.update(self._index)
         for block, rows in self._index.items():
             for column in _index_columns(self.config):
                 path = self.root / column.name / column.chunk_name(block)
@@ -391,8 +409,11 @@ class Store:
             for name in sorted(values):
                 sha.update(f"{name} {values[name].dtype.str} {values[name].shape}\n".encode())
                 sha.update(np.ascontiguousarray(values[name]).tobytes())
-        if self.weights_versions():
-            version, weights = self.weights()
+        kept = {record["version"]: record["weights"] for record in self.records("learn") if record.get("weights")}
+        for older in sorted(kept)[:-1]:
+            read_checked(self.root, kept[older])
+        if kept:
+            version, weights = self.weights(max(kept))
             sha.update(f"weights {version}\n".encode())
             for name in sorted(weights):
                 sha.update(f"{name} {weights[name].shape}\n".encode())
