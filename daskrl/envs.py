@@ -345,14 +345,21 @@ class Stream:
         return fragment, episodes
 
     def _action_converter(self) -> Callable[[Array, int], Any]:
-        # An algorithm's action for a run with a single leaf is [N, *leaf]; Gymnasium's Discrete wants an int.
+        # An algorithm's action for a run with a single leaf is [N, *leaf], discrete ones counted from 0.
         if len(self.spec.action) != 1:
             raise ConfigError("actions of Dict and Tuple spaces are not supported; flatten them in a wrapper.")
         leaf = self.spec.action[0]
+        start = leaf.start[0] if leaf.kind == "discrete" else 0
+        return lambda action, env: self._stored_action(action[env] + start if start else action[env])
+
+    def _stored_action(self, value: Any) -> Any:
+        # What is stored of an action as the environment takes it: Gymnasium's Discrete wants an int.
+        leaf = self.spec.action[0]
         if leaf.kind == "discrete":
-            start = leaf.start[0]
-            return lambda action, env: int(action[env]) + start
-        return lambda action, env: action[env]
+            value = int(value)
+        for key in reversed(leaf.path):
+            value = {key: value} if isinstance(key, str) else (value,)
+        return value
 
     def _action_columns(self, actions: Array) -> Fragment:
         leaf = self.spec.action[0]
@@ -383,10 +390,9 @@ class Stream:
         NondeterministicError
             The episode ended early.
         """
-        leaf = self.spec.action[0]
         for env, column in actions.items():
             for i, action in enumerate(column):
-                reward, terminated, truncated = self.step(env, int(action) if leaf.kind == "discrete" else action)
+                reward, terminated, truncated = self.step(env, self._stored_action(action))
                 self.episode_return[env] += float(np.float32(reward))
                 if terminated or truncated:
                     raise NondeterministicError(

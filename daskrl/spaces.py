@@ -120,12 +120,21 @@ def spec_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
     Raises
     ------
     UnsupportedSpaceError
-        For ``Text``, ``Graph``, ``Sequence`` and other spaces without a fixed numeric shape.
+        For ``Text``, ``Graph``, ``Sequence`` and other spaces without a fixed numeric shape, and for empty ones.
     """
     return SpaceSpec(
-        observation=tuple(_leaves(observation_space, "observation", ())),
-        action=tuple(_leaves(action_space, "action", ())),
+        observation=_some_leaves(observation_space, "observation"), action=_some_leaves(action_space, "action")
     )
+
+
+def _some_leaves(space: spaces.Space[Any], name: str) -> tuple[Leaf, ...]:
+    leaves = tuple(_leaves(space, name, ()))
+    for leaf in leaves:
+        if 0 in leaf.shape:
+            raise UnsupportedSpaceError(f"{leaf.name}: a space of shape {leaf.shape} has no values to store.")
+    if not leaves:
+        raise UnsupportedSpaceError(f"{name}: an empty {type(space).__name__} space has no values to store.")
+    return leaves
 
 
 def value_at(value: Any, leaf: Leaf) -> Any:

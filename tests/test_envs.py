@@ -1,0 +1,315 @@
+"""A stream of environments: every stored row is a transition that happened, from a derived seed."""
+
+from __future__ import annotations
+
+import itertools
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from daskrl import envs, seeding
+from daskrl.errors import (
+    ConfigError,
+    EnvironmentRaisedError,
+    NondeterministicError,
+    NonFiniteError,
+    UnknownEnvironmentError,
+    UnsupportedSpaceError,
+)
+from daskrl.spaces import spec_of
+from tests.oracles import Scripted, Transition, is_terminal, length, play, reset_seed, stored_transitions
+
+SEED, STREAM, COUNT, STEPS = 5, 2, 3, 7
+
+
+def make_stream(factory=Scripted, *, count=COUNT, frame_stack=1, episode=None):
+    probe = factory()
+    spec = spec_of(probe.observation_space, probe.action_space)
+    return envs.Stream.make(
+        factory, spec, seed=SEED, index=STREAM, count=count, frame_stack=frame_stack, episode=episode
+    )
+
+
+def counting_policy(observation, t):
+    count = len(next(iter(observation.values())))
+    return (np.arange(count) + t) % 3, {}
+
+
+def roll(stream, fragments, policy=counting_policy, steps=STEPS):
+    """Some fragments in a row: the columns and the finished episodes of each."""
+    columns, episodes = zip(*(stream.rollout(policy, steps) for _ in range(fragments)), strict=True)
+    return list(columns), list(episodes)
+
+
+def naive(factory, columns, env) -> list[Transition]:
+    actions = [int(a) for fragment in columns for a in fragment["action"][:, env]]
+    return list(play(factory, actions, seed=SEED, stream=STREAM, env=env))
+
+
+def test_the_reset_seed_of_an_episode_is_the_one_of_format_md():
+    for place in ((0, 0, 0, 0), (7, 3, 1, 12), (2**40, 0, 5, 1)):
+        assert seeding.environment_seed(*place) == reset_seed(*place)
+        assert 0 <= seeding.environment_seed(*place) < 2**31
+
+
+def test_the_reset_seed_of_an_episode_never_changes_between_versions():
+    assert [seeding.environment_seed(0, 0, 0, episode) for episode in range(3)] == [
+        1878776328,
+        336614359,
+        1620722436,
+    ]
+
+
+def test_two_purposes_at_the_same_place_draw_different_numbers():
+    purposes = ("environment", "act", "learn", "initialise", "evaluate", "evaluate_environment")
+    assert len({seeding.generator(0, purpose, 1, 2).random() for purpose in purposes}) == len(purposes)
+
+
+def test_environments_are_reset_with_the_derived_seeds_in_order():
+    stream = make_stream()
+    roll(stream, 4)
+    for env, made in enumerate(stream.envs):
+        assert made.seeds == [reset_seed(SEED, STREAM, env, episode) for episode in range(len(made.seeds))]
+        assert len(made.seeds) > 5
+
+
+def test_every_stored_row_is_a_transition_that_happened():
+    columns, _ = roll(make_stream(), 4)
+    endings = set()
+    for env in range(COUNT):
+        happened = naive(Scripted, columns, env)
+        stored = list(stored_transitions(columns, env, "observation"))
+        assert len(stored) == len(happened) == 4 * STEPS
+        for (seen, terminated, truncated, following), expected in zip(stored, happened, strict=True):
+            np.testing.assert_array_equal(seen[0], expected.observation)
+            np.testing.assert_array_equal(following[0], expected.next_observation)
+            assert (terminated, truncated) == (expected.terminated, expected.truncated)
+        rewards = np.concatenate([fragment["reward"][:, env] for fragment in columns])
+        np.testing.assert_array_equal(rewards, np.float32([t.reward for t in happened]))
+        endings |= {(t.terminated, t.truncated) for t in happened}
+    assert endings == {(False, False), (True, False), (False, True)}
+
+
+def test_a_fragment_begins_with_the_observation_the_one_before_ended_with():
+    columns, _ = roll(make_stream(), 3)
+    for before, after in itertools.pairwise(columns):
+        np.testing.assert_array_equal(before["observation"][-1], after["observation"][0])
+
+
+def test_final_observations_are_the_last_ones_ordered_by_time_then_environment():
+    columns, _ = roll(make_stream(), 3)
+    happened = [naive(Scripted, columns, env) for env in range(COUNT)]
+    for number, fragment in enumerate(columns):
+        expected = [
+            happened[env][number * STEPS + t].next_observation
+            for t in range(STEPS)
+            for env in range(COUNT)
+            if fragment["terminated"][t, env] or fragment["truncated"][t, env]
+        ]
+        final = fragment["final_observation"]
+        np.testing.assert_array_equal(final[: len(expected)], np.array(expected))
+        assert not final[len(expected) :].any()
+        assert final.shape == (STEPS * COUNT, 2)
+
+
+def test_finished_episodes_have_their_whole_return_and_length_across_fragments():
+    columns, episodes = roll(make_stream(), 6, steps=2)
+    for env in range(COUNT):
+        found = [(value, steps) for fragment in episodes for which, value, steps in fragment if which == env]
+        happened = naive(Scripted, columns, env)
+        expected = []
+        for episode in range(happened[-1].episode + 1):
+            mine = [t for t in happened if t.episode == episode]
+            if mine[-1].terminated or mine[-1].truncated:
+                expected.append((sum(t.reward for t in mine), len(mine)))
+        assert found == expected
+        assert [steps for _, steps in found] == [length(reset_seed(SEED, STREAM, env, e)) for e in range(len(found))]
+
+
+def test_a_scripted_episode_ends_as_its_seed_says():
+    columns, _ = roll(make_stream(), 4)
+    for env in range(COUNT):
+        ends = [(t.episode, t.terminated) for t in naive(Scripted, columns, env) if t.terminated or t.truncated]
+        assert ends == [(e, is_terminal(reset_seed(SEED, STREAM, env, e))) for e, _ in ends]
+
+
+class Frames(gymnasium.Env):
+    """9 x 8 bytes that count: frame ``(seed + step) % 251``; episodes of 2 to 6 steps."""
+
+    observation_space = spaces.Box(0, 255, (9, 8), np.uint8)
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.step_ = seed, 0
+        return self._frame(), {}
+
+    def step(self, action):
+        self.step_ += 1
+        ended = self.step_ == 2 + self.seed % 5
+        return self._frame(), 1.0, ended and self.seed % 2 == 0, ended and self.seed % 2 == 1, {}
+
+    def _frame(self):
+        return np.full((9, 8), (self.seed + 7 * self.step_) % 251, np.uint8)
+
+
+def test_stacks_rebuilt_from_frames_stored_once_are_the_stacks_the_policy_saw():
+    seen = []
+
+    def watching(observation, t):
+        seen.append(observation["observation"].copy())
+        return counting_policy(observation, t)
+
+    columns, _ = roll(make_stream(Frames, frame_stack=4), 5, watching)
+    assert columns[0]["observation"].shape == (STEPS + 4, COUNT, 9, 8)
+    for env in range(COUNT):
+        rebuilt = [stack for stack, *_ in stored_transitions(columns, env, "observation", 4)]
+        np.testing.assert_array_equal(rebuilt, [stack[env] for stack in seen])
+
+
+def test_an_episode_that_begins_within_a_fragment_sees_its_first_frame_repeated():
+    columns, _ = roll(make_stream(Frames, frame_stack=4), 5)
+    checked = 0
+    for env in range(COUNT):
+        began = False
+        for stack, terminated, truncated, following in stored_transitions(columns, env, "observation", 4):
+            if began:
+                assert all((frame == stack[-1]).all() for frame in stack)
+                checked += 1
+            began = terminated or truncated
+            if not began:
+                np.testing.assert_array_equal(following[:-1], stack[1:])
+    assert checked > 10
+
+
+def test_a_stream_rebuilt_by_recorded_actions_stands_where_the_first_one_stood():
+    first = make_stream(Frames, frame_stack=4)
+    columns, _ = roll(first, 2)
+    actions = np.concatenate([fragment["action"] for fragment in columns])
+    again = make_stream(Frames, frame_stack=4, episode=first.episode.tolist())
+    again.replay({env: actions[len(actions) - int(first.age[env]) :, env] for env in range(COUNT)}, "the test")
+    for name in first.observation:
+        np.testing.assert_array_equal(first.observation[name], again.observation[name])
+    np.testing.assert_array_equal(first.age, again.age)
+    np.testing.assert_array_equal(first.episode_return, again.episode_return)
+
+
+def test_a_rebuilt_episode_that_ends_early_is_named_nondeterministic():
+    stream = make_stream(count=1)
+    steps = length(reset_seed(SEED, STREAM, 0, 0))
+    with pytest.raises(NondeterministicError, match=f"ended after {steps} of 9 recorded steps"):
+        stream.replay({0: np.zeros(9, np.uint8)}, "the test")
+
+
+class StartsAtTwo(Scripted):
+    """Takes actions 2, 3 and 4."""
+
+    action_space = spaces.Discrete(3, start=2)
+
+    def step(self, action):
+        assert isinstance(action, int)
+        assert action in (2, 3, 4)
+        return super().step(action)
+
+
+def test_a_discrete_space_with_a_start_is_acted_in_and_stored_as_the_environment_counts():
+    columns, _ = roll(make_stream(StartsAtTwo, count=1), 1)
+    assert columns[0]["action"].dtype == np.uint8
+    assert columns[0]["action"][:, 0].tolist() == [2, 3, 4, 2, 3, 4, 2]
+
+
+class Bad(Scripted):
+    """Goes wrong in a way of its own at its fourth observation."""
+
+    wrong = "reward"
+
+    def __init__(self):
+        super().__init__()
+        self.made = 0
+
+    def step(self, action):
+        value, reward, terminated, truncated, info = super().step(action)
+        self.made += 1
+        if self.made == 4:
+            if self.wrong == "raises":
+                raise ZeroDivisionError("by the test")
+            if self.wrong == "reward":
+                reward = float("nan")
+            if self.wrong == "observation":
+                value = np.float32([np.inf, 0])
+            if self.wrong == "shape":
+                value = np.zeros(3, np.float32)
+        return value, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ("raises", EnvironmentRaisedError, "ZeroDivisionError in step: by the test"),
+        ("reward", NonFiniteError, r"reward .* first at \(3, 0\): nan"),
+        ("observation", NonFiniteError, r"observation .*inf"),
+        ("shape", EnvironmentRaisedError, r"observation has shape \(3,\), expected \(2,\)"),
+    ],
+)
+def test_an_environment_that_goes_wrong_is_named_with_what_it_did(wrong, error, says):
+    stream = make_stream(type("Wrong", (Bad,), {"wrong": wrong}), count=1)
+    with pytest.raises(error, match=says) as caught:
+        stream.rollout(counting_policy, STEPS)
+    assert f"stream {STREAM}" in str(caught.value)
+    if error is EnvironmentRaisedError:
+        assert f"reset seed {stream.seed_of(0)}" in str(caught.value)
+
+
+def test_an_environment_that_raises_when_it_is_made_is_named():
+    def broken():
+        raise OSError("no simulator here")
+
+    with pytest.raises(ConfigError, match="OSError when it was made: no simulator here"):
+        envs.source(broken)
+
+
+def test_unknown_environments_are_refused_by_name():
+    with pytest.raises(UnknownEnvironmentError, match="NoSuchThing-v0"):
+        envs.source("NoSuchThing-v0")
+    with pytest.raises(UnknownEnvironmentError, match="no_such_module"):
+        envs.source("no_such_module:Thing-v0")
+    with pytest.raises(UnknownEnvironmentError, match=r"must return a gymnasium\.Env, returned int"):
+        envs.source(lambda: 3)
+    with pytest.raises(ConfigError, match="bind them"):
+        envs.source(Scripted, size=3)
+    with pytest.raises(ConfigError, match="expected a Gymnasium id"):
+        envs.source(7)  # type: ignore[arg-type]
+
+
+def test_an_unsupported_space_is_refused_when_the_environment_is_looked_at():
+    class Texts(Scripted):
+        observation_space = spaces.Text(5)
+
+    with pytest.raises(UnsupportedSpaceError, match="Text spaces are not supported"):
+        envs.source(Texts)
+
+
+def test_a_callable_is_known_by_its_name_and_the_hash_of_its_source():
+    def other() -> gymnasium.Env:
+        return Scripted()
+
+    first, second = envs.source(Scripted), envs.source(other)
+    assert first.identity["kind"] == "callable"
+    assert first.name == "Scripted"
+    assert first.identity["source_sha256"] == envs.source_sha256(Scripted)
+    assert first.identity["source_sha256"] != second.identity["source_sha256"]
+
+
+def test_evaluation_plays_every_episode_once_from_a_seed_of_its_own():
+    spec = spec_of(Scripted.observation_space, Scripted.action_space)
+    widths = set()
+
+    def policy(observation):
+        widths.add(len(observation["observation"]))
+        return np.full(len(observation["observation"]), 1)
+
+    played = sorted(envs.evaluate_episodes(Scripted, spec, policy, episodes=7, seed=3, frame_stack=1, lanes=3))
+    steps = [length(seeding.environment_seed(3, 0, 0, i, "evaluate_environment")) for i in range(7)]
+    assert played == [(i, sum(10 * s + 1 for s in range(1, n + 1)), n) for i, n in enumerate(steps)]
+    assert widths == {3}
