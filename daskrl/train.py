@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import queue
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from daskrl import envs, schedule
 from daskrl.commits import Record
 from daskrl.config import Options, RunConfig, Schedule, require_integer
-from daskrl.errors import ConfigError, NondeterministicError, StoreMismatchError
+from daskrl.errors import ConfigError, NondeterministicError, StoreFullError, StoreMismatchError
 from daskrl.pools import DaskPool, InProcessPool, Plan, Pool, Recheck
 from daskrl.session import versions
 from daskrl.store import Progress, Store, html_table
@@ -399,10 +400,18 @@ def train(
     )
     options = Options(checkpoint_every, weights_every, rollout_timeout, strict)
     _check_sizes(algorithm, config, source)
-    made = Store.create(
-        store, config, source.spec, extras=algorithm.columns, env_steps=env_steps, options=options,
-        versions=versions(), overwrite=overwrite,
-    )  # fmt: skip
+    try:
+        made = Store.create(
+            store, config, source.spec, extras=algorithm.columns, env_steps=env_steps, options=options,
+            versions=versions(), overwrite=overwrite,
+        )  # fmt: skip
+    except OSError as error:  # zarr makes the arrays, and says it in its own way
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, StoreFullError):
+            raise
+        why = os.strerror(error.errno)
+        raise StoreFullError(
+            error.errno, f"cannot make {os.fspath(store)}: {why}. Nothing was created; make room."
+        ) from error
     return Run(made, algorithm, source, options, env_steps, client, progress)
 
 

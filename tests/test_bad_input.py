@@ -1,0 +1,539 @@
+"""Bad input gets a clear error, in time, and nothing that was committed is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import daskrl
+from daskrl import errors
+from tests import environments
+
+SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 8}
+ROUND = 32
+STEPS = 10 * ROUND
+SETTINGS: dict[str, Any] = {
+    "hidden": (16,), "batch_size": 8, "learning_starts": ROUND, "replay_ratio": 2.0, "window": 5 * ROUND,
+}  # fmt: skip
+WALK = "tests.environments:Walk-v0"
+
+
+def start(store: Path, env: Any = WALK, algorithm: Any = None, **given: Any) -> daskrl.Run:
+    settings = {"env_steps": STEPS, "seed": 3, "checkpoint_every": 2, "recheck_every": 0, "progress": False, **SHAPE}
+    return daskrl.train(algorithm or daskrl.DQN(**SETTINGS), env, store=store, **{**settings, **given})
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the walk without faults, never interrupted."""
+    return start(tmp_path_factory.mktemp("whole") / "run").wait().store.digest()
+
+
+def commits(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((store / ".commits").glob("*.json"))}
+
+
+def says(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
+    """The message names each of these parts."""
+    message = str(error.value)
+    missing = [part for part in parts if part not in message]
+    assert not missing, f"{missing} not in: {message}"
+
+
+# -- before anything is created ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "error", "parts"),
+    [
+        ("CartPool-v1", errors.UnknownEnvironmentError, ("CartPool", "CartPole", "pprint_registry")),
+        ("no_such_package:Walk-v0", errors.UnknownEnvironmentError, ("no_such_package", "PYTHONPATH")),
+        ("tests.environments:Run-v0", errors.UnknownEnvironmentError, ("Run", "pprint_registry")),
+        ("tests.environments:TextWalk-v0", errors.UnsupportedSpaceError, ("observation", "Text", "Box", "wrapper")),
+        ("tests.environments:PushedWalk-v0", errors.UnsupportedSpaceError, ("Discrete", "box[1]", "Wrap")),
+        (lambda: "not an environment", errors.UnknownEnvironmentError, ("gymnasium.Env", "str")),
+        (lambda: 1 // 0, errors.ConfigError, ("ZeroDivisionError", "when it was made")),
+        (7, errors.ConfigError, ("env", "CartPole-v1", "7")),
+    ],
+    ids=[
+        "unknown id", "missing package", "id its module lacks", "text observation", "continuous action for DQN",
+        "not an environment", "raises when made", "a number",
+    ],
+)  # fmt: skip
+def test_an_environment_that_cannot_work_is_refused_before_anything_is_created(
+    tmp_path: Path, env: Any, error: type[Exception], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(error) as raised:
+        start(tmp_path / "run", env)
+    says(raised, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_extra_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(errors.UnknownEnvironmentError) as raised:
+        start(tmp_path / "run", "ALE/Pong-v5")
+    says(raised, "ale_py", "pip install 'daskrl[atari]'")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "parts"),
+    [(daskrl.DQN, ("instance", "DQN()")), ("dqn", ("daskrl.DQN()", "'dqn'")), (None, ("daskrl.DQN()", "None"))],
+    ids=["the class", "its name", "None"],
+)
+def test_what_is_not_an_algorithm_is_refused_and_the_message_shows_one(
+    tmp_path: Path, algorithm: Any, parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(errors.ConfigError) as raised:
+        daskrl.train(algorithm, WALK, store=tmp_path / "run", env_steps=STEPS)
+    says(raised, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"streams": 0}, ("streams", ">= 1", "0")),
+        ({"envs_per_stream": 1.5}, ("envs_per_stream", "integer", "1.5")),
+        ({"seed": -1}, ("seed", ">= 0", "-1")),
+        ({"seed": True}, ("seed", "integer", "True")),
+        ({"env_steps": 0}, ("env_steps", ">= 1", "0")),
+        ({"lag": -1}, ("lag", ">= 0", "-1")),
+        ({"fragment_steps": 0}, ("fragment_steps", ">= 1", "0")),
+        ({"checkpoint_every": 0}, ("checkpoint_every", ">= 1", "0")),
+        ({"rollout_timeout": 0}, ("rollout_timeout", "> 0", "0")),
+        ({"rollout_timeout": float("nan")}, ("rollout_timeout", "> 0", "nan")),
+        ({"frame_stack": 0}, ("frame_stack", ">= 1", "0")),
+        ({"device": "tpu"}, ("device", "'cuda'", "'tpu'")),
+        ({"algorithm": daskrl.DQN(window=ROUND - 1)}, ("window", f"{ROUND} transitions", str(ROUND - 1))),
+        ({"algorithm": daskrl.DQN(window=ROUND, n_step=9)}, ("n_step", "9", "window")),
+        ({"env": environments.walk, "env_kwargs": {"at": 3}}, ("env_kwargs", "at", "lambda")),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_number_is_refused_with_what_was_expected_and_what_came(
+    tmp_path: Path, given: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(errors.ConfigError) as raised:
+        start(tmp_path / "run", **given)
+    says(raised, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("n_step", 0), ("batch_size", 0), ("learning_rate", 0.0), ("replay_ratio", -1.0), ("discount", 1.5),
+     ("epsilon_end", 2.0), ("window", 0)],
+)  # fmt: skip
+def test_a_wrong_setting_of_the_algorithm_is_refused_when_it_is_made(setting: str, value: Any) -> None:
+    with pytest.raises(errors.ConfigError) as raised:
+        daskrl.DQN(**{setting: value})
+    says(raised, setting, "expected", str(value))
+
+
+def test_a_directory_that_is_something_else_is_left_alone_even_with_overwrite(tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("five years of work")
+    for overwrite in (False, True):
+        with pytest.raises(errors.StoreMismatchError) as raised:
+            start(tmp_path, overwrite=overwrite)
+        says(raised, str(tmp_path), "not a daskrl store", "another store=")
+    with pytest.raises(errors.StoreMismatchError):
+        start(thesis, overwrite=True)
+    assert thesis.read_text() == "five years of work"
+    assert list(tmp_path.iterdir()) == [thesis]
+
+
+def test_a_store_that_holds_a_run_is_kept_and_the_message_says_how_to_resume(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", env_steps=ROUND).wait()
+    before = commits(run.store.root)
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        start(tmp_path / "run")
+    says(raised, "already holds a run", f"daskrl resume {tmp_path / 'run'}", "overwrite=True")
+    assert commits(run.store.root) == before
+
+
+def test_overwrite_deletes_the_run_that_was_there(tmp_path: Path, expected: str) -> None:
+    start(tmp_path / "run", seed=99, env_steps=ROUND).wait()
+    assert start(tmp_path / "run", overwrite=True).wait().store.digest() == expected
+
+
+# -- resuming something else ------------------------------------------------------------------------------
+
+
+def stopped(store: Path, reports: int = 4, **given: Any) -> Path:
+    """A run that was left after some versions."""
+    for report in start(store, **given):
+        if report.weights_version >= reports:
+            break
+    return store
+
+
+def test_a_path_without_a_store_is_named_with_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(tmp_path / "nothing")
+    says(raised, "nothing", "not a daskrl store", "daskrl train")
+    (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(tmp_path)
+    says(raised, "no daskrl attributes")
+
+
+def test_a_store_of_another_format_version_is_refused_with_the_versions_that_wrote_it(tmp_path: Path) -> None:
+    store = stopped(tmp_path / "run")
+    path = store / "zarr.json"
+    kept = path.read_text()
+    path.write_text(re.sub(r'"format_version": \d+', '"format_version": 1000', kept))
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(store)
+    says(raised, "version 1000", "this daskrl reads", "Install", "torch")
+    path.write_text(kept)
+    daskrl.resume(store)
+
+
+def test_a_store_is_resumed_only_with_the_settings_it_was_made_with(tmp_path: Path, expected: str) -> None:
+    store = stopped(tmp_path / "run")
+    before = commits(store)
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(store, algorithm=daskrl.DQN(**{**SETTINGS, "n_step": 5}))
+    says(raised, "n_step: 5", "store: 1")
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(store, env=environments.walk)
+    says(raised, WALK, "leave env= out")
+    with pytest.raises(errors.ConfigError) as config:
+        daskrl.resume(store, env_steps=ROUND)
+    says(config, "env_steps", f">= {STEPS}", str(ROUND))
+    assert commits(store) == before
+    again = daskrl.resume(store, algorithm=daskrl.DQN(**SETTINGS), progress=False)
+    assert again.wait().store.digest() == expected
+
+
+def test_a_store_whose_environment_has_other_spaces_by_now_is_refused(tmp_path: Path) -> None:
+    store = stopped(tmp_path / "run")
+    path = store / "zarr.json"
+    path.write_text(path.read_text().replace(WALK, "CartPole-v1"))
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(store)
+    says(raised, "CartPole-v1", "has changed", "install the version")
+
+
+def test_a_callable_environment_is_given_again_on_resume_and_its_source_is_checked(
+    tmp_path: Path, expected: str
+) -> None:
+    store = stopped(tmp_path / "run", env=environments.walk)
+    before = commits(store)
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(store)
+    says(raised, "'walk'", "Nothing is pickled", "env=walk", "--env MODULE:walk")
+
+    def walk() -> environments.Walk:
+        return environments.Walk(fault="raise", at=1)
+
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(store, env=walk)
+    says(raised, "source", "walk", "same code", "new run")
+    assert commits(store) == before
+    again = daskrl.resume(store, env=environments.walk, progress=False)
+    assert again.wait().store.digest() == expected
+
+
+def test_an_algorithm_of_the_users_own_is_given_again_on_resume_and_its_source_is_checked(
+    tmp_path: Path, expected: str
+) -> None:
+    def first() -> Any:
+        class Mine(daskrl.DQN):  # type: ignore[misc, valid-type]
+            """The same as DQN."""
+
+        return Mine
+
+    def second() -> Any:
+        class Mine(daskrl.DQN):  # type: ignore[misc, valid-type]
+            """Something else."""
+
+        return Mine
+
+    store = stopped(tmp_path / "run", algorithm=first()(**SETTINGS))
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(store)
+    says(raised, "Mine", "Nothing is pickled", "algorithm=", "--algorithm MODULE:")
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(store, algorithm=second()(**SETTINGS))
+    says(raised, "source of Mine")
+    with pytest.raises(errors.StoreMismatchError) as raised:
+        daskrl.resume(store, algorithm=first()(**{**SETTINGS, "batch_size": 9}))
+    says(raised, "batch_size: 9", "store: 8")
+    again = daskrl.resume(store, algorithm=first()(**SETTINGS), progress=False)
+    assert again.wait().store.digest() == expected
+
+
+# -- on the way -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of 2 MB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = (
+        shutil.which("mount")
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte free."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        size = 1 << 16
+        while size:
+            try:
+                if not file.write(bytes(size)):
+                    size //= 2
+            except OSError:
+                size //= 2
+    return ballast
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_with_room_again_it_goes_on(small_disk: Path, expected: str) -> None:
+    store = small_disk / "run"
+    reports = iter(start(store))
+    while next(reports).weights_version < 4:
+        pass
+    ballast = fill(small_disk)
+    with pytest.raises(errors.StoreFullError) as raised:
+        list(reports)
+    says(raised, "No space left", "make room", "daskrl resume")
+    assert raised.value.errno == errno.ENOSPC
+    before = commits(store)
+    with pytest.raises(errors.StoreFullError):  # and again, while it is full
+        daskrl.resume(store, progress=False).wait()
+    assert commits(store) == before
+    ballast.unlink()
+    assert daskrl.resume(store, progress=False).wait().store.digest() == expected
+
+
+def test_a_run_is_not_half_made_on_a_full_disk(small_disk: Path) -> None:
+    fill(small_disk)
+    with pytest.raises(errors.StoreFullError) as raised:
+        start(small_disk / "run")
+    says(raised, "No space left", "Nothing was created", "make room")
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+
+@pytest.mark.parametrize("refused", ["chunk", "commit"])
+def test_wherever_the_file_system_refuses_a_write_the_run_can_be_resumed(
+    tmp_path: Path, expected: str, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    run = start(tmp_path / "run")
+    reports = iter(run)
+    while next(reports).weights_version < 5:
+        pass
+    with monkeypatch.context() as patch:
+
+        def full(*_: Any) -> Any:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        patch.setattr(os, "replace" if refused == "chunk" else "link", full)
+        with pytest.raises(errors.StoreFullError) as raised:
+            list(reports)
+    says(raised, os.strerror(errno.EDQUOT), "daskrl resume")
+    assert not list((tmp_path / "run").glob("**/.*.partial"))
+    assert daskrl.resume(tmp_path / "run", progress=False).wait().store.digest() == expected
+
+
+@pytest.fixture
+def trouble(tmp_path: Path) -> Path:
+    """The faults last while this file exists."""
+    path = tmp_path / "trouble"
+    path.touch()
+    return path
+
+
+def faulty(store: Path, fault: str, trouble: Path, at: int = 12, **given: Any) -> daskrl.Run:
+    kwargs = {"fault": fault, "at": at, "while_exists": str(trouble)}
+    return start(store, env_kwargs=kwargs, **given)
+
+
+@pytest.mark.parametrize(
+    ("fault", "column"),
+    [("nan_reward", "reward"), ("inf_reward", "reward"), ("nan_observation", "observation")],
+)
+def test_what_is_not_finite_is_never_committed_nor_learned_from(
+    tmp_path: Path, expected: str, trouble: Path, fault: str, column: str
+) -> None:
+    run = faulty(tmp_path / "run", fault, trouble)
+    with pytest.raises(errors.NonFiniteError) as raised:
+        run.wait()
+    says(raised, column, "fragment", "NaN or infinite", "not committed", "daskrl reproduce")
+    assert run.report is not None  # there was something to lose
+    trouble.unlink()
+    assert daskrl.resume(tmp_path / "run", progress=False).wait().store.digest() == expected
+
+
+def test_an_environment_that_raises_is_named_with_fragment_seed_and_the_line_that_shows_it_again(
+    tmp_path: Path, expected: str, trouble: Path
+) -> None:
+    store = tmp_path / "run"
+    run = faulty(store, "raise", trouble)
+    with pytest.raises(errors.EnvironmentRaisedError) as raised:
+        run.wait()
+    says(raised, "RuntimeError in step: the motor is jammed", "step 11", "reset seed")
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    message = str(raised.value)
+    slot = int(re.search(r"fragment (\d+) \(stream", message)[1])  # type: ignore[index]
+    seed = int(re.search(r"reset seed (\d+)", message)[1])  # type: ignore[index]
+    line = re.search(r"Type: daskrl (.*)", message)[1]  # type: ignore[index]
+    assert line == f"reproduce {store} --fragment {slot}"
+    assert run.report is not None
+    before = commits(store)
+
+    # The seed alone shows it as well: the episode is at most `at` steps long.
+    env = environments.Walk("raise", 12, str(trouble))
+    env.reset(seed=seed)
+    with pytest.raises(RuntimeError, match="jammed"):
+        [env.step(0) for _ in range(12)]
+
+    # The line from the message raises the same, and --debug stops where it does.
+    typed = [sys.executable, "-m", "daskrl.cli", *line.split()]
+    again = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert " ".join(again.stderr.split()) == "EnvironmentRaisedError: " + " ".join(message.split())
+    debugged = subprocess.run(
+        [*typed, "--debug"], capture_output=True, text=True, check=False, input="p self.count\nq\n"
+    )
+    assert "(Pdb) 12" in debugged.stdout
+    assert "environments.py" in debugged.stdout
+
+    assert commits(store) == before
+    trouble.unlink()
+    assert daskrl.resume(store, progress=False).wait().store.digest() == expected
+
+
+def test_an_environment_that_raises_at_its_first_step_leaves_a_store_that_can_be_resumed(
+    tmp_path: Path, expected: str, trouble: Path
+) -> None:
+    with pytest.raises(errors.EnvironmentRaisedError) as raised:
+        faulty(tmp_path / "run", "raise", trouble, at=1).wait()
+    says(raised, "fragment 0 (stream 0, round 0)")
+    trouble.unlink()
+    assert daskrl.resume(tmp_path / "run", progress=False).wait().store.digest() == expected
+
+
+def test_an_environment_that_is_not_deterministic_is_found_by_running_a_fragment_twice(
+    tmp_path: Path, trouble: Path
+) -> None:
+    run = faulty(tmp_path / "run", "drift", trouble, at=2, recheck_every=256)
+    with pytest.raises(errors.NondeterministicError) as raised:
+        run.wait()
+    says(raised, "fragment 0", "observation", "reward", "not deterministic", "strict=False", "daskrl reproduce")
+
+
+def test_an_environment_that_is_not_deterministic_is_found_when_a_stream_is_rebuilt(
+    tmp_path: Path, trouble: Path
+) -> None:
+    for report in faulty(tmp_path / "run", "drift", trouble, at=2):
+        if report.weights_version == 3:
+            break
+    with pytest.raises(errors.NondeterministicError) as raised:
+        daskrl.resume(tmp_path / "run", progress=False).wait()
+    says(raised, "rebuilding stream", "not deterministic", "strict=False", "--no-strict", "daskrl reproduce")
+
+
+@pytest.mark.parametrize("recheck_every", [256, 0], ids=["found by the second run", "found on rebuilding"])
+@pytest.mark.filterwarnings("ignore:.*without the promise:UserWarning", "ignore:.*new episodes:UserWarning")
+def test_without_the_promise_the_run_goes_on_and_the_store_says_why(
+    tmp_path: Path, trouble: Path, recheck_every: int
+) -> None:
+    store = tmp_path / "run"
+    for report in faulty(store, "drift", trouble, at=2, strict=False, recheck_every=recheck_every):
+        if report.weights_version == 3:
+            break
+    run = daskrl.resume(store, progress=False).wait()
+    assert run.finished
+    reasons = run.store.promise_off()
+    assert any("could not be rebuilt" in reason for reason in reasons)
+    if recheck_every:
+        assert any("second time" in reason and "not deterministic" in reason for reason in reasons)
+    assert run.store.summary()["promise"] == reasons
+    info = [sys.executable, "-m", "daskrl.cli", "info", str(store)]
+    shown = subprocess.run(info, capture_output=True, text=True, check=True).stdout
+    assert "could not be rebuilt" in " ".join(shown.replace("│", " ").split())
+    asked = subprocess.run([*info, "--json"], capture_output=True, text=True, check=True).stdout
+    assert json.loads(asked)["promise"] == reasons
+
+
+def test_an_environment_that_hangs_is_given_up_after_the_timeout(tmp_path: Path, expected: str, trouble: Path) -> None:
+    run = faulty(tmp_path / "run", "hang", trouble, rollout_timeout=1)
+    with pytest.raises(errors.EnvironmentTimeoutError) as raised:
+        run.wait()
+    says(raised, "fragment", "rollout_timeout = 1 s", "Raise rollout_timeout", "daskrl reproduce")
+    trouble.unlink()
+    again = daskrl.resume(tmp_path / "run", rollout_timeout=600, progress=False)
+    assert again.wait().store.digest() == expected
+
+
+def test_two_drivers_of_one_store_are_refused_and_the_first_goes_on(tmp_path: Path, expected: str) -> None:
+    store = tmp_path / "run"
+    reports = iter(start(store))
+    next(reports)
+    with pytest.raises(errors.StoreLockedError) as raised:
+        daskrl.resume(store, progress=False).wait()
+    says(raised, f"process {os.getpid()}", "one driver at a time")
+    typed = [sys.executable, "-m", "daskrl.cli", "resume", str(store), "--workers", "0"]
+    other = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert other.returncode == 2
+    assert f"process {os.getpid()}" in other.stderr
+    with pytest.raises(errors.StoreLockedError):
+        start(store, overwrite=True)
+    for _ in reports:
+        pass
+    assert daskrl.Store.open(store).digest() == expected
+
+
+@pytest.mark.parametrize("how", ["learning rate", "reward"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_learned(
+    tmp_path: Path, trouble: Path, how: str
+) -> None:
+    store = tmp_path / "run"
+    if how == "learning rate":
+        algorithm = daskrl.DQN(**{**SETTINGS, "learning_rate": 1e30})
+        run = start(store, algorithm=algorithm)
+    else:
+        run = faulty(store, "huge_reward", trouble)
+    with pytest.raises(errors.DivergedError) as raised:
+        run.wait()
+    says(raised, "loss of version", "learning_rate", "reward_clip", "new run")
+    assert run.report is not None
+    assert run.report.loss is None or abs(run.report.loss) < float("inf")
+    assert daskrl.evaluate(store, episodes=2).weights_version == 0
+    with pytest.raises(errors.DivergedError):  # the same settings diverge again, after every version kept
+        daskrl.resume(store, progress=False).wait()
+
+
+def test_every_error_survives_pickling_and_is_also_a_standard_exception() -> None:
+    for name, cls in vars(errors).items():
+        if isinstance(cls, type) and issubclass(cls, errors.DaskrlError):
+            error = cls(28, "full") if issubclass(cls, OSError) else cls("what happened")
+            again = pickle.loads(pickle.dumps(error))
+            assert (type(again), again.args) == (cls, error.args), name
+    assert issubclass(errors.StoreFullError, OSError)
+    assert issubclass(errors.EnvironmentTimeoutError, TimeoutError)
