@@ -1,0 +1,342 @@
+"""The window's n-step returns and next observations, against an oracle that walks the episodes one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from daskrl.config import Schedule
+from daskrl.errors import ConfigError
+from daskrl.spaces import spec_of
+from daskrl.window import Window, check_capacity
+
+SCHEDULE = Schedule(streams=2, envs_per_stream=2, fragment_steps=4)
+ROUND = 16  # transitions: 2 streams x 2 environments x 4 steps
+GAMMA = 0.9
+OBSERVATION = spaces.Dict({"a": spaces.Box(-np.inf, np.inf, (2,), np.float32), "b": spaces.Discrete(256)})
+SPEC = spec_of(OBSERVATION, spaces.Discrete(5))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A transition; an observation is known by the numbers of its K frames, oldest first."""
+
+    stack: tuple[int, ...]
+    action: int
+    reward: float
+    terminated: bool
+    truncated: bool
+    next_stack: tuple[int, ...]
+
+
+class Lane:
+    """One environment whose frames are numbered, each number used once."""
+
+    def __init__(self, number: int, frame_stack: int) -> None:
+        self.following, self.frame_stack = 100_000 * number, frame_stack
+        self.steps: list[Step] = []
+        self.begin()
+
+    def frame(self) -> int:
+        self.following += 1
+        return self.following
+
+    def begin(self) -> None:
+        self.stack, self.age = (self.frame(),) * self.frame_stack, 0
+
+    def cut(self) -> None:
+        """Begin anew in the middle of an episode, whose last step then counts as truncated."""
+        last = self.steps[-1]
+        if not last.terminated and not last.truncated:
+            self.steps[-1] = replace(last, truncated=True)
+        self.begin()
+
+
+class Replay:
+    """Makes the rounds a window is given, and knows what really happened in each lane."""
+
+    def __init__(self, *, frame_stack: int = 1, ends: float = 0.3, kinds: str = "both", seed: int = 0) -> None:
+        self.random, self.frame_stack, self.ends, self.kinds = np.random.default_rng(seed), frame_stack, ends, kinds
+        self.lanes = [Lane(number, frame_stack) for number in range(SCHEDULE.lanes)]
+
+    def round(self, cut: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+        """One fragment of every stream; the streams of ``cut`` begin new episodes first."""
+        return [self.fragment(stream, stream in cut) for stream in range(SCHEDULE.streams)]
+
+    def fragment(self, stream: int, cut: bool) -> dict[str, Any]:
+        count, steps, k = SCHEDULE.envs_per_stream, SCHEDULE.fragment_steps, self.frame_stack
+        lanes = self.lanes[stream * count : (stream + 1) * count]
+        for lane in lanes if cut else ():
+            lane.cut()
+        frames = np.zeros((steps + k, count), np.int64)
+        frames[:k] = np.array([lane.stack for lane in lanes]).T
+        action, reward = np.zeros((steps, count), np.uint8), np.zeros((steps, count), np.float32)
+        ended = np.zeros((2, steps, count), np.bool_)
+        final: list[int] = []
+        age = [lane.age for lane in lanes]
+        for t in range(steps):
+            for env, lane in enumerate(lanes):
+                terminated, truncated = self.ending()
+                action[t, env], reward[t, env] = self.random.integers(5), self.random.normal()
+                last = lane.frame()
+                lane.steps.append(
+                    Step(
+                        lane.stack, int(action[t, env]), float(reward[t, env]), terminated, truncated,
+                        (*lane.stack[1:], last),
+                    )
+                )  # fmt: skip
+                lane.stack, lane.age = (*lane.stack[1:], last), lane.age + 1
+                if terminated or truncated:
+                    ended[:, t, env] = terminated, truncated
+                    final.append(last)
+                    lane.begin()
+                frames[k + t, env] = lane.stack[-1]
+        finals = np.zeros(steps * count, np.int64)
+        finals[: len(final)] = final
+        return {
+            **columns_of(frames, "observation"),
+            **columns_of(finals, "final_observation"),
+            "action": action,
+            "reward": reward,
+            "terminated": ended[0],
+            "truncated": ended[1],
+            "episode_step": np.array(age),
+            "continues": np.asarray(not cut),
+        }
+
+    def ending(self) -> tuple[bool, bool]:
+        if self.random.random() >= self.ends:
+            return False, False
+        kind = self.random.integers(3) if self.kinds == "both" else 1
+        return kind != 1, kind != 0  # terminated; truncated; both at once
+
+
+def columns_of(frames: np.ndarray, prefix: str) -> dict[str, np.ndarray]:
+    """Frame ``i`` is ``a = [i, -i]`` and ``b = i % 256``."""
+    return {
+        f"{prefix}.a": np.stack([frames, -frames], axis=-1).astype(np.float32),
+        f"{prefix}.b": (frames % 256).astype(np.uint8),
+    }
+
+
+def naive(steps: list[Step], at: int, n: int) -> tuple[float, float, tuple[int, ...]]:
+    """The n-step return of a transition, what to discount the next value with, and the next observation."""
+    total = 0.0
+    for k in range(n):
+        step = steps[at + k]
+        total += GAMMA**k * step.reward
+        if step.terminated:
+            return total, 0.0, step.next_stack
+        if step.truncated:
+            return total, GAMMA ** (k + 1), step.next_stack
+    return total, GAMMA**n, step.next_stack
+
+
+def check(window: Window, replay: Replay) -> int:
+    """Compare every transition that may be sampled with what happened; how many there are."""
+    batch = window.gather(window.positions_of_rows(window.first, window.stop))
+    wanted = [
+        (lane.steps[row], *naive(lane.steps, row, window.n_step))
+        for row in range(window.first, window.stop)
+        for lane in replay.lanes
+    ]
+    assert len(wanted) == len(window) == len(batch.action)
+    assert batch.action.tolist() == [step.action for step, *_ in wanted]
+    np.testing.assert_allclose(batch.reward, [value for _, value, *_ in wanted], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(batch.discount, np.float32([discount for _, _, discount, _ in wanted]))
+    compare(batch.observation, [step.stack for step, *_ in wanted], window.frame_stack)
+    alive = [i for i, (_, _, discount, _) in enumerate(wanted) if discount]
+    following = {name: value[alive] for name, value in batch.next_observation.items()}
+    compare(following, [wanted[i][3] for i in alive], window.frame_stack)
+    return len(wanted)
+
+
+def compare(observation: Mapping[str, torch.Tensor], stacks: list[tuple[int, ...]], frame_stack: int) -> None:
+    frames = np.array(stacks, np.int64).reshape(len(stacks), frame_stack)
+    for name, expected in columns_of(frames, "observation").items():
+        values = observation[name].numpy()
+        np.testing.assert_array_equal(values, expected if frame_stack > 1 else expected[:, 0])
+
+
+def make(capacity: int, *, n: int = 1, frame_stack: int = 1, **settings: Any) -> Window:
+    return Window(SPEC, SCHEDULE, capacity=capacity, n_step=n, frame_stack=frame_stack, discount=GAMMA, **settings)
+
+
+@pytest.mark.parametrize("frame_stack", [1, 4])
+@pytest.mark.parametrize("n", [1, 3, 5])
+@pytest.mark.parametrize(("ends", "kinds"), [(0.05, "both"), (0.4, "both"), (0.95, "truncated"), (0.0, "both")])
+def test_every_transition_has_its_n_step_return_and_next_observation(n, frame_stack, ends, kinds):
+    window = make(7 * ROUND + 5, n=n, frame_stack=frame_stack)
+    replay = Replay(frame_stack=frame_stack, ends=ends, kinds=kinds, seed=n)
+    checked = 0
+    for _ in range(25):  # three times around the ring; 0.95 truncated grows the pool of last observations
+        window.append(replay.round())
+        checked += check(window, replay)
+    assert checked > 1000
+
+
+@pytest.mark.parametrize("frame_stack", [1, 4])
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_window_of_one_round_holds_the_newest_one(n, frame_stack):
+    window, replay = make(ROUND, n=n, frame_stack=frame_stack), Replay(frame_stack=frame_stack, ends=0.4)
+    for _ in range(9):
+        window.append(replay.round())
+        check(window, replay)
+
+
+def test_endings_in_the_last_step_of_a_fragment_are_those_of_their_episode():
+    class AtTheBorder(Replay):
+        def ending(self) -> tuple[bool, bool]:
+            made = len(self.lanes[0].steps) + len(self.lanes[-1].steps)
+            ends = any(len(lane.steps) % 4 == 3 for lane in self.lanes) and made % 3 != 0
+            return (False, True) if ends else (False, False)
+
+    window, replay = make(4 * ROUND, n=3), AtTheBorder()
+    for _ in range(12):
+        window.append(replay.round())
+        check(window, replay)
+    assert any(lane.steps[3].truncated for lane in replay.lanes)
+
+
+@pytest.mark.parametrize("frame_stack", [1, 4])
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_a_fragment_that_does_not_continue_the_one_before_truncates_its_episodes(n, frame_stack):
+    window = make(4 * ROUND, n=n, frame_stack=frame_stack)
+    replay = Replay(frame_stack=frame_stack, ends=0.1, seed=3)
+    cuts = {2: (0,), 5: (0, 1), 6: (1,), 11: (1,)}
+    for number in range(14):
+        window.append(replay.round(cut=cuts.get(number, ())))
+        check(window, replay)
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("cuts", [{}, {3: (0,), 10: (1,)}, dict.fromkeys(range(1, 14), (0, 1))])
+@pytest.mark.parametrize("frame_stack", [1, 3])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_window_restored_from_the_newest_rounds_gathers_what_one_never_interrupted_does(n, frame_stack, cuts, rounds):
+    replay = Replay(frame_stack=frame_stack, ends=0.3, seed=1)
+    given = [replay.round(cut=cuts.get(number, ())) for number in range(14)]
+    whole = make(rounds * ROUND, n=n, frame_stack=frame_stack)
+    for number, fragments in enumerate(given):
+        whole.append(fragments)
+        restored = make(rounds * ROUND, n=n, frame_stack=frame_stack)
+        first = max(0, number + 1 - rounds)
+        restored.rounds, restored.rows = first, first * SCHEDULE.fragment_steps
+        for again in given[first : number + 1]:
+            restored.append(again)
+        same(whole, restored)
+    # ... and goes on alike.
+    for _ in range(rounds + 2):
+        fragments = replay.round()
+        whole.append(fragments)
+        restored.append(fragments)
+        same(whole, restored)
+
+
+def same(one: Window, other: Window) -> None:
+    assert (one.first, one.stop, one.rows, one.rounds) == (other.first, other.stop, other.rows, other.rounds)
+    positions = one.positions_of_rows(one.first, one.stop)
+    np.testing.assert_array_equal(positions, other.positions_of_rows(other.first, other.stop))
+    a, b = one.gather(positions), other.gather(positions)
+    for name in ("action", "reward", "discount"):
+        assert torch.equal(getattr(a, name), getattr(b, name))
+    alive = a.discount != 0
+    for name in a.observation:
+        assert torch.equal(a.observation[name], b.observation[name])
+        assert torch.equal(a.next_observation[name][alive], b.next_observation[name][alive])
+
+
+def test_rows_may_be_sampled_from_when_their_rewards_are_in_until_they_leave_the_window():
+    replay = Replay()
+    window = make(3 * ROUND + 7, n=3)  # 3 whole rounds: 12 rows
+    assert len(window) == 0
+    expected = [(0, 2), (0, 6), (0, 10), (4, 14), (8, 18)]
+    for first, stop in expected:
+        window.append(replay.round())
+        assert (window.first, window.stop) == (first, stop)
+        assert len(window) == (stop - first) * 4
+
+
+def test_under_frame_stacking_the_oldest_rows_lend_their_frames_and_are_not_sampled():
+    replay, window = Replay(frame_stack=4), make(3 * ROUND, frame_stack=4)
+    for first, stop in [(0, 4), (0, 8), (0, 12), (7, 16), (11, 20)]:
+        window.append(replay.round())
+        assert (window.first, window.stop) == (first, stop)
+
+
+def test_nothing_can_be_sampled_before_n_steps_are_in():
+    replay, window = Replay(), make(3 * ROUND, n=5)
+    window.append(replay.round())
+    assert len(window) == 0
+    window.append(replay.round())
+    assert (window.first, window.stop, len(window)) == (0, 4, 16)
+
+
+def test_positions_count_from_the_oldest_transition():
+    replay, window = Replay(), make(3 * ROUND)
+    for _ in range(7):
+        window.append(replay.round())
+    everything = window.positions(np.arange(len(window)))
+    np.testing.assert_array_equal(everything, window.positions_of_rows(window.first, window.stop))
+    assert len(set(everything.tolist())) == len(window) == 48
+
+
+def test_a_truncated_episode_bootstraps_from_its_own_last_observation_and_a_terminated_one_not_at_all():
+    fragments = Replay(ends=0.0).round()
+    fragments[0]["terminated"][1, 0] = True
+    fragments[0]["truncated"][2, 1] = True
+    fragments[0]["final_observation.a"][:2] = [[-1, 1], [-2, 2]]  # environment 0 at step 1, 1 at step 2
+    window = make(ROUND, n=1)
+    window.append(fragments)
+    batch = window.gather(window.positions_of_rows(0, 4))
+    discount = batch.discount.numpy().reshape(4, 4)
+    assert discount[1, 0] == 0
+    assert discount[2, 1] == np.float32(0.9)
+    assert batch.next_observation["observation.a"].reshape(4, 4, 2)[2, 1].tolist() == [-2, 2]
+
+
+def test_rewards_are_clipped_for_the_learner_only_and_before_they_are_summed():
+    fragments = Replay(ends=0.0).round()
+    fragments[0]["reward"][:, 0] = [5, -3, 0.5, 0]
+    window = make(ROUND, n=3, reward_clip=1.0)
+    window.append(fragments)
+    batch = window.gather(window.positions_of_rows(0, 1))
+    assert batch.reward[0].item() == pytest.approx(1 - 0.9 + 0.81 * 0.5)
+    assert fragments[0]["reward"][0, 0] == 5
+
+
+def test_discrete_actions_are_counted_from_zero_whatever_the_space_starts_at():
+    spec = spec_of(OBSERVATION, spaces.Discrete(5, start=3))
+    fragments = Replay(ends=0.0).round()
+    stored = [{**fragment, "action": fragment["action"] + np.uint8(3)} for fragment in fragments]
+    window = Window(spec, SCHEDULE, capacity=ROUND)
+    window.append(stored)
+    batch = window.gather(window.positions_of_rows(0, 4))
+    expected = np.concatenate([fragment["action"] for fragment in fragments], axis=1)
+    assert batch.action.dtype == torch.int64
+    np.testing.assert_array_equal(batch.action.numpy().reshape(4, 4), expected)
+
+
+def test_a_batch_is_a_copy_that_later_rounds_do_not_change():
+    replay, window = Replay(ends=0.4), make(2 * ROUND)
+    window.append(replay.round())
+    batch = window.gather(window.positions_of_rows(0, 4))
+    kept = batch.reward.clone(), {name: value.clone() for name, value in batch.observation.items()}
+    for _ in range(6):
+        window.append(replay.round())
+    assert torch.equal(batch.reward, kept[0])
+    assert all(torch.equal(batch.observation[name], kept[1][name]) for name in kept[1])
+
+
+def test_a_window_too_small_for_one_round_or_for_n_steps_is_refused():
+    with pytest.raises(ConfigError, match="at least one round \\(16 transitions"):
+        check_capacity(15, 1, SCHEDULE)
+    with pytest.raises(ConfigError, match="n_step: 9 steps do not fit a window of 32"):
+        check_capacity(32, 9, SCHEDULE)
+    check_capacity(32, 8, SCHEDULE)
