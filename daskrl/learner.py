@@ -24,6 +24,8 @@ from daskrl.store import read_checked, write_checked
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from daskrl.window import Batch
+
 
 def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoint: bool) -> Weights:
     """Learn all rounds before ``version``; the result is that version of the weights.
@@ -146,12 +148,14 @@ class Learner:
         steps = config.schedule.round_steps
         due = algorithm.updates_after((self.version + 1) * steps) - algorithm.updates_after(self.version * steps)
         total: Tensor | None = None
+        batch: Batch | None = None
         with torch.enable_grad():
             for _ in range(due if len(self.window) else 0):
                 positions, weight = self.sampler.draw(
                     self.window, algorithm.batch_size, random, algorithm.beta(self.state.updates)
                 )
-                loss, td_error = algorithm.update(self.state, self.window.gather(positions, weight))
+                batch = self.window.gather(positions, weight, batch)
+                loss, td_error = algorithm.update(self.state, batch)
                 if weight is not None and td_error is not None:
                     self.sampler.update(positions, td_error.cpu().numpy())
                 total = loss if total is None else total + loss

@@ -37,7 +37,9 @@ def filled(window: Window, transitions: int, random: np.random.Generator) -> Win
             fragment: dict[str, Array] = {
                 leaf.name: _values(random, (rows, schedule.envs_per_stream, *leaf.shape), leaf.dtype),
                 final_name(leaf.name): np.zeros((shape[0] * shape[1], *leaf.shape), leaf.dtype),
-                action.name: _values(random, (*shape, *action.shape), action.dtype),
+                action.name: random.integers(0, action.sizes[0], shape).astype(action.dtype)
+                if action.kind == "discrete"
+                else _values(random, (*shape, *action.shape), action.dtype),
                 "reward": random.standard_normal(shape).astype(np.float32),
                 "terminated": random.random(shape) < 1 / 250,
                 "truncated": np.zeros(shape, np.bool_),
