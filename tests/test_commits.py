@@ -1,0 +1,168 @@
+"""The commit log and the driver's lock: damage is named, and two drivers never write one store."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daskrl.columns import crc32c
+from daskrl.commits import CommitLog, DriverLock, Record
+from daskrl.errors import DamagedError, StoreError, StoreLockedError
+
+RECORDS = [
+    [{"kind": "budget", "env_steps": 100, "options": {"strict": True}}],
+    [{"kind": "fragment", "slot": 0, "episodes": [[0, 1.5, 3]]}, {"kind": "learn", "version": 0, "loss": None}],
+    [{"kind": "promise_off", "reason": 'brackets ] [ and quotes " and é in a reason'}],
+]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> CommitLog:
+    (tmp_path / ".commits").mkdir()
+    made = CommitLog(tmp_path)
+    for number, records in enumerate(RECORDS):
+        made.append(number, records)
+    return made
+
+
+def test_what_was_appended_is_read_in_order_and_backwards(log):
+    assert log.head() == 3
+    everything = [record for records in RECORDS for record in records]
+    assert list(log.forwards()) == everything
+    assert list(log.forwards(1)) == everything[1:]
+    assert list(log.forwards(0, 1)) == everything[:1]
+    assert list(log.backwards(3)) == everything[::-1]
+    assert list(log.backwards(1)) == everything[:1]
+
+
+def test_a_segment_is_one_line_of_json_with_the_checksum_of_its_list(log):
+    data = log.path(1).read_bytes()
+    whole = json.loads(data)
+    body = data[data.index(b"[") : data.rindex(b"]") + 1]
+    assert whole["records"] == RECORDS[1]
+    assert whole["crc32c"] == f"{crc32c(body):08x}"
+    assert data.endswith(b"}\n")
+    assert data.count(b"\n") == 1
+
+
+def test_crc32c_is_the_castagnoli_polynomial():
+    assert crc32c(b"123456789") == 0xE3069283  # RFC 3720, appendix B.4
+    assert crc32c(bytes(32)) == 0x8A9136AA
+
+
+def outcome(log: CommitLog, number: int) -> tuple[list[Record] | None, str]:
+    """What a segment says, or what the error about it says."""
+    try:
+        return log.read(number), ""
+    except DamagedError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_every_damaged_byte_of_a_segment_is_found_or_changes_nothing(log, number):
+    path = log.path(number)
+    data = path.read_bytes()
+    found = 0
+    for place in range(len(data)):
+        for flip in (0x01, 0x20, 0x80):
+            damaged = bytearray(data)
+            damaged[place] ^= flip
+            path.write_bytes(damaged)
+            read, says = outcome(log, number)
+            assert read == RECORDS[number] or str(path) in says
+            found += read is None
+    assert found > 2.5 * (len(data) - len('{"crc32c":"","records":}\n') - 8)
+
+
+def test_a_truncated_segment_is_named_at_every_length(log):
+    path = log.path(1)
+    data = path.read_bytes()
+    for length in range(len(data) - 1):  # without the newline a segment is still whole
+        path.write_bytes(data[:length])
+        with pytest.raises(DamagedError, match=path.name):
+            log.read(1)
+
+
+def test_a_missing_segment_is_named_by_whoever_lists_or_reads_it(log):
+    log.path(1).unlink()
+    for ask in (log.head, lambda: list(log.forwards()), lambda: list(log.backwards(3)), lambda: log.read(1)):
+        with pytest.raises(DamagedError, match=r"00000001\.json is missing"):
+            ask()
+
+
+def test_files_that_are_no_segments_do_not_count(log):
+    for name in ("zarr.json", "driver.lock", ".00000003.json.abc.partial", "notes.json", "00000001.json.orig"):
+        (log.directory / name).write_text("{}")
+    assert log.head() == 3
+
+
+def test_a_number_can_be_committed_once(log):
+    before = log.path(2).read_bytes()
+    with pytest.raises(StoreLockedError, match=r"another driver committed .*00000002\.json"):
+        log.append(2, [{"kind": "learn", "version": 9}])
+    assert log.path(2).read_bytes() == before
+    assert log.head() == 3
+    assert sorted(path.name for path in log.directory.iterdir()) == [f"{n:08d}.json" for n in range(3)]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from daskrl.commits import DriverLock
+lock = DriverLock(Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(root: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock until its standard input ends, or it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_store(log):
+    with holder(log.root) as process:
+        with pytest.raises(StoreLockedError, match=f"is being written by process {process.pid} on ") as caught:
+            DriverLock(log.root).acquire()
+        assert str(log.root) in str(caught.value)
+        process.communicate()
+    mine = DriverLock(log.root)
+    mine.acquire()
+    mine.release()
+
+
+def test_a_killed_process_no_longer_holds_the_store(log):
+    with holder(log.root) as process:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    mine = DriverLock(log.root)
+    mine.acquire()
+    mine.release()
+
+
+def test_a_lock_is_held_against_the_same_process_too(log):
+    first, second = DriverLock(log.root), DriverLock(log.root)
+    first.acquire()
+    with pytest.raises(StoreLockedError):
+        second.acquire()
+    first.release()
+    second.acquire()
+    second.release()
+    second.release()  # twice is as good as once
+
+
+def test_errors_of_a_store_are_standard_exceptions_too():
+    assert issubclass(DamagedError, StoreError)
+    assert issubclass(DamagedError, ValueError)
+    assert issubclass(StoreLockedError, BlockingIOError)
