@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT = "daskrl.replay"
 FORMAT_VERSION = 1
+_ATTRIBUTES = ("format", "format_version", "run_id", "created", "config", "spec", "columns", "versions")
 _GROW = 1024  # slots added by one resize
 _INDEX_ROWS = 4096  # fragments in one chunk of an index column
 _INDEX_EVERY = 256  # commits between two writes of the index columns
@@ -184,8 +185,9 @@ class Store:
             for name in (".commits", ".weights", ".checkpoints"):
                 (making / name).mkdir()
                 (making / name / "zarr.json").write_text(_EMPTY_GROUP)
-            first = {"kind": "budget", "env_steps": env_steps, "options": vars(options)}
-            CommitLog(making).append(0, [first])
+            made = {"kind": "created", "attributes_crc32c": _attributes_crc32c(attributes)}
+            budget = {"kind": "budget", "env_steps": env_steps, "options": vars(options)}
+            CommitLog(making).append(0, [made, budget])
             if root.exists():
                 root.rmdir()
             os.replace(making, root)
@@ -202,6 +204,8 @@ class Store:
         ------
         StoreMismatchError
             There is no store at ``path``, or its format is not one this version reads.
+        DamagedError
+            Its attributes are not those it was made with.
         """
         root = Path(path).absolute()
         try:
@@ -218,6 +222,9 @@ class Store:
                 f"{root} has format {format_!r} version {version!r}; this daskrl reads {FORMAT!r} version "
                 f"{FORMAT_VERSION}. Install the daskrl it was written with: {attributes.get('versions')}."
             )
+        for record in CommitLog(root).read(0):
+            if record["kind"] == "created" and record["attributes_crc32c"] != _attributes_crc32c(attributes):
+                raise DamagedError(f"{root / 'zarr.json'} does not hold the attributes the store was made with.")
         return cls(root, attributes)
 
     @property
@@ -290,16 +297,16 @@ class Store:
 
     def array_length(self) -> int:
         """Slots every array has now; a driver killed while growing them leaves some longer than others."""
-        return min(int(json.loads(path.read_text())["shape"][0]) for path in self._array_metadata())
+        return min(int(_array_metadata(path)["shape"][0]) for path in self._arrays())
 
-    def _array_metadata(self) -> list[Path]:
+    def _arrays(self) -> list[Path]:
         names = [*self.columns, *(column.name for column in _index_columns(self.config))]
         return [self.root / name / "zarr.json" for name in names]
 
     def _grow(self, slots: int) -> None:
         # Only the shape changes, so the array's zarr.json is rewritten in one atomic step.
-        for path in self._array_metadata():
-            metadata = json.loads(path.read_text())
+        for path in self._arrays():
+            metadata = _array_metadata(path)
             metadata["shape"][0] = slots
             write_atomic(path, json.dumps(metadata, indent=2).encode())
         self._capacity = slots
@@ -342,7 +349,7 @@ class Store:
                 path = self.root / column.name / column.chunk_name(block)
                 write_atomic(path, encode(column, rows[column.name]))
         path = self.root / "fragment.worker" / "zarr.json"
-        metadata = json.loads(path.read_text())
+        metadata = _array_metadata(path)
         if metadata["attributes"].get("workers") != list(self._workers):
             metadata["attributes"]["workers"] = list(self._workers)
             write_atomic(path, json.dumps(metadata, indent=2).encode())
@@ -474,6 +481,22 @@ class Store:
 
     def _repr_html_(self) -> str:
         return html_table("daskrl store", self.summary())
+
+
+def _attributes_crc32c(attributes: Mapping[str, Any]) -> int:
+    kept = {name: attributes.get(name) for name in _ATTRIBUTES}
+    return crc32c(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _array_metadata(path: Path) -> dict[str, Any]:
+    try:
+        metadata: dict[str, Any] = json.loads(path.read_text())
+        if metadata["node_type"] != "array" or not isinstance(metadata["shape"][0], int):
+            raise ValueError
+        metadata["attributes"] = dict(metadata["attributes"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
+        raise DamagedError(f"{path} is missing, or is not the metadata of a zarr array.") from None
+    return metadata
 
 
 def html_table(title: str, rows: Mapping[str, Any]) -> str:

@@ -439,6 +439,36 @@ def test_a_damaged_segment_is_named_by_everything_that_needs_the_log(copied):
         assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"seed": 1', '"seed": 9'),
+        ('"discount": 0.99', '"discount": 0.98'),
+        ('"dtype": "float32"', '"dtype": "float64"'),
+    ],
+)
+def test_attributes_that_are_not_those_of_the_run_are_found_when_it_is_opened(copied, old, new):
+    path = copied.root / "zarr.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(DamagedError, match=r"zarr\.json does not hold the attributes"):
+        Store.open(copied.root)
+
+
+def test_attributes_of_ones_own_may_be_added_to_a_store(copied):
+    zarr.open_group(copied.root, mode="a").attrs["note"] = "the good one"
+    assert Store.open(copied.root).attributes["note"] == "the good one"
+    assert daskrl.resume(copied.root, progress=False).finished
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"node_type": "group"}'])
+def test_damaged_metadata_of_an_array_is_named_before_anything_is_written(copied, damage):
+    path = copied.root / "action" / "zarr.json"
+    path.write_text(damage)
+    with pytest.raises(DamagedError, match=r"action/zarr\.json is missing, or is not the metadata"):
+        copied.lock()
+
+
 def test_a_lock_that_found_damage_is_given_back(copied):
     flip(copied.log.path(3), 40)
     with pytest.raises(DamagedError):
