@@ -131,8 +131,7 @@ class Learner:
         """Learn the rounds from where the state stands up to ``version``."""
         import torch
 
-        if torch.get_num_threads() != self.session.config.torch_threads:
-            torch.set_num_threads(self.session.config.torch_threads)
+        torch.set_num_threads(self.session.config.torch_threads)
         for fragments in self.read_ahead(range(self.version, version), head):
             self.learn_round(fragments)
 
@@ -216,6 +215,8 @@ class Learner:
         for record in self.layout.log.backwards(head):
             if record["kind"] != "learn" or not record.get("checkpoint") or record["version"] > version:
                 continue
+            if not (self.layout.root / record["checkpoint"][0]).exists():
+                continue  # only the newest two are kept
             try:
                 data = read_checked(self.layout.root, record["checkpoint"])
             except DamagedError as error:

@@ -453,7 +453,7 @@ class DaskPool:
                 stacklevel=2,
             )
         else:
-            self.promise_off.append(f"worker {worker.name} has {problem}")
+            self.promise_off.append(_refuse_or_warn(f"worker {worker.name} has {problem}", strict=False))
         if all(w.refused is not None for w in self._known.values()):
             raise WorkerMismatchError(f"no worker can take part in this run. Worker {worker.name} has {problem}")
 

@@ -262,5 +262,4 @@ def acting_network(session: Session, weights: Weights) -> nn.Module:
 def _single_thread() -> None:
     import torch
 
-    if torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)  # every time: part of it is the thread's own, part the whole process's

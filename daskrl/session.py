@@ -139,8 +139,7 @@ def join(payload: bytes) -> dict[str, Any]:
 
     token, layout, algorithm, factory, options = cloudpickle.loads(payload)
     put(Session(token, layout, algorithm, factory, options))
-    if torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)  # other numbers of threads give other bits
     cuda = torch.cuda.is_available()
     return {
         "versions": versions(),
