@@ -334,6 +334,26 @@ def test_a_batch_is_a_copy_that_later_rounds_do_not_change():
     assert all(torch.equal(batch.observation[name], kept[1][name]) for name in kept[1])
 
 
+@pytest.mark.parametrize("frame_stack", [1, 4])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_batch_written_over_an_earlier_one_is_what_a_fresh_one_would_be(n, frame_stack):
+    replay = Replay(ends=0.4, frame_stack=frame_stack)
+    window = make(4 * ROUND, n=n, frame_stack=frame_stack)
+    for _ in range(6):
+        window.append(replay.round())
+    random = np.random.default_rng(0)
+    used = None
+    for _ in range(5):
+        positions = window.positions(random.integers(0, len(window), 12))
+        fresh, used = window.gather(positions), window.gather(positions, out=used)
+        for name in ("action", "reward", "discount"):
+            assert torch.equal(getattr(fresh, name), getattr(used, name))
+        for kind in ("observation", "next_observation"):
+            one, other = getattr(fresh, kind), getattr(used, kind)
+            assert all(torch.equal(one[name], other[name]) for name in one)
+        assert (used.positions == positions).all()
+
+
 def test_a_window_too_small_for_one_round_or_for_n_steps_is_refused():
     with pytest.raises(ConfigError, match="at least one round \\(16 transitions"):
         check_capacity(15, 1, SCHEDULE)
