@@ -51,11 +51,21 @@ def atari(id: str, **kwargs: Any) -> Environment:
     return gymnasium.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84)
 
 
+class MinAtarReset(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Start each MinAtar episode alike: its sticky actions otherwise repeat the last one of the episode before."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        result = super().reset(seed=seed, options=options)
+        self.env.unwrapped.game.last_action = 0  # type: ignore[attr-defined]
+        return result
+
+
 def _make(id: str, kwargs: Mapping[str, Any]) -> Environment:
     _register(id)
     if id.startswith("ALE/"):
         return atari(id, **kwargs)
-    return gymnasium.make(id, disable_env_checker=True, **kwargs)
+    env = gymnasium.make(id, disable_env_checker=True, **kwargs)
+    return MinAtarReset(env) if id.startswith("MinAtar/") else env
 
 
 def _register(id: str) -> None:
@@ -246,6 +256,9 @@ class Stream:
             raise EnvironmentRaisedError(self._failure(env, "reset", error)) from error
         for leaf in self.spec.observation:
             frame = self._frame(leaf, value, env)
+            if np.asarray(frame).dtype.kind == "f" and np.dtype(leaf.dtype).kind != "f":
+                kind = ValueError(f"{leaf.name} is {np.asarray(frame).dtype}, its space says {leaf.dtype}")
+                raise EnvironmentRaisedError(self._failure(env, "reset", kind))
             self.observation[leaf.name][env] = frame
         self.age[env] = 0
         self.episode_return[env] = 0.0

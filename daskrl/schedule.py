@@ -75,11 +75,6 @@ def needed(schedule: Schedule, rounds: int, committed: Sequence[int]) -> set[int
     return {schedule.weights_version(done) for done in committed if done < rounds}
 
 
-def demand(schedule: Schedule, rounds: int, committed: Sequence[int], published: int) -> int:
-    """Streams that could be acting now: how many worker slots are of use."""
-    return sum(done < rounds and schedule.weights_version(done) <= published for done in committed)
-
-
 def homes(streams: int, slots: Mapping[str, int], current: Mapping[int, str]) -> dict[int, str]:
     """Where each stream lives: on the worker it is on while that is alive, balanced by the workers' threads.
 

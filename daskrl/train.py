@@ -279,6 +279,8 @@ class Run:
             bar.set_description(self.source.name)
             try:
                 for report in reports:
+                    if bar.n == 0:
+                        bar.initial = report.env_steps  # a resumed run's pace is that of now
                     bar.n = report.env_steps
                     value = report.episode_return
                     bar.set_postfix(
@@ -384,6 +386,7 @@ def train(
         Before anything is queued.
     """
     _require_algorithm(algorithm)
+    _require_client(client)
     require_integer("env_steps", env_steps, 1)
     shape = Schedule(streams, envs_per_stream, fragment_steps, lag)
     source = envs.source(env, **(env_kwargs or {}))
@@ -443,6 +446,7 @@ def resume(
     StoreMismatchError
         Not a store, another format, or another environment or algorithm than the store was made with.
     """
+    _require_client(client)
     opened = Store.open(store)
     source = same_environment(opened, env)
     algorithm = same_algorithm(opened, algorithm)
@@ -471,6 +475,18 @@ def _require_algorithm(algorithm: object) -> None:
         raise ConfigError(f"algorithm: expected an instance, got the class; type {algorithm.__name__}().")
     if not isinstance(algorithm, Algorithm):
         raise ConfigError(f"algorithm: expected e.g. daskrl.DQN(), got {algorithm!r}.")
+
+
+def _require_client(client: object) -> None:
+    if client is None:
+        return
+    from distributed import Client
+
+    if not isinstance(client, Client) or client.asynchronous:
+        raise ConfigError(
+            f"client: expected None or a connected distributed.Client (not an asynchronous one), got {client!r}. "
+            "Type: from distributed import Client; client = Client(cluster)"
+        )
 
 
 def _check_sizes(algorithm: Algorithm, config: RunConfig, source: envs.EnvironmentSource) -> None:
