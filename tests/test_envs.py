@@ -261,6 +261,15 @@ def test_an_environment_that_goes_wrong_is_named_with_what_it_did(wrong, error, 
         assert f"reset seed {stream.seed_of(0)}" in str(caught.value)
 
 
+def test_numbers_that_the_declared_space_cannot_hold_are_refused_not_cut_off():
+    class Mistaken(Frames):
+        def _frame(self):
+            return super()._frame() / 255
+
+    with pytest.raises(EnvironmentRaisedError, match="observation is float64, its space says uint8"):
+        make_stream(Mistaken)
+
+
 def test_an_environment_that_raises_when_it_is_made_is_named():
     def broken():
         raise OSError("no simulator here")

@@ -44,7 +44,7 @@ ROOMS = {
     "zarr": {"store"},
     "xarray": {"store"},
     "matplotlib": {"analysis"},
-    "distributed": {"pools", "clusters", "cli"},
+    "distributed": {"pools", "clusters", "train", "cli"},
     "dask": {"pools", "clusters", "cli"},
     "safetensors": {"store", "learner"},
     "rich": {"cli"},
