@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 
 import daskrl
@@ -221,13 +222,20 @@ def test_a_store_is_resumed_only_with_the_settings_it_was_made_with(tmp_path: Pa
     assert again.wait().store.digest() == expected
 
 
-def test_a_store_whose_environment_has_other_spaces_by_now_is_refused(tmp_path: Path) -> None:
+def test_a_store_whose_environment_has_other_spaces_by_now_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = stopped(tmp_path / "run")
-    path = store / "zarr.json"
-    path.write_text(path.read_text().replace(WALK, "CartPole-v1"))
+    made = environments.Walk.__init__
+
+    def with_one_action_more(self: environments.Walk, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.action_space = gymnasium.spaces.Discrete(3)
+
+    monkeypatch.setattr(environments.Walk, "__init__", with_one_action_more)
     with pytest.raises(errors.StoreMismatchError) as raised:
         daskrl.resume(store)
-    says(raised, "CartPole-v1", "has changed", "install the version")
+    says(raised, WALK, "has changed", "install the version")
 
 
 def test_a_callable_environment_is_given_again_on_resume_and_its_source_is_checked(
