@@ -14,7 +14,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from daskrl import learner, rollout, schedule, session
 from daskrl.commits import Record
@@ -389,7 +389,7 @@ class DaskPool:
             self._scheduler_lost()
         # Else the driver finds the task ready again.
 
-    def _scheduler_lost(self) -> None:
+    def _scheduler_lost(self) -> NoReturn:
         raise SchedulerLostError(
             f"the Dask scheduler at {self._address} forgot this run's tasks: it, or the connection to it, is gone. "
             f"Everything committed is kept. Type: daskrl resume {self.plan.layout.root}"
@@ -397,20 +397,18 @@ class DaskPool:
 
     def _failed(self, flight: _Flight) -> None:
         error = flight.future.exception()
-        if isinstance(error, session.NotJoinedError):
-            if flight.address in self._known:
-                self._known[flight.address].info = None
-                self._ask_to_join(self._known[flight.address])
-            return
+        worker = self._known.get(flight.address)
         if type(error).__name__ == "KilledWorker":
             self._died_under(flight.task)
-            return
-        if flight.task is None:
-            raise WorkerMismatchError(
-                f"worker {flight.address} could not join the run: {type(error).__name__}: {error}. The workers need "
-                "the packages of this process."
-            ) from error
-        raise error
+        elif isinstance(error, session.NotJoinedError):
+            if worker is not None:
+                worker.info = None
+                self._ask_to_join(worker)
+        elif flight.task is None:
+            if worker is not None:
+                self._refuse(worker, f"failed to join: {type(error).__name__}: {error}. It needs the run's packages.")
+        else:
+            raise error
 
     # -- workers ------------------------------------------------------------------------------------------
 
@@ -420,7 +418,10 @@ class DaskPool:
             if not self._flights and self._client.status == "connecting":
                 return
             self._scheduler_lost()
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        try:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        except OSError:
+            self._scheduler_lost()
         for address in [a for a in self._known if a not in workers]:
             self._left(address)
         for address, info in workers.items():
@@ -446,16 +447,16 @@ class DaskPool:
         if problem is None:
             return
         if self.plan.options.strict:
-            worker.refused = problem
-            warnings.warn(
-                f"worker {worker.name} ({worker.address}) gets no rollouts: {problem} Or accept it with strict=False; "
-                "the store will say that the promise is off.",
-                stacklevel=2,
-            )
+            self._refuse(worker, f"has {problem} Or accept it with strict=False; the store will say so.")
         else:
             self.promise_off.append(_refuse_or_warn(f"worker {worker.name} has {problem}", strict=False))
-        if all(w.refused is not None for w in self._known.values()):
-            raise WorkerMismatchError(f"no worker can take part in this run. Worker {worker.name} has {problem}")
+
+    def _refuse(self, worker: _Worker, problem: str) -> None:
+        worker.refused = problem
+        message = f"worker {worker.name} ({worker.address}) gets no rollouts: it {problem}"
+        if all(other.refused is not None for other in self._known.values()):
+            raise WorkerMismatchError(f"no worker can take part in this run. {message}")
+        warnings.warn(message, stacklevel=2)
 
     def _choose_learner(self) -> None:
         joined = [w for w in self._known.values() if w.info is not None and w.refused is None]
@@ -501,16 +502,22 @@ class DaskPool:
                     self._died_under(flight.task)
 
     def _died_under(self, task: Any) -> None:
-        if not isinstance(task, schedule.Rollout):
+        if not isinstance(task, schedule.Rollout | schedule.Learn):
             return
         self._deaths[task] += 1
-        if self._deaths[task] > _DEATHS:
-            slot = self.plan.layout.config.schedule.slot(task.stream, task.round)
-            raise EnvironmentFailure(
-                f"{_DEATHS} workers died while they had fragment {slot} (stream {task.stream}, round {task.round}): "
-                f"its environment probably kills its process. Type: daskrl reproduce {self.plan.layout.root} "
-                f"--fragment {slot}"
+        if self._deaths[task] <= _DEATHS:
+            return
+        if isinstance(task, schedule.Learn):
+            raise DaskrlError(
+                f"{_DEATHS} workers died while they learned version {task.version}: the learner probably needs more "
+                f"memory than its worker has. Everything committed is kept. Lower window, or give it more, and type: "
+                f"daskrl resume {self.plan.layout.root}"
             )
+        slot = self.plan.layout.config.schedule.slot(task.stream, task.round)
+        raise EnvironmentFailure(
+            f"{_DEATHS} workers died while they had fragment {slot} (stream {task.stream}, round {task.round}): its "
+            f"environment probably kills its process. Type: daskrl reproduce {self.plan.layout.root} --fragment {slot}"
+        )
 
     # -- ending -------------------------------------------------------------------------------------------
 
