@@ -75,7 +75,7 @@ class Window:
         reward_clip: float | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_capacity(capacity, n_step, schedule)
+        check_capacity(capacity, n_step, schedule, frame_stack)
         rounds = capacity // schedule.round_steps
         self.spec, self.schedule = spec, schedule
         self.n_step, self.discount, self.frame_stack = n_step, discount, frame_stack
@@ -408,7 +408,7 @@ def _where(column: torch.Tensor, where: _Where) -> _Where:
     return column.index_select(0, where)
 
 
-def check_capacity(capacity: int, n_step: int, schedule: Schedule) -> None:
+def check_capacity(capacity: int, n_step: int, schedule: Schedule, frame_stack: int = 1) -> None:
     """Raise `ConfigError` unless a window of ``capacity`` transitions can be sampled."""
     rounds = capacity // schedule.round_steps
     if rounds < 1:
@@ -418,6 +418,11 @@ def check_capacity(capacity: int, n_step: int, schedule: Schedule) -> None:
         )
     if n_step > schedule.fragment_steps * rounds:
         raise ConfigError(f"n_step: {n_step} steps do not fit a window of {capacity} transitions.")
+    if n_step + frame_stack - 1 > schedule.fragment_steps * rounds:
+        raise ConfigError(
+            f"window: {capacity} transitions are {schedule.fragment_steps * rounds} steps of each environment, too "
+            f"few for {n_step} steps behind {frame_stack} stacked frames."
+        )
 
 
 def _torch_dtype(name: str) -> torch.dtype:

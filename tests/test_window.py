@@ -181,8 +181,7 @@ def test_every_transition_has_its_n_step_return_and_next_observation(n, frame_st
     assert checked > 1000
 
 
-@pytest.mark.parametrize("frame_stack", [1, 4])
-@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize(("n", "frame_stack"), [(1, 1), (4, 1), (1, 4), (2, 3)])
 def test_a_window_of_one_round_holds_the_newest_one(n, frame_stack):
     window, replay = make(ROUND, n=n, frame_stack=frame_stack), Replay(frame_stack=frame_stack, ends=0.4)
     for _ in range(9):
@@ -217,8 +216,7 @@ def test_a_fragment_that_does_not_continue_the_one_before_truncates_its_episodes
 
 @pytest.mark.parametrize("rounds", [1, 4])
 @pytest.mark.parametrize("cuts", [{}, {3: (0,), 10: (1,)}, dict.fromkeys(range(1, 14), (0, 1))])
-@pytest.mark.parametrize("frame_stack", [1, 3])
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(("n", "frame_stack"), [(1, 1), (3, 1), (1, 3), (2, 3)])
 def test_a_window_restored_from_the_newest_rounds_gathers_what_one_never_interrupted_does(n, frame_stack, cuts, rounds):
     replay = Replay(frame_stack=frame_stack, ends=0.3, seed=1)
     given = [replay.round(cut=cuts.get(number, ())) for number in range(14)]
@@ -360,3 +358,12 @@ def test_a_window_too_small_for_one_round_or_for_n_steps_is_refused():
     with pytest.raises(ConfigError, match="n_step: 9 steps do not fit a window of 32"):
         check_capacity(32, 9, SCHEDULE)
     check_capacity(32, 8, SCHEDULE)
+
+
+def test_a_window_whose_oldest_rows_all_go_into_stacked_frames_is_refused():
+    with pytest.raises(ConfigError, match="too few for 2 steps behind 4 stacked frames"):
+        make(ROUND, n=2, frame_stack=4)
+    window, replay = make(ROUND, n=1, frame_stack=4), Replay(frame_stack=4)
+    for _ in range(4):
+        window.append(replay.round())
+        assert len(window) >= SCHEDULE.lanes
