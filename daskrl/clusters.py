@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from distributed import SpecCluster
 
 
+# A terminal sends Ctrl-C to every process of ours; the driver's is the one that answers it.
+_IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
 def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False, **options: Any) -> SpecCluster:
     """A cluster on this machine: one learner's worker and ``workers`` rollout workers, a process each.
 
@@ -24,7 +28,10 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
     from distributed import Nanny, Scheduler, SpecCluster
 
     require_integer("workers", workers, 1)
-    common = {"nthreads": 1, "host": "127.0.0.1", "dashboard": False, "silence_logs": 40, "memory_limit": 0}
+    common = {
+        "nthreads": 1, "host": "127.0.0.1", "dashboard": False, "silence_logs": 40, "memory_limit": 0,
+        "preload": [_IGNORE_CTRL_C],
+    }  # fmt: skip
     rollout = {"cls": Nanny, "options": {**common, "env": _environment(1)}}
     learner = {
         "cls": Nanny,

@@ -6,6 +6,7 @@ that join and leave, and quietly drops what was on a worker that left: the drive
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import queue
@@ -539,6 +540,8 @@ class DaskPool:
         self._queue.put(("wake", None))
 
     def close(self) -> None:
+        from distributed import wait
+
         for flight in self._flights.values():
             flight.future.release()
         for future in self._weights.values():
@@ -548,7 +551,16 @@ class DaskPool:
         if self._client.status == "running":
             self._client.unsubscribe_topic("all")
             self._client.unsubscribe_topic(self._topic)
-            self._client.run(session.forget, self.token, on_error="ignore")
+            # A task, not client.run: that would wait half a minute for a worker that is just going.
+            # Behind all others, so that none of ours finds its session gone.
+            forgets = [
+                self._client.submit(
+                    session.forget, self.token, key=f"forget-{self.token}-{i}", workers=[address], priority=-(10**9)
+                )
+                for i, address in enumerate(self._known)
+            ]
+            with contextlib.suppress(TimeoutError):
+                wait(forgets, timeout=5)
         self._client.close(timeout=5)
 
 
