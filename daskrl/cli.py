@@ -12,8 +12,9 @@ import importlib
 import json
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure
+from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, SchedulerLostError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -112,7 +113,7 @@ def train(
     """
     import daskrl
 
-    made = _algorithm(algorithm)(**_settings(algorithm, set_ or []))
+    made = _made(algorithm, _settings(algorithm, set_ or []))
     with _client(workers, scheduler, torch_threads, as_json) as client:
         run = daskrl.train(
             made, _environment(env), store=store, env_steps=env_steps, seed=seed, client=client,
@@ -155,8 +156,10 @@ def resume(
         With --no-strict, go on where the promise cannot be kept.
     rollout_timeout
         Seconds one rollout may take.
-    env, algorithm
-        Again the module:function or module:Class the run was made with, where not built in.
+    env
+        Again the module:function the run was made with, where it was one.
+    algorithm
+        Again the module:Class the run was made with, where it was your own.
     episodes
         Greedy episodes played for the table at the end; 0 for none.
     as_json
@@ -197,8 +200,10 @@ def evaluate(
         Of the episodes; not that of the training.
     version
         Weights version; the newest by default.
-    env, algorithm
-        Again the module:function or module:Class the run was made with, where not built in.
+    env
+        Again the module:function the run was made with, where it was one.
+    algorithm
+        Again the module:Class the run was made with, where it was your own.
     as_json
         Print {"mean": ..., "median": ..., "returns": [...]}.
     """
@@ -276,8 +281,10 @@ def reproduce(
         Its number, as error messages and the store name it.
     debug
         Stop in the debugger (pdb) where the rollout raises.
-    env, algorithm
-        Again the module:function or module:Class the run was made with, where not built in.
+    env
+        Again the module:function the run was made with, where it was one.
+    algorithm
+        Again the module:Class the run was made with, where it was your own.
     as_json
         Print JSON.
     """
@@ -323,11 +330,33 @@ def _client(workers: int, scheduler: str | None, torch_threads: int, quiet: bool
     from daskrl import clusters
 
     if scheduler is not None:
-        with Client(scheduler) as client:
+        try:
+            connected = Client(scheduler)
+        except (OSError, ValueError) as error:
+            raise SchedulerLostError(
+                f"no Dask scheduler answers at {scheduler}: {error} Expected an address like tcp://host:8786. "
+                "To start one type: dask scheduler"
+            ) from error
+        with connected as client:
             yield client
         return
-    with clusters.local(workers, learner_threads=torch_threads) as cluster, Client(cluster) as client:
+    with _ctrl_c_only_here():
+        cluster = clusters.local(workers, learner_threads=torch_threads)
+    with cluster, Client(cluster) as client:
         yield client
+
+
+@contextlib.contextmanager
+def _ctrl_c_only_here() -> Iterator[None]:
+    """What is started meanwhile does not hear Ctrl-C, which a terminal sends to every process.
+
+    Threads and processes inherit the signals blocked; one that arrives meanwhile is only late.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _carry_out(run: Run, env: str | None, algorithm: str | None) -> None:
@@ -383,9 +412,22 @@ def _table(title: str, rows: dict[str, Any]) -> None:
 
 
 def _algorithm(name: str) -> Any:
-    from daskrl.algorithms import by_name
+    from daskrl.algorithms import Algorithm, by_name
 
-    return _imported(name) if ":" in name else by_name(name)
+    if ":" not in name:
+        return by_name(name)
+    found = _imported(name)
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise ConfigError(f"--algorithm {name}: expected a class derived from daskrl.Algorithm, got {found!r}.")
+    return found
+
+
+def _made(algorithm: str, settings: dict[str, Any]) -> Any:
+    try:
+        return _algorithm(algorithm)(**settings)
+    except TypeError as error:  # a value of another type than the setting's
+        given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise ConfigError(f"--algorithm {algorithm} cannot be made with {given}: {error}.") from None
 
 
 def _environment(env: str) -> Any:
@@ -394,7 +436,7 @@ def _environment(env: str) -> Any:
         return env
     module, _, name = env.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        found = getattr(_module(module), name, None)
     except ImportError:
         return env
     return found if callable(found) else env
@@ -403,9 +445,18 @@ def _environment(env: str) -> Any:
 def _imported(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{path!r}: expected module:name, {error}.") from None
+        raise ConfigError(f"{path!r}: expected module:name, but {error}.") from None
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"importing {name!r} raised {type(error).__name__}: {error}.") from error
 
 
 def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any]:
@@ -418,7 +469,7 @@ def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any
     if algorithm is not None:
         kept = Store.open(store).config.algorithm["settings"]
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
-        result["algorithm"] = _imported(algorithm)(**settings)
+        result["algorithm"] = _made(algorithm, settings)
     return result
 
 
@@ -438,13 +489,18 @@ def _settings(algorithm: str, pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
-def main() -> None:
-    """The entry point: an error daskrl raises on purpose is one message, not a traceback."""
+def main(typed: Sequence[str] | None = None) -> None:
+    """The entry point: an error daskrl raises on purpose is one message, not a traceback.
+
+    Parameters
+    ----------
+    typed : the arguments; those of the process by default.
+    """
     # Where `python -m` looks, `module:Id` and `module:function` are looked up by the installed script too.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        app(exit_on_error=False, print_error=True)
+        app(sys.argv[1:] if typed is None else typed, exit_on_error=False, print_error=True)
     except CycloptsError:  # has been printed
         sys.exit(2)
     except DaskrlError as error:

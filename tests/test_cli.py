@@ -1,0 +1,317 @@
+"""The command line, run as its users run it: as processes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+
+import daskrl
+from daskrl import cli
+from tests.test_bad_input import faulty
+
+ROOT = Path(__file__).parents[1]
+DASKRL = [sys.executable, "-m", "daskrl.cli"]
+SMALL = shlex.split(
+    "--streams 2 --envs-per-stream 2 --fragment-steps 8 --seed 3 --checkpoint-every 2 "
+    "-s hidden=16, -s batch_size=8 -s learning_starts=32 -s replay_ratio=2.0 -s window=160"
+)
+MINE = """
+import daskrl, gymnasium
+
+def env():
+    return gymnasium.make("CartPole-v1")
+
+class Mine(daskrl.DQN):
+    "The same as DQN."
+
+gymnasium.register("Pole-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=500)
+"""
+
+
+def steps(count: int, workers: int = 0) -> list[str]:
+    return [*SMALL, "--env-steps", str(count), "--workers", str(workers)]
+
+
+def daskrl_(*typed: str, cwd: Path, code: int = 0, **given: Any) -> subprocess.CompletedProcess[str]:
+    """Type ``daskrl ...`` and wait."""
+    done = subprocess.run([*DASKRL, *typed], cwd=cwd, capture_output=True, text=True, check=False, **given)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@dataclass
+class Said:
+    """What a command answered."""
+
+    stdout: str
+    stderr: str
+
+
+Here = Callable[..., Said]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """The same as `daskrl_` in this process, which need not start again for every case."""
+
+    def type_(*typed: str, cwd: Path, code: int = 0, columns: int = 80) -> Said:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setenv("COLUMNS", str(columns))
+        capsys.readouterr()
+        try:
+            cli.main(typed)
+            exited: Any = 0
+        except SystemExit as exit_:
+            exited = exit_.code or 0
+        said = Said(*capsys.readouterr())
+        assert exited == code, said
+        return said
+
+    return type_
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A directory with a store ``run``, and what ``train --json`` printed."""
+    place = tmp_path_factory.mktemp("cli")
+    done = daskrl_("train", "CartPole-v1", "--store", "run", "--episodes", "3", "--json", *steps(320), cwd=place)
+    return place, json.loads(done.stdout)
+
+
+def test_train_ends_with_a_summary_and_a_saved_learning_curve(trained: tuple[Path, dict[str, Any]]) -> None:
+    place, summary = trained
+    assert summary["env_steps"] == summary["env_steps_budget"] == 320
+    assert summary["weights_version"] == 10
+    assert summary["promise"] == "kept"
+    assert summary["greedy_return_3_episodes"] == daskrl.evaluate(place / "run", episodes=3).mean
+    picture = Path(summary["learning_curve"]).read_bytes()
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_train_prints_a_table_for_people(tmp_path: Path, here: Here) -> None:
+    done = here("train", "CartPole-v1", "--store", "run", "--episodes", "0", *steps(320), cwd=tmp_path)
+    for part in ("env steps", "320", "DQN", "promise", "kept", "learning curve"):
+        assert part in done.stdout
+    assert "it/s" not in done.stderr  # no progress bar in a pipe
+
+
+def test_evaluate_prints_mean_median_and_every_return(trained: tuple[Path, dict[str, Any]], here: Here) -> None:
+    place, _ = trained
+    printed = json.loads(daskrl_("evaluate", "run", "--episodes", "4", "--json", cwd=place).stdout)
+    expected = daskrl.evaluate(place / "run", episodes=4)
+    assert (printed["mean"], printed["median"]) == (expected.mean, expected.median)
+    assert printed["returns"] == list(expected.returns)
+    table = here("evaluate", "run", "--episodes", "4", "--version", "0", "--seed", "9", cwd=place).stdout
+    assert "weights version 0" in table
+    assert "mean return" in table
+
+
+def test_info_shows_what_the_store_holds(trained: tuple[Path, dict[str, Any]], here: Here) -> None:
+    place, summary = trained
+    printed = json.loads(daskrl_("info", "run", "--json", cwd=place).stdout)
+    assert {
+        key: printed[key] for key in ("environment", "algorithm", "seed", "env_steps", "fragments", "versions")
+    } == {key: summary[key] for key in ("environment", "algorithm", "seed", "env_steps", "fragments", "versions")}
+    assert printed["config"]["algorithm"]["settings"]["hidden"] == [16]
+    assert "CartPole-v1" in here("info", "run", cwd=place).stdout
+
+
+def test_digest_is_one_line(trained: tuple[Path, dict[str, Any]], here: Here) -> None:
+    place, _ = trained
+    line = daskrl_("digest", "run", cwd=place).stdout
+    assert re.fullmatch(r"[0-9a-f]{64}\n", line)
+    assert json.loads(here("digest", "run", "--json", cwd=place).stdout) == {"digest": line.strip()}
+    assert daskrl.Store.open(place / "run").digest() == line.strip()
+
+
+def test_reproduce_says_that_a_fragment_is_the_same(trained: tuple[Path, dict[str, Any]], here: Here) -> None:
+    place, _ = trained
+    assert "the same, bit for bit" in daskrl_("reproduce", "run", "--fragment", "7", cwd=place).stdout
+    printed = json.loads(here("reproduce", "run", "--fragment", "7", "--json", cwd=place).stdout)
+    assert printed == {
+        "fragment": 7, "stream": 1, "round": 3, "weights_version": 2, "committed": True, "differs": [],
+    }  # fmt: skip
+
+
+def test_reproduce_exits_with_1_where_a_fragment_differs(tmp_path: Path, here: Here) -> None:
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    faulty(tmp_path / "run", "drift", trouble, at=2, env_steps=64).wait()
+    done = daskrl_("reproduce", str(tmp_path / "run"), "--fragment", "0", cwd=ROOT, code=1)
+    assert "DIFFERS in" in done.stdout
+    assert "reward" in done.stdout
+    done = here("reproduce", str(tmp_path / "run"), "--fragment", "0", "--json", cwd=ROOT, code=1)
+    assert "reward" in json.loads(done.stdout)["differs"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "parts"),
+    [
+        ("train CartPole-v1", ("--store",)),
+        ("trane CartPole-v1", ("trane", "train")),
+        ("train CartPole-v1 --store new --env-steps many", ("--env-steps", "many")),
+        ("train CartPool-v1 --store new --env-steps 9 --workers 0", ("UnknownEnvironmentError", "CartPole")),
+        (
+            "train nowhere:env --store new --env-steps 9 --workers 0",
+            ("UnknownEnvironmentError", "nowhere", "PYTHONPATH"),
+        ),
+        ("train mine:missing --store new --env-steps 9 --workers 0", ("UnknownEnvironmentError", "missing")),
+        ("train broken:env --store new --env-steps 9 --workers 0", ("ConfigError", "broken", "ZeroDivisionError")),
+        ("train CartPole-v1 --algorithm ppp --store new --env-steps 9 --workers 0", ("ConfigError", "dqn", "ppp")),
+        ("train CartPole-v1 --algorithm mine:No --store new --env-steps 9 --workers 0", ("ConfigError", "mine:No")),
+        ("train CartPole-v1 --algorithm mine:env --store new --env-steps 9 --workers 0", ("ConfigError", "mine:env")),
+        (
+            "train CartPole-v1 -s n_steps=3 --store new --env-steps 9 --workers 0",
+            ("ConfigError", "n_steps=3", "n_step,"),
+        ),
+        ("train CartPole-v1 -s n_step --store new --env-steps 9 --workers 0", ("ConfigError", "NAME=VALUE")),
+        ("train CartPole-v1 -s n_step=fast --store new --env-steps 9 --workers 0", ("ConfigError", "'fast'")),
+        ("train CartPole-v1 -s n_step=0 --store new --env-steps 9 --workers 0", ("ConfigError", "n_step", ">= 1", "0")),
+        ("train CartPole-v1 -s hidden=3 --store new --env-steps 9 --workers 0", ("ConfigError", "hidden")),
+        ("train CartPole-v1 --seed -1 --store new --env-steps 9 --workers 0", ("ConfigError", "seed", ">= 0", "-1")),
+        ("train CartPole-v1 --workers -1 --store new --env-steps 9", ("ConfigError", "workers", "-1")),
+        ("train CartPole-v1 --scheduler tcp://127.0.0.1:9 --store new --env-steps 9", ("127.0.0.1:9", "scheduler")),
+        ("train CartPole-v1 --store run --env-steps 9 --workers 0", ("StoreMismatchError", "daskrl resume")),
+        ("resume new", ("StoreMismatchError", "daskrl train")),
+        ("info new", ("StoreMismatchError", "daskrl train")),
+        ("digest new", ("StoreMismatchError", "daskrl train")),
+        ("evaluate run --version 3", ("ConfigError", "[0, 10]", "3")),
+        ("evaluate run --episodes 0", ("ConfigError", "episodes", ">= 1")),
+        ("evaluate run --env mine:env", ("StoreMismatchError", "CartPole-v1", "env=")),
+        ("reproduce run --fragment 4000", ("ConfigError", "4000", "round 2000")),
+        ("reproduce run --fragment -1", ("ConfigError", "-1")),
+    ],
+)
+def test_an_error_is_one_message_and_exits_with_2(
+    trained: tuple[Path, dict[str, Any]], here: Here, typed: str, parts: tuple[str, ...]
+) -> None:
+    place, _ = trained
+    (place / "mine.py").write_text(MINE)
+    (place / "broken.py").write_text("1 / 0\n")
+    with dask.config.set({"distributed.comm.timeouts.connect": "100ms"}):
+        done = here(*shlex.split(typed), cwd=place, code=2)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    missing = [part for part in parts if part not in done.stderr]
+    assert not missing, done.stderr
+    assert not (place / "new").exists()
+
+
+def test_an_error_is_no_traceback_in_a_process_of_its_own_either(tmp_path: Path) -> None:
+    done = daskrl_("train", "CartPool-v1", "--store", "new", "--env-steps", "9", cwd=tmp_path, code=2)
+    assert done.stderr.startswith("UnknownEnvironmentError: 'CartPool-v1'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["train", "resume", "evaluate", "info", "digest", "reproduce"])
+def test_help_is_the_docstring_of_the_command_and_names_every_parameter(
+    tmp_path: Path, here: Here, command: str
+) -> None:
+    shown = here(command, "--help", cwd=tmp_path, columns=300).stdout
+    function = getattr(cli, command)
+    said = inspect.getdoc(function) or ""
+    assert said.splitlines()[0] in shown
+    described = re.findall(r"^([a-z_, ]+)\n    (\S.*)$", said, re.MULTILINE)
+    names = {name for names, _ in described for name in names.split(", ")}
+    assert names == set(inspect.signature(function).parameters)
+    for _, text in described:
+        assert text.split("  ")[0].rstrip(".") in shown
+
+
+def test_the_installed_script_is_the_same_program(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("daskrl")
+    done = subprocess.run([script, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == daskrl.__version__
+
+
+class Terminal:
+    """A command on a terminal of its own, where Ctrl-C reaches all of its processes as it does for people."""
+
+    def __init__(self, *typed: str, cwd: Path) -> None:
+        self.text = ""
+        self.pid, self.screen = pty.fork()
+        if self.pid == 0:
+            os.chdir(cwd)
+            termios.tcsetwinsize(0, (24, 200))
+            os.execvpe(DASKRL[0], [*DASKRL, *typed], {**os.environ, "TERM": "xterm"})
+
+    def until(self, pattern: str | None) -> None:
+        """Read until the pattern is on the screen; None is until the command has ended."""
+        while pattern is None or not re.search(pattern, self.text):
+            try:
+                read = os.read(self.screen, 4096)
+            except OSError:  # the other side is closed
+                read = b""
+            self.text += read.decode(errors="replace")
+            if not read:
+                assert pattern is None, self.text
+                return
+
+    def press_ctrl_c(self) -> None:
+        os.write(self.screen, b"\x03")
+
+    def exit_code(self) -> int:
+        self.until(None)
+        os.close(self.screen)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.mark.parametrize("workers", [0, 1], ids=["in this process", "on a cluster"])
+def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_digest_of_a_run_never_stopped(
+    tmp_path: Path, here: Here, workers: int
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    settings = ["train", "mine:env", "--episodes", "0", "--algorithm", "mine:Mine"]
+    here(*settings, *steps(6400), "--store", "whole", cwd=tmp_path)
+    expected = here("digest", "whole", cwd=tmp_path).stdout
+
+    terminal = Terminal(*settings, *steps(6400, workers), "--store", "run", cwd=tmp_path)
+    terminal.until(r"return=")  # the progress bar after the first learned version
+    terminal.press_ctrl_c()
+    assert terminal.exit_code() == 130
+    assert "Traceback" not in terminal.text
+    line = re.search(r"Interrupted; everything committed is kept. Type: daskrl (.*?)\r?\n", terminal.text)
+    assert line is not None, terminal.text
+    assert line[1] == "resume run --env mine:env --algorithm mine:Mine"
+    assert daskrl.Store.open(tmp_path / "run").weights_versions()[-1] < 200
+
+    done = daskrl_(*shlex.split(line[1]), "--workers", "0", "--episodes", "0", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["env_steps"] == 6400
+    assert here("digest", "run", cwd=tmp_path).stdout == expected
+    mine = ["--env", "mine:env", "--algorithm", "mine:Mine"]
+    assert "mean return" in here("evaluate", "run", "--episodes", "2", *mine, cwd=tmp_path).stdout
+    assert "the same" in here("reproduce", "run", "--fragment", "9", *mine, cwd=tmp_path).stdout
+
+
+def test_module_id_is_looked_up_where_the_command_is_typed(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    script = str(Path(sys.executable).with_name("daskrl"))
+    typed = [script, "train", "mine:Pole-v0", "--store", "run", "--episodes", "2", "--json", *steps(320)]
+    summary = json.loads(subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    assert summary["environment"] == "mine:Pole-v0"
+    again = [script, "reproduce", "run", "--fragment", "3"]
+    assert "the same" in subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+
+def test_resume_with_a_larger_budget_gives_the_digest_of_a_run_made_with_it(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, here: Here
+) -> None:
+    here("train", "CartPole-v1", "--store", "run", "--episodes", "0", *steps(160), cwd=tmp_path)
+    here("resume", "run", "--workers", "0", "--episodes", "0", "--env-steps", "320", cwd=tmp_path)
+    place, _ = trained
+    assert daskrl.Store.open(tmp_path / "run").digest() == daskrl.Store.open(place / "run").digest()
