@@ -176,10 +176,9 @@ class Window:
             reward = np.clip(reward, -self.reward_clip, self.reward_clip)
         self._reward[here], self._terminated[here] = reward, terminated
         self._ended[here] = terminated | truncated
-        action = side_by_side(self.spec.action[0].name)
+        self._put(self._action, first, [fragment[self.spec.action[0].name] for fragment in fragments])
         if self._action_start:
-            action = action.astype(np.int64) - self._action_start
-        self._put(self._action, first, action)
+            self._grid(self._action)[here] -= self._action_start
 
         begins = np.empty((steps + 1, self.lanes), np.bool_)  # rows whose observation is an episode's first
         begins[0] = np.concatenate([np.asarray(fragment["episode_step"]) for fragment in fragments]) == 0
@@ -187,9 +186,9 @@ class Window:
         begins[1:] = self._ended[here]
         head = (first + steps) % self.ring_rows
         for name, pool in self._pool.items():
-            rows = side_by_side(name)[self.frame_stack - 1 :]
-            self._put(pool, first, rows[:steps])
-            self._put(pool, head, rows[steps:])
+            frames = [fragment[name][self.frame_stack - 1 :] for fragment in fragments]
+            self._put(pool, first, [rows[:steps] for rows in frames])
+            self._put(pool, head, [rows[steps:] for rows in frames])
         self._link(first, begins[:steps])
         self._link(head, begins[steps:])
 
@@ -199,9 +198,20 @@ class Window:
         oldest = max(self.rows - steps - self.n_step, self.rows - self.window_rows, 0)
         self._returns(oldest, self.rows - self.n_step + 1)
 
-    def _put(self, column: torch.Tensor, first: int, rows: Array) -> None:
-        flat = np.ascontiguousarray(rows).reshape(-1, *column.shape[1:])
-        column[first * self.lanes : first * self.lanes + len(flat)] = torch.from_numpy(flat).to(column.dtype)
+    def _grid(self, column: torch.Tensor) -> torch.Tensor:
+        """A column as ``[ring_rows, lanes, *leaf]``, without the last observations behind the ring."""
+        return column[: self.ring].view(self.ring_rows, self.lanes, *column.shape[1:])
+
+    def _put(self, column: torch.Tensor, first: int, streams: Sequence[Array]) -> None:
+        """Write the rows of every stream side by side, from row ``first`` on."""
+        here = self._grid(column)[first : first + len(streams[0])]
+        if self.device.type != "cpu":
+            rows = np.concatenate(streams, axis=1)
+            here.copy_(torch.from_numpy(rows))
+            return
+        per_stream = self.schedule.envs_per_stream
+        for stream, rows in enumerate(streams):  # one copy, from the bytes that were read to where they are sampled
+            here.numpy()[:, stream * per_stream : (stream + 1) * per_stream] = rows
 
     def _link(self, first: int, begins: Array) -> None:
         if self._previous is None:
@@ -317,10 +327,12 @@ class Window:
                 following[stops] = own  # never used: the discount is 0
                 alive &= ~ends
         discount[alive] = np.float32(self.discount**self.n_step)
-        where = torch.from_numpy(self.positions_of_rows(first, stop)).to(self.device)
-        value = np.stack([returns.ravel(), discount.ravel()], axis=1)
-        self._value[where] = torch.from_numpy(value).to(self.device)
-        self._next[where] = torch.from_numpy(following.ravel().astype(np.int64)).to(self.device)
+        for column, values in ((self._value, np.stack([returns, discount], axis=2)), (self._next, following)):
+            grid, where = self._grid(column), rows % self.ring_rows
+            if self.device.type == "cpu":
+                grid.numpy()[where] = values
+            else:
+                grid[torch.from_numpy(where).to(self.device)] = torch.from_numpy(values).to(self.device)
 
     # -- sampling -----------------------------------------------------------------------------------------
 
