@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ def train(
     episodes: int = 20,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Train, then show a table and save the learning curve to STORE/learning_curve.png.
+    """Train, then show a table and save the learning curve beside the store, as STORE.png.
 
     Parameters
     ----------
@@ -340,23 +339,8 @@ def _client(workers: int, scheduler: str | None, torch_threads: int, quiet: bool
         with connected as client:
             yield client
         return
-    with _ctrl_c_only_here():
-        cluster = clusters.local(workers, learner_threads=torch_threads)
-    with cluster, Client(cluster) as client:
+    with clusters.local(workers, learner_threads=torch_threads) as cluster, Client(cluster) as client:
         yield client
-
-
-@contextlib.contextmanager
-def _ctrl_c_only_here() -> Iterator[None]:
-    """What is started meanwhile does not hear Ctrl-C, which a terminal sends to every process.
-
-    Threads and processes inherit the signals blocked; one that arrives meanwhile is only late.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _carry_out(run: Run, env: str | None, algorithm: str | None) -> None:
@@ -384,7 +368,7 @@ def _show(run: Run, episodes: int, as_json: bool) -> None:
     if episodes:
         result = daskrl.evaluate(run.store, episodes=episodes, env=_callable(run), algorithm=run.algorithm)
         summary[f"greedy_return_{episodes}_episodes"] = result.mean
-    picture = run.store.root / "learning_curve.png"
+    picture = run.store.root.with_name(f"{run.store.root.name}.png")  # not in it: zarr warns of strangers
     try:
         ax = run.plot()
     except ConfigError as error:
