@@ -95,14 +95,12 @@ class Learner:
         import torch
 
         from daskrl import samplers
-        from daskrl.networks import Flat, initialise
+        from daskrl.networks import Flat, deterministic, initialise
         from daskrl.window import Window
 
         self.session, self.algorithm = session, session.algorithm
         self.layout, config = session.layout, session.config
-        if device == "cuda":
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
+        deterministic(device)
         self.device = torch.device(device)
         random = seeding.generator(config.seed, "initialise")
         online, target = (Flat(self.algorithm.network(self.layout.spec, config.frame_stack)) for _ in range(2))

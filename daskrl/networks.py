@@ -207,6 +207,19 @@ def to_tensors(observation: Mapping[str, Array], into: dict[str, torch.Tensor]) 
     return into
 
 
+def deterministic(device: str) -> None:
+    """Make torch compute the same bits each time on this device; a setting of the whole process.
+
+    Called before the process's first CUDA matrix product: cuBLAS reads the variable once.
+    """
+    import os
+
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
 def fingerprint(device: str = "cpu") -> str:
     """A hash of what fixed networks give on this machine: the arithmetic of acting and of learning.
 
@@ -217,6 +230,7 @@ def fingerprint(device: str = "cpu") -> str:
 
     from daskrl.seeding import generator
 
+    deterministic(device)
     sha = hashlib.sha256()
     random = generator(0, "initialise", 0)
     with torch.enable_grad():
