@@ -117,7 +117,10 @@ def decode(column: Column, data: bytes, where: str) -> Array:
     body = np.frombuffer(data, np.uint8)[:-_SUFFIX]
     if len(data) < _SUFFIX or crc32c(body) != int.from_bytes(data[-_SUFFIX:], "little"):
         raise DamagedError(f"{where} fails its CRC-32C.")
-    raw = _ZSTD.decode(body) if column.compressed else body
+    try:
+        raw = _ZSTD.decode(body) if column.compressed else body
+    except RuntimeError as error:
+        raise DamagedError(f"{where} is not what its column's codecs write: {error}") from None
     size = math.prod(column.shape) * np.dtype(column.dtype).itemsize
     if len(raw) != size:
         raise DamagedError(f"{where} holds {len(raw)} bytes, expected {size}.")

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 import daskrl
 from daskrl import store as store_module
-from daskrl.columns import columns, encode, write_fragment
+from daskrl.columns import columns, crc32c, decode, encode, write_fragment
 from daskrl.config import Options, RunConfig, Schedule
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreLockedError, StoreMismatchError
 from daskrl.session import versions
@@ -550,3 +550,17 @@ def test_a_chunk_of_the_wrong_shape_or_dtype_is_never_written():
         encode(reward, np.zeros((3, 2)))
     with pytest.raises(StoreError, match=r"got float32\[2, 2\]"):
         encode(reward, np.zeros((2, 2), np.float32))
+
+
+@pytest.mark.parametrize("name", ["reward", "action"])
+def test_bytes_that_are_no_chunk_are_damage_whatever_they_are(name):
+    spec = spec_of(Scripted.observation_space, Scripted.action_space)
+    column = columns(spec, Schedule(1, 2, 3), 1)[name]
+    values = np.arange(6).reshape(3, 2).astype(column.dtype)
+    data = encode(column, values)
+    assert (decode(column, data, "here") == values).all()
+    other = b"neither zstd nor of the right length"
+    with_checksum = other + crc32c(other).to_bytes(4, "little")
+    for damaged in (b"", b"abc", data[:-1], data[1:], data + b"\0", with_checksum):
+        with pytest.raises(DamagedError, match="here"):
+            decode(column, damaged, "here")
