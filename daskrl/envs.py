@@ -13,6 +13,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import gymnasium
@@ -122,6 +123,7 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
             f"environment, got {env!r}."
         )
     probe = _probe(env, factory)
+    identity["packages"] = _packages(probe)
     try:
         return EnvironmentSource(
             identity=identity,
@@ -131,6 +133,16 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
         )
     finally:
         probe.close()
+
+
+def _packages(env: Environment) -> list[str]:
+    """The installed packages, besides Gymnasium, whose versions may decide what an environment does."""
+    module = type(env.unwrapped).__module__
+    for prefix, imported in (("gymnasium.envs.box2d", "Box2D"), ("gymnasium.envs.mujoco", "mujoco")):
+        if module.startswith(prefix):
+            return sorted(set(metadata.packages_distributions().get(imported, [])))
+    found = metadata.packages_distributions().get(module.partition(".")[0], [])
+    return sorted(set(found) - {"daskrl", "gymnasium"})
 
 
 def _probe(env: object, factory: EnvironmentFactory) -> Environment:

@@ -6,14 +6,13 @@ Import-light on purpose: the scheduler unpickles task functions, and must not im
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import socket
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -142,7 +141,7 @@ def join(payload: bytes) -> dict[str, Any]:
     torch.set_num_threads(1)  # other numbers of threads give other bits
     cuda = torch.cuda.is_available()
     return {
-        "versions": versions(),
+        "versions": versions(layout.config.environment["packages"]),
         "cpu": fingerprint("cpu"),
         "cuda": fingerprint("cuda") if cuda else None,
         "cuda_name": torch.cuda.get_device_name() if cuda else None,
@@ -152,12 +151,15 @@ def join(payload: bytes) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a run's bits."""
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the packages that decide a run's bits: those of all runs, and those of its environment.
+
+    numcodecs is one of them: checksums in commits are over compressed bytes.
+    """
     found = {"python": platform.python_version()}
-    for name in ("daskrl", "torch", "numpy", "gymnasium"):
+    for name in ("daskrl", "torch", "numpy", "gymnasium", "numcodecs", *packages):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = str(getattr(importlib.import_module(name), "__version__", "unknown"))
+            found[name] = "not installed"
     return found

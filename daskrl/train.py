@@ -406,7 +406,7 @@ def train(
     try:
         made = Store.create(
             store, config, source.spec, extras=algorithm.columns, env_steps=env_steps, options=options,
-            versions=versions(), overwrite=overwrite,
+            versions=versions(source.identity["packages"]), overwrite=overwrite,
         )  # fmt: skip
     except OSError as error:  # zarr makes the arrays, and says it in its own way
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, StoreFullError):
@@ -494,7 +494,7 @@ def _check_sizes(algorithm: Algorithm, config: RunConfig, source: envs.Environme
     from daskrl.networks import Flat
     from daskrl.window import check_capacity
 
-    check_capacity(algorithm.window, algorithm.n_step, config.schedule)
+    check_capacity(algorithm.window, algorithm.n_step, config.schedule, config.frame_stack)
     Flat(algorithm.network(source.spec, config.frame_stack))
 
 
