@@ -57,17 +57,18 @@ def plot_learning_curve(store: str | os.PathLike[str] | Store, ax: Axes | None =
 
     Parameters
     ----------
-    ax : axes to draw in; new ones by default. Needs ``daskrl[plot]``.
+    ax : axes to draw in; by default those of a new pyplot figure, which Jupyter shows by itself. Needs
+        ``daskrl[plot]``.
     style : given to the line of the mean.
     """
     opened = store if isinstance(store, Store) else Store.open(store)
     curve = learning_curve(opened)
     if ax is None:
         try:
-            from matplotlib.figure import Figure
+            from matplotlib import pyplot
         except ImportError:
             raise ConfigError("plots need matplotlib. Type: pip install 'daskrl[plot]'") from None
-        ax = Figure(figsize=(7, 4), layout="constrained").subplots()
+        _, ax = pyplot.subplots(figsize=(7, 4), layout="constrained")
     name = opened.config.environment.get("id") or opened.config.environment["name"]
     ax.scatter(curve.env_steps, curve.episode_return, s=3, alpha=0.25, color="0.5", linewidths=0, label="episode")
     settings = {"color": "C0", "label": "mean of 100 episodes", **style}

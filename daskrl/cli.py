@@ -370,11 +370,13 @@ def _show(run: Run, episodes: int, as_json: bool) -> None:
         summary[f"greedy_return_{episodes}_episodes"] = result.mean
     picture = run.store.root.with_name(f"{run.store.root.name}.png")  # not in it: zarr warns of strangers
     try:
-        ax = run.plot()
-    except ConfigError as error:
-        _say(f"no learning curve: {error}")
+        from matplotlib.figure import Figure
+    except ImportError:
+        _say("no learning curve: plots need matplotlib. Type: pip install 'daskrl[plot]'")
     else:
-        ax.figure.savefig(picture, dpi=120)  # type: ignore[union-attr]
+        figure = Figure(figsize=(7, 4), layout="constrained")  # no pyplot: it would look for a screen
+        run.plot(figure.subplots())
+        figure.savefig(picture, dpi=120)
         summary["learning_curve"] = str(picture)
     if as_json:
         print(json.dumps(summary))

@@ -1,0 +1,175 @@
+"""The Python face: a run is a loop that can be left and entered again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import daskrl
+from daskrl import errors
+from tests.test_bad_input import ROUND, STEPS, start
+
+mpl.use("agg")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> daskrl.Run:
+    return start(tmp_path_factory.mktemp("api") / "run", weights_every=4).wait()
+
+
+def test_reports_follow_every_version_and_add_up(tmp_path: Path, whole: daskrl.Run) -> None:
+    run = start(tmp_path / "run")
+    reports = list(run)
+    assert [report.weights_version for report in reports] == list(range(11))
+    assert reports[-1].env_steps == STEPS
+    assert reports[-1].learner_updates == max(r["learner_updates"] for r in run.store.records("learn"))
+    assert reports[-1].replay_ratio == pytest.approx(reports[-1].learner_updates * 8 / STEPS)
+    assert {report.policy_lag for report in reports[3:]} == {1}
+    assert reports[-1].time_left == 0
+    assert run.report == reports[-1]
+    assert run.finished
+    assert list(run) == []  # there is nothing left to do
+    assert run.store.digest() == whole.store.digest()
+
+
+def test_leaving_the_loop_and_entering_it_again_goes_on_where_it_was(tmp_path: Path, whole: daskrl.Run) -> None:
+    run = start(tmp_path / "run")
+    for report in run:
+        if report.weights_version == 3:
+            break
+    assert not run.finished
+    following = [report.weights_version for report in run]
+    assert following[0] > 3
+    assert following[-1] == 10
+    assert run.store.digest() == whole.store.digest()
+
+
+def test_an_error_in_the_loop_leaves_the_run_resumable_while_its_traceback_is_still_held(
+    tmp_path: Path, whole: daskrl.Run
+) -> None:
+    def cell() -> None:
+        for report in start(tmp_path / "run"):
+            if report.weights_version == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:  # a notebook keeps the last traceback, too
+        cell()
+    assert daskrl.resume(tmp_path / "run", progress=False).wait().store.digest() == whole.store.digest()
+    assert raised.tb is not None
+
+
+def test_a_larger_budget_on_resume_gives_the_digest_of_a_run_made_with_it(tmp_path: Path, whole: daskrl.Run) -> None:
+    start(tmp_path / "run", env_steps=3 * ROUND + 1).wait()
+    assert daskrl.Store.open(tmp_path / "run").summary()["env_steps"] == 4 * ROUND  # whole rounds
+    more = daskrl.resume(tmp_path / "run", env_steps=STEPS, checkpoint_every=7, progress=False)
+    assert not more.finished
+    assert more.wait().store.digest() == whole.store.digest()
+    assert daskrl.resume(tmp_path / "run").env_steps == STEPS  # it is kept
+
+
+def test_every_fragment_is_reproduced_bit_for_bit_also_where_its_weights_are_not_kept(whole: daskrl.Run) -> None:
+    kept = set(whole.store.weights_versions())
+    acted_with = set()
+    for record in whole.store.fragments():
+        result = daskrl.reproduce(whole.store, record["slot"])
+        assert (result.fragment, result.stream, result.round) == (record["slot"], record["stream"], record["round"])
+        assert result.committed
+        assert result.differs == ()
+        acted_with.add(result.weights_version)
+    assert acted_with - kept  # some were learned again
+    assert acted_with & kept
+
+
+def test_a_fragment_beyond_the_newest_weights_cannot_be_reproduced(whole: daskrl.Run) -> None:
+    for fragment in (-1, 1000):
+        with pytest.raises(errors.ConfigError, match=f"fragment: .* {fragment} is round"):
+            daskrl.reproduce(whole.store, fragment)
+
+
+def test_reproducing_writes_nothing(whole: daskrl.Run) -> None:
+    def files() -> dict[str, int]:
+        root = whole.store.root
+        return {str(path): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+
+    before = files()
+    daskrl.reproduce(whole.store, 5)
+    assert files() == before
+
+
+# -- looking at it ----------------------------------------------------------------------------------------
+
+
+def test_the_learning_curve_holds_every_finished_episode(whole: daskrl.Run) -> None:
+    curve = daskrl.learning_curve(whole.store.root)
+    ended = whole.store.summary()["episodes"]
+    assert curve.env_steps.shape == curve.episode_return.shape == curve.length.shape == (ended,)
+    assert (np.diff(curve.env_steps) >= 0).all()
+    naive = [np.mean(curve.episode_return[max(0, i - 4) : i + 1]) for i in range(ended)]
+    np.testing.assert_allclose(curve.smoothed(5), naive)
+
+
+def test_plotting_is_one_call_and_returns_axes_with_the_data(whole: daskrl.Run) -> None:
+    from matplotlib import pyplot
+    from matplotlib.figure import Figure
+
+    curve = daskrl.learning_curve(whole.store)
+    ax = whole.plot()
+    (line,) = ax.get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), curve.env_steps)
+    np.testing.assert_allclose(line.get_ydata(), curve.smoothed())
+    assert len(np.asarray(ax.collections[0].get_offsets())) == len(curve.env_steps)
+    assert ax.get_xlabel() == "env steps"
+    assert "Walk-v0" in ax.get_title()
+    assert ax.figure in map(pyplot.figure, pyplot.get_fignums())  # so that Jupyter shows it
+    pyplot.close(ax.figure)  # type: ignore[arg-type]
+
+    mine = Figure().subplots()
+    assert daskrl.plot_learning_curve(whole.store.root, ax=mine, color="red") is mine
+    assert mine.get_lines()[0].get_color() == "red"
+    assert pyplot.get_fignums() == []
+
+
+def test_a_run_without_an_episode_can_be_plotted(tmp_path: Path) -> None:
+    fresh = start(tmp_path / "run")
+    assert daskrl.learning_curve(fresh.store).episode_return.shape == (0,)
+    assert len(fresh.plot(mpl.figure.Figure().subplots()).get_lines()) == 1
+
+
+@pytest.mark.parametrize("what", ["run", "store", "evaluation"])
+def test_html_shows_what_it_is_and_escapes_markup(tmp_path: Path, what: str) -> None:
+    def make() -> Any:
+        from tests.environments import Walk
+
+        return Walk()
+
+    make.__qualname__ = "<script>alert(1)</script>"
+    run = start(tmp_path / "<b>run", env=make, env_steps=ROUND).wait()
+    result = daskrl.evaluate(run.store, episodes=2, env=make)
+    html = {"run": run, "store": run.store, "evaluation": result}[what]._repr_html_()
+    assert "<table>" in html
+    assert "<script>" not in html
+    assert "<b>" not in html
+    if what == "evaluation":
+        assert "median" in html
+    else:
+        assert "&lt;script&gt;" in html
+        assert "&lt;b&gt;run" in html
+    assert "daskrl" in repr(run)
+    assert str(run.store.root) in repr(run.store)
+
+
+def test_what_a_report_holds_is_documented() -> None:
+    for field in dataclasses.fields(daskrl.Report):
+        assert f"    {field.name} : " in (daskrl.Report.__doc__ or "")
+
+
+def test_everything_public_can_be_imported_and_is_documented() -> None:
+    for name in daskrl.__all__:
+        assert (getattr(daskrl, name).__doc__ or "").strip(), name
+    with pytest.raises(AttributeError, match="no attribute 'PPP'"):
+        daskrl.PPP  # noqa: B018
