@@ -22,7 +22,7 @@ class LearningCurve:
 
     Attributes
     ----------
-    env_steps : ``[E]`` transitions of the whole run when the episode's fragment began.
+    env_steps : ``[E]`` transitions of the whole run when the episode ended, all streams taken to be in step.
     episode_return, length : ``[E]``.
     """
 
@@ -42,12 +42,16 @@ class LearningCurve:
 def learning_curve(store: str | os.PathLike[str] | Store) -> LearningCurve:
     """The training episodes of a run. Independent of the workers it ran on."""
     opened = store if isinstance(store, Store) else Store.open(store)
-    size = opened.config.schedule.round_steps
-    rows = [
-        (record["round"] * size, episode[1], episode[2])
-        for record in opened.fragments()
-        for episode in record["episodes"]
-    ]
+    schedule = opened.config.schedule
+    rows = []
+    for record in opened.fragments():
+        # Where each environment's current episode began, counted from the start of the fragment.
+        began = [-steps for steps in record["episode_step"]]
+        for env, episode_return, length in record["episodes"]:
+            began[env] += length
+            steps = record["round"] * schedule.round_steps + began[env] * schedule.lanes
+            rows.append((steps, episode_return, length))
+    rows.sort(key=lambda row: row[0])
     table = np.array(rows, np.float64).reshape(-1, 3)
     return LearningCurve(table[:, 0].astype(np.int64), table[:, 1], table[:, 2].astype(np.int64))
 
@@ -70,7 +74,7 @@ def plot_learning_curve(store: str | os.PathLike[str] | Store, ax: Axes | None =
             raise ConfigError("plots need matplotlib. Type: pip install 'daskrl[plot]'") from None
         _, ax = pyplot.subplots(figsize=(7, 4), layout="constrained")
     name = opened.config.environment.get("id") or opened.config.environment["name"]
-    ax.scatter(curve.env_steps, curve.episode_return, s=3, alpha=0.25, color="0.5", linewidths=0, label="episode")
+    ax.scatter(curve.env_steps, curve.episode_return, s=6, alpha=0.5, color="0.6", linewidths=0, label="episode")
     settings = {"color": "C0", "label": "mean of 100 episodes", **style}
     ax.plot(curve.env_steps, curve.smoothed(), **settings)
     ax.set(

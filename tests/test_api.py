@@ -109,6 +109,13 @@ def test_the_learning_curve_holds_every_finished_episode(whole: daskrl.Run) -> N
     ended = whole.store.summary()["episodes"]
     assert curve.env_steps.shape == curve.episode_return.shape == curve.length.shape == (ended,)
     assert (np.diff(curve.env_steps) >= 0).all()
+    columns = [(record["round"], whole.store.read(record)) for record in whole.store.fragments()]
+    ends = [
+        round_ * ROUND + (int(t) + 1) * 4  # four environments in all
+        for round_, values in columns
+        for t, _ in np.argwhere(values["terminated"] | values["truncated"])
+    ]
+    assert sorted(ends) == curve.env_steps.tolist()
     naive = [np.mean(curve.episode_return[max(0, i - 4) : i + 1]) for i in range(ended)]
     np.testing.assert_allclose(curve.smoothed(5), naive)
 
