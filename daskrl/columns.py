@@ -234,3 +234,15 @@ def read_fragment(
             raise DamagedError(f"{where} is not the chunk that was committed: CRC-32C differs.")
         result[name] = decode(column, data, where)
     return result
+
+
+def read_transitions(root: Path, layout: Mapping[str, Column], record: Mapping[str, Any]) -> dict[str, Array]:
+    """What a learner needs of one committed fragment, checked as by `read_fragment`.
+
+    Last observations are left out unless an episode was truncated: nothing follows a termination.
+    """
+    last = tuple(name for name, column in layout.items() if column.optional)
+    fragment = read_fragment(root, layout, record, tuple(name for name in layout if name not in last))
+    if (fragment["truncated"] & ~fragment["terminated"]).any():
+        fragment.update(read_fragment(root, layout, record, last))
+    return fragment

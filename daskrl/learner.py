@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskrl import seeding
+from daskrl.columns import read_transitions
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
 from daskrl.session import Session, Weights, get
@@ -239,7 +240,7 @@ class Learner:
 
 
 def _read(session: Session, record: Record) -> dict[str, Array]:
-    fragment = session.layout.read(record)
+    fragment = read_transitions(session.layout.root, session.layout.columns, record)
     fragment["episode_step"] = np.asarray(record["episode_step"])
     fragment["continues"] = np.asarray(record["continues"])
     return fragment
