@@ -21,21 +21,21 @@ def interleaved(
     """Median seconds of one call of each candidate.
 
     In each round every candidate is called for about ``seconds`` in turn, so that a load from outside meets all
-    of them alike; absolute times are then worth little and ratios much.
+    of them alike, and every call is timed alone, so that the median leaves out those that were interrupted.
+    Absolute times are then worth little and ratios much.
     """
-    calls: dict[str, int] = {}
-    for name, call in candidates.items():
-        call()
-        began = time.perf_counter()
-        call()
-        calls[name] = max(1, int(seconds / max(time.perf_counter() - began, 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        call()
     for _ in range(rounds):
         for name, call in candidates.items():
-            began = time.perf_counter()
-            for _ in range(calls[name]):
+            stop = time.perf_counter() + seconds
+            ended = 0.0
+            while ended < stop:
+                began = time.perf_counter()
                 call()
-            times[name].append((time.perf_counter() - began) / calls[name])
+                ended = time.perf_counter()
+                times[name].append(ended - began)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -92,7 +92,7 @@ def pipeline(name: str, count: int, steps: int, rounds: int, workers: int, strea
             streams=streams, envs_per_stream=count, fragment_steps=steps, progress=False,
         )  # fmt: skip
         run.wait()
-        records = [record for record in run.store.records("fragment")]
+        records = list(run.store.records("fragment"))
     ends = sorted(record["wall_time"] + record["seconds"] for record in records)
     first, last = ends[streams - 1], ends[-streams]
     inside = sum(

@@ -1,8 +1,9 @@
 """Writing fragments to the store and taking them into the window, against zarr-python with its defaults.
 
 zarr-python gets the same columns of the same fragments, one chunk a fragment, and whatever codecs and chunk names it
-chooses. Ingest is reading a committed fragment (checksums tested) and appending it to the window; zarr-python's is
-reading all columns and appending them to a window of the same kind. The last table is the share of a rollout's time
+chooses. Ingest is what the learner does: reading a committed fragment (checksums tested; last observations only where
+an episode was truncated) and appending it to the window; zarr-python's is reading all columns and appending them to a
+window of the same kind. The last table is the share of a rollout's time
 that goes into writing its fragment.
 
     python tests/benchmarks/write.py [--rounds R] [--directory DIR]
@@ -25,7 +26,7 @@ from _table import interleaved, parser, show, verdict
 from gymnasium import spaces
 
 from daskrl import DQN, envs, seeding
-from daskrl.columns import columns, read_fragment, write_fragment
+from daskrl.columns import columns, read_transitions, write_fragment
 from daskrl.config import Schedule
 from daskrl.envs import Stream, final_name
 from daskrl.networks import Flat, initialise, to_tensors
@@ -102,7 +103,7 @@ def store_and_ingest(name: str, spec: SpaceSpec, schedule: Schedule, frames: int
     place = {"episode_step": np.ones(schedule.envs_per_stream, np.int64), "continues": np.asarray(True)}
 
     def read() -> dict[str, Array]:
-        return read_fragment(root / "daskrl", layout, records[next(turn) % 64])
+        return read_transitions(root / "daskrl", layout, records[next(turn) % 64])
 
     def read_zarr() -> dict[str, Any]:
         slot = next(turn) % 64
