@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import distributed  # noqa: F401  before its settings are changed: importing it reads their defaults
 import pytest
 
 import daskrl
@@ -68,10 +69,10 @@ Here = Callable[..., Said]
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
     """The same as `daskrl_` in this process, which need not start again for every case."""
 
-    def type_(*typed: str, cwd: Path, code: int = 0, columns: int = 80) -> Said:
+    def type_(*typed: str, cwd: Path, code: int = 0) -> Said:
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("COLUMNS", "300")  # read once, by the first command
         capsys.readouterr()
         try:
             cli.main(typed)
@@ -222,7 +223,7 @@ def test_an_error_is_no_traceback_in_a_process_of_its_own_either(tmp_path: Path)
 def test_help_is_the_docstring_of_the_command_and_names_every_parameter(
     tmp_path: Path, here: Here, command: str
 ) -> None:
-    shown = here(command, "--help", cwd=tmp_path, columns=300).stdout
+    shown = here(command, "--help", cwd=tmp_path).stdout
     function = getattr(cli, command)
     said = inspect.getdoc(function) or ""
     assert said.splitlines()[0] in shown
