@@ -8,6 +8,7 @@ own kind of array: SB3, TorchRL and daskrl torch tensors, cpprb NumPy arrays.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 
@@ -143,6 +144,7 @@ def low_dimensional(n: int, batch: int, rounds: int) -> None:
             "TorchRL LazyMemmapStorage": torchrl(LazyMemmapStorage(n)),
         },
         rounds=rounds,
+        clock=time.process_time,
     )
     targets = {"SB3 ReplayBuffer": 2.0, "cpprb ReplayBuffer": 1.5, "TorchRL": 3.0}
     best_torchrl = min((name for name in seconds if name.startswith("TorchRL")), key=lambda name: seconds[name])
@@ -183,6 +185,7 @@ def low_dimensional(n: int, batch: int, rounds: int) -> None:
     seconds = interleaved(
         {"daskrl window, prioritised": ours_prioritised, "cpprb PrioritizedReplayBuffer": theirs_prioritised},
         rounds=rounds,
+        clock=time.process_time,
     )
     first, second = seconds.values()
     show(
@@ -229,6 +232,7 @@ def frames(n: int, batch: int, rounds: int) -> None:
         },
         rounds=rounds,
         seconds=0.3,
+        clock=time.process_time,
     )
     memory = {"daskrl window": held(window), **{name: held(buffer) for name, buffer in buffers.items()}}
     faster = min(buffers, key=lambda name: seconds[name])
