@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 # A terminal sends Ctrl-C to every process of ours; the driver's is the one that answers it.
 _IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
+# Dask keeps the last 1000 messages of every connection and events of every topic, and in them the arguments of tasks:
+# over a long run tens of megabytes, of use to nobody but Dask's own developers.
+_LOG_LENGTH, _LOGGED = "distributed.admin.low-level-log-length", 20
+
 
 def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False, **options: Any) -> SpecCluster:
     """A cluster on this machine: one learner's worker and ``workers`` rollout workers, a process each.
@@ -25,9 +29,11 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
     dashboard : serve Dask's dashboard, on loopback; needs ``daskrl[dashboard]``.
     options : given to ``distributed.SpecCluster``.
     """
+    import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
     require_integer("workers", workers, 1)
+    dask.config.set({_LOG_LENGTH: _LOGGED})
     common = {
         "nthreads": 1, "host": "127.0.0.1", "dashboard": False, "silence_logs": 40, "memory_limit": 0,
         "preload": [_IGNORE_CTRL_C],
@@ -53,4 +59,5 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
 def _environment(threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-    return {**kept, **dict.fromkeys(names, str(threads))}
+    logged = {f"DASK_{_LOG_LENGTH.upper().replace('.', '__').replace('-', '_')}": str(_LOGGED)}
+    return {**kept, **logged, **dict.fromkeys(names, str(threads))}

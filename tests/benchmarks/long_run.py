@@ -56,6 +56,7 @@ def main() -> None:
                 following += given.every
                 found = client.run_on_scheduler(counts)
                 samples.append((rollouts, time.monotonic() - began, process.memory_info().rss / 2**20, found))
+                print("{:,} rollouts, {:.0f} s, {:.1f} MiB".format(*samples[-1]), flush=True)
         client.close()
     half = samples[len(samples) // 2 :]
     per_rollout = np.polyfit([s[0] for s in half], [s[2] for s in half], 1)[0] * 2**20
