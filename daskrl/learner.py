@@ -215,7 +215,7 @@ class Learner:
             if record["kind"] != "learn" or not record.get("checkpoint") or record["version"] > version:
                 continue
             if not (self.layout.root / record["checkpoint"][0]).exists():
-                continue  # only the newest two are kept
+                continue  # only the newest few are kept
             try:
                 data = read_checked(self.layout.root, record["checkpoint"])
             except DamagedError as error:

@@ -163,6 +163,8 @@ class InProcessPool:
         self.arithmetic: Record | None = plan.arithmetic or reference(info, plan.layout.config.device)
         problem = mismatch(info, self.arithmetic, learns=True)
         if problem is not None:
+            if plan.options.strict:
+                self.close()
             self.promise_off.append(_refuse_or_warn(f"this process has {problem}", plan.options.strict))
 
     def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
@@ -258,7 +260,7 @@ class DaskPool:
         self._learner: str | None = None
         self._homes: dict[int, str] = {}
         self._flights: dict[str, _Flight] = {}
-        self._weights: dict[int, Future[Any]] = {}
+        self._weights: dict[int, _Flight] = {}  # weights version -> the task that has it as its result
         self._deaths: Counter[Any] = Counter()
         self._submitted = 0
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -268,7 +270,11 @@ class DaskPool:
         )
         self._client.subscribe_topic("all", lambda event: self._queue.put(("worker", event[1])))
         self._client.subscribe_topic(self._topic, lambda event: self._queue.put(("told", event[1])))
-        self._reconcile()
+        try:
+            self._reconcile()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def _topic(self) -> str:
@@ -284,7 +290,7 @@ class DaskPool:
             address = self._homes.get(task.stream)
             if address is not None and load[address] < 2 * slots[address]:
                 load[address] += 1
-                weights = self._weights[task.weights_version]
+                weights = self._weights[task.weights_version].future
                 args = (self.token, weights, task.stream, task.round, head)
                 self._start("rollout", task, address, rollout.rollout, args, -task.round, task.weights_version)
 
@@ -306,7 +312,7 @@ class DaskPool:
         record = json.loads(task.record)
         if slots and task.weights_version in self._weights:
             homes = sorted(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
-            args = (self.token, self._weights[task.weights_version], record, head)
+            args = (self.token, self._weights[task.weights_version].future, record, head)
             self._start("recheck", task, homes[0], rollout.recheck, args, -record["round"], task.weights_version)
 
     def _start(
@@ -376,7 +382,7 @@ class DaskPool:
             self._joined(flight.address, record)
             return
         if isinstance(flight.task, schedule.Learn):
-            self._weights[flight.task.version] = flight.future
+            self._weights[flight.task.version] = flight
             self.held.add(flight.task.version)
         outcomes.append(Outcome(flight.task, record))
 
@@ -388,6 +394,8 @@ class DaskPool:
         elif flight.future.status != "finished" and flight.address in self._known:
             # Not by us, and its worker is there: the scheduler has forgotten it.
             self._scheduler_lost()
+        elif flight.task is None and flight.address in self._known:
+            self._ask_to_join(self._known[flight.address])
         # Else the driver finds the task ready again.
 
     def _scheduler_lost(self) -> NoReturn:
@@ -465,17 +473,17 @@ class DaskPool:
         if tagged and all(w.info is None for w in tagged):
             return  # it is about to join
         current = self._known.get(self._learner or "")
-        candidates = [w for w in joined if w.learner_resource] or ([current] if current else []) or joined
+        candidates = [w for w in joined if w.learner_resource] or [w for w in joined if w is current] or joined
         if not candidates:
+            self._learner = None
             return
-        chosen = current if current in candidates else candidates[0]
-        assert chosen is not None
+        chosen = next((w for w in candidates if w is current), candidates[0])
         assert chosen.info is not None
         if self.arithmetic is None:
             self.arithmetic = reference(chosen.info, self.plan.layout.config.device)
             for worker in self._known.values():
                 self._judge(worker)
-        if self.arithmetic["device"] == "cuda":
+        if self.arithmetic["device"] == "cuda" and chosen.address != self._learner:
             problem = mismatch(chosen.info, self.arithmetic, learns=True)
             if problem is not None:
                 self.promise_off.append(
@@ -488,14 +496,16 @@ class DaskPool:
         worker = self._known.pop(address, None)
         if worker is None:
             return
-        lost = address == self._learner
-        if lost:
-            # Weights may be on this worker only, and rollouts that wait for them would wait for ever.
+        if address == self._learner:
             self._learner = None
-            self.held.clear()
-            self._weights.clear()
+        # Weights may be on the worker that learned them only, and rollouts that wait for them would wait for ever.
+        # It need not be the learner of now: that moves when a worker with the resource joins.
+        lost = {version for version, made in self._weights.items() if made.address == address}
+        for version in lost:
+            self._weights.pop(version).future.release()
+        self.held -= lost
         for key, flight in list(self._flights.items()):
-            if flight.address == address or (lost and flight.weights_version is not None):
+            if flight.address == address or flight.weights_version in lost:
                 del self._flights[key]
                 self.in_flight.discard(flight.task)
                 flight.future.release()
@@ -526,7 +536,7 @@ class DaskPool:
         self.held &= needed
         in_use = {flight.weights_version for flight in self._flights.values()}
         for version in [v for v in self._weights if v not in needed and v not in in_use]:
-            self._weights.pop(version).release()
+            self._weights.pop(version).future.release()
         for task in [t for t in self._deaths if t not in self.in_flight]:
             if len(self._deaths) > 1000:
                 del self._deaths[task]
@@ -542,25 +552,24 @@ class DaskPool:
     def close(self) -> None:
         from distributed import wait
 
-        for flight in self._flights.values():
+        for flight in [*self._flights.values(), *self._weights.values()]:
             flight.future.release()
-        for future in self._weights.values():
-            future.release()
         self._flights.clear()
         self._weights.clear()
-        if self._client.status == "running":
-            self._client.unsubscribe_topic("all")
-            self._client.unsubscribe_topic(self._topic)
-            # A task, not client.run: that would wait half a minute for a worker that is just going.
-            # Behind all others, so that none of ours finds its session gone.
-            forgets = [
-                self._client.submit(
-                    session.forget, self.token, key=f"forget-{self.token}-{i}", workers=[address], priority=-(10**9)
-                )
-                for i, address in enumerate(self._known)
-            ]
-            with contextlib.suppress(TimeoutError):
-                wait(forgets, timeout=5)
+        # Whatever goes wrong from here on must not hide how the run ended.
+        with contextlib.suppress(Exception), self._client.as_current():
+            if self._client.status == "running":
+                self._client.unsubscribe_topic("all")
+                self._client.unsubscribe_topic(self._topic)
+                # A task, not client.run: that would wait half a minute for a worker that is just going.
+                # Behind all others, so that none of ours finds its session gone.
+                forgets = [
+                    self._client.submit(
+                        session.forget, self.token, key=f"forget-{self.token}-{i}", workers=[address], priority=-(10**9)
+                    )
+                    for i, address in enumerate(self._known)
+                ]
+                wait(forgets, timeout=5)  # asks the current client, which is not always the user's
         self._client.close(timeout=5)
 
 

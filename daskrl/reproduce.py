@@ -107,8 +107,7 @@ def _weights(store: Store, made: session.Session, version: int, head: int) -> se
         flat.load_named(store.weights(version)[1])
         return meta, flat.weights.numpy()
     arithmetic = next(iter(store.records("arithmetic")), None)
-    here = session.join(session.pack(made.token, made.layout, made.algorithm, made.factory, made.options))
-    device = (arithmetic or pools.reference(here, store.config.device))["device"]
+    device = (arithmetic or pools.reference(session.introduction(store.layout), store.config.device))["device"]
     learner = Learner(made, device)
     learner.restore(version, head)
     learner.advance(version, head)

@@ -87,8 +87,7 @@ def run(
 
     def steps() -> tuple[Fragment, Record, Stream]:
         _single_thread()
-        with session.lock:
-            standing, live = session.streams.pop(stream, (-1, None)) if use_cache else (-1, None)
+        standing, live = session.take_stream(stream) if use_cache else (-1, None)
         continues = True
         if live is None or standing != round_:
             if live is not None:
@@ -122,8 +121,7 @@ def run(
             error.args = (error.args[0] + reproduce, *error.args[1:])
         raise
     if use_cache:
-        with session.lock:
-            session.streams[stream] = (round_ + 1, live)
+        session.keep_stream(stream, round_ + 1, live)
     else:
         live.close()
     return fragment, record

@@ -75,6 +75,11 @@ def needed(schedule: Schedule, rounds: int, committed: Sequence[int]) -> set[int
     return {schedule.weights_version(done) for done in committed if done < rounds}
 
 
+def kept(schedule: Schedule, rounds: int, committed: Sequence[int], published: int) -> set[int]:
+    """Weights versions not to let go: from the oldest that a stream acts with next to the newest."""
+    return set(range(min(needed(schedule, rounds, committed), default=published), published + 1))
+
+
 def homes(streams: int, slots: Mapping[str, int], current: Mapping[int, str]) -> dict[int, str]:
     """Where each stream lives: on the worker it is on while that is alive, balanced by the workers' threads.
 

@@ -47,6 +47,7 @@ class Session:
     learner : the learner's state, on the process that learns.
     published : weights version -> what was published, the newest few.
     lock, learning : held for a moment around ``streams`` and ``networks``; held while learning.
+    closed : nothing is cached any more; a rollout may still be running.
     """
 
     token: str
@@ -60,18 +61,39 @@ class Session:
     published: dict[int, Weights] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     learning: threading.Lock = field(default_factory=threading.Lock)
+    closed: bool = False
 
     @property
     def config(self) -> RunConfig:
         return self.layout.config
 
+    def take_stream(self, index: int) -> tuple[int, Stream | None]:
+        """A stream's live environments, which are then the caller's alone, and the round they stand at."""
+        with self.lock:
+            return self.streams.pop(index, (-1, None))
+
+    def keep_stream(self, index: int, round_: int, live: Stream) -> None:
+        """Keep them for the stream's next task; of two that ran at the same time, those of the later."""
+        with self.lock:
+            _, other = self.streams.pop(index, (-1, None))
+            if self.closed:
+                other = live
+            else:
+                self.streams[index] = (round_, live)
+        if other is not None:
+            other.close()
+
     def close(self) -> None:
-        for _, stream in self.streams.values():
+        with self.lock:
+            self.closed = True
+            streams = [stream for _, stream in self.streams.values()]
+            self.streams.clear()
+        for stream in streams:
             stream.close()
-        self.streams.clear()
 
 
 _SESSIONS: dict[str, Session] = {}
+_PACKING = threading.Lock()  # what cloudpickle takes by value is a setting of the whole process
 
 
 class NotJoinedError(DaskrlError):
@@ -104,16 +126,18 @@ def pack(
     token: str, layout: Layout, algorithm: Algorithm, factory: Callable[[], Environment], options: Options
 ) -> bytes:
     """A session as bytes for other processes. What was defined outside installed packages goes by value."""
-    modules = {getattr(_unwrapped(obj), "__module__", None) for obj in (type(algorithm), factory)}
-    local = [module for name in modules if name and (module := _local_module(name)) is not None]
-    for module in local:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        data: bytes = cloudpickle.dumps((token, layout, algorithm, factory, options))
-        return data
-    finally:
+    names = {getattr(_unwrapped(obj), "__module__", None) for obj in (type(algorithm), factory)}
+    with _PACKING:
+        names -= cloudpickle.list_registry_pickle_by_value()  # the user's own wish, to be left standing
+        local = [module for name in names if name and (module := _local_module(name)) is not None]
         for module in local:
-            cloudpickle.unregister_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            data: bytes = cloudpickle.dumps((token, layout, algorithm, factory, options))
+            return data
+        finally:
+            for module in local:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 def _unwrapped(obj: Any) -> Any:
@@ -132,12 +156,17 @@ def _local_module(name: str) -> Any:
 
 def join(payload: bytes) -> dict[str, Any]:
     """Take part in a run: the first task on every worker. Says what this process computes with."""
+    token, layout, algorithm, factory, options = cloudpickle.loads(payload)
+    put(Session(token, layout, algorithm, factory, options))
+    return introduction(layout)
+
+
+def introduction(layout: Layout) -> dict[str, Any]:
+    """What this process would compute a run with."""
     import torch
 
     from daskrl.networks import arithmetic_settings, fingerprint
 
-    token, layout, algorithm, factory, options = cloudpickle.loads(payload)
-    put(Session(token, layout, algorithm, factory, options))
     torch.set_num_threads(1)  # other numbers of threads give other bits
     cuda = torch.cuda.is_available()
     return {

@@ -105,9 +105,9 @@ def drive(plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int)
             if record["kind"] == "fragment" and config.recheck_every and slot % config.recheck_every == 0:
                 pool.submit_recheck(Recheck(slot, record["weights_version"], json.dumps(record)), store.head)
         if progress.published > published:
-            _drop_old_checkpoints(store, records)
+            _drop_old_checkpoints(store, records, progress.published)
             yield _report(config, plan, pool, progress, records, rounds, time.monotonic() - began, at_start)
-        pool.release(schedule.needed(config.schedule, rounds, progress.committed) | {progress.published})
+        pool.release(schedule.kept(config.schedule, rounds, progress.committed, progress.published))
 
 
 def _records(
@@ -115,13 +115,16 @@ def _records(
 ) -> list[Record]:
     """The records to commit for what finished: nothing twice, and nothing that breaks the promise silently."""
     records: list[Record] = []
+    published = progress.published
     if pool.arithmetic is not None and progress.arithmetic is None:
         records.append(pool.arithmetic)
     for task, record in finished:
-        if isinstance(task, schedule.Rollout) or (
-            isinstance(task, schedule.Learn) and task.version > progress.published
-        ):
+        if isinstance(task, schedule.Rollout):
             records.append(record)
+        elif isinstance(task, schedule.Learn):
+            if task.version > published:  # else it was lost and learned again, or overtaken on another worker
+                records.append(record)
+                published = task.version
         elif isinstance(task, Recheck) and record["differs"]:
             reason = (
                 f"fragment {task.slot} run a second time from the same seed and actions differs in "
@@ -169,9 +172,13 @@ def _report(
     )
 
 
-def _drop_old_checkpoints(store: Store, records: list[Record]) -> None:
+def _drop_old_checkpoints(store: Store, records: list[Record], published: int) -> None:
+    """Keep the newest checkpoint, and the one to start from where weights that streams still need are lost."""
     if any(record.get("checkpoint") for record in records):
-        for old in sorted((store.root / ".checkpoints").glob("*.safetensors"))[:-2]:
+        # Later files than ``published`` may be there already: the learner is up to two versions ahead of us.
+        oldest = published - max(1, store.config.schedule.lag)
+        files = sorted((store.root / ".checkpoints").glob("*.safetensors"))
+        for old in [file for file in files if int(file.stem) <= oldest][:-1]:
             old.unlink(missing_ok=True)
 
 

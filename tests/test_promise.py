@@ -343,6 +343,37 @@ def test_restoring_the_learner_reads_the_window_and_the_rounds_since_the_checkpo
     assert len(rounds) == 4 * (window + 1)
 
 
+def test_weights_that_streams_still_need_are_kept_and_where_lost_not_learned_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, read = [], []
+    learn, read_fragment = learner.learn, learner._read
+    monkeypatch.setattr(learner, "learn", lambda t, version, *rest: learned.append(version) or learn(t, version, *rest))
+    monkeypatch.setattr(learner, "_read", lambda s, record: read.append(record["round"]) or read_fragment(s, record))
+    reference = start(tmp_path / "reference", lag=4).wait().store
+    assert learned == list(range(13))  # none twice
+    for report in start(tmp_path / "run", lag=4, checkpoint_every=1):
+        if report.weights_version == 10:
+            break
+    read.clear()
+    assert daskrl.resume(tmp_path / "run", progress=False).wait().store.digest() == reference.digest()
+    assert min(read) == 10 - 4 - 640 // 128  # the window behind the oldest version that is needed again
+
+
+def test_a_fragment_reproduced_while_the_run_goes_on_does_not_disturb_it(digest: str, tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    for report in run:
+        if report.weights_version == 6:
+            assert daskrl.reproduce(run.store, 26).differs == ()  # acted with version 5, which is not on disk
+    assert run.store.digest() == digest
+
+
+def test_a_client_that_is_not_the_default_one(digest: str, tmp_path: Path) -> None:
+    options = {"threads_per_worker": 4, "dashboard_address": None, "processes": False}
+    with LocalCluster(n_workers=1, **options) as cluster, Client(cluster, set_as_default=False) as client:
+        assert start(tmp_path / "run", client=client).wait().store.digest() == digest
+
+
 def test_a_larger_budget_gives_the_run_started_with_it(digest: str, tmp_path: Path) -> None:
     start(tmp_path / "run", env_steps=5 * 128).wait()
     longer = daskrl.resume(tmp_path / "run", env_steps=STEPS, progress=False).wait()

@@ -1,0 +1,459 @@
+"""The pool on a Dask cluster, against a scripted one: every event comes when the test says so."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import distributed
+import pytest
+
+from daskrl import pools, schedule, session
+from daskrl.errors import EnvironmentFailure, SchedulerLostError, WorkerMismatchError
+from daskrl.store import Progress
+from daskrl.train import _records
+from tests import environments
+from tests.promise import start
+
+INFO: dict[str, Any] = {
+    "versions": {"torch": "2"}, "cpu": "bits", "cuda": None, "cuda_name": None, "settings": {}, "host": "h", "pid": 1,
+}  # fmt: skip
+GPU = {**INFO, "cuda": "gpu-bits", "cuda_name": "GPU"}
+
+
+class Future:
+    def __init__(self, key: str) -> None:
+        self.key, self.status, self.released = key, "pending", False
+        self.error: BaseException | None = None
+        self.callbacks: list[Callable[[Any], None]] = []
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self.callbacks.append(callback)
+
+    def done(self, status: str, error: BaseException | None = None) -> None:
+        self.status, self.error = status, error
+        for callback in self.callbacks:
+            callback(self)
+
+    def exception(self) -> BaseException | None:
+        return self.error
+
+    def release(self) -> None:
+        self.released = True
+
+
+class Cluster:
+    """Stands in for `distributed.Client`: the pool's and the user's at once."""
+
+    def __init__(self) -> None:
+        self.status, self.security = "running", None
+        self.workers: dict[str, dict[str, Any]] = {}
+        self.handlers: dict[str, Callable[[Any], None]] = {}  # by topic
+        self.tasks: list[tuple[Future, str, Any, tuple[Any, ...]]] = []
+        self.closed = False
+
+    def __call__(self, address: str, **options: Any) -> Cluster:
+        return self
+
+    def scheduler_info(self, n_workers: int = -1) -> dict[str, Any]:
+        return {"address": "tcp://scheduler", "workers": dict(self.workers)}
+
+    def subscribe_topic(self, topic: str, handler: Callable[[Any], None]) -> None:
+        self.handlers[topic] = handler
+
+    def unsubscribe_topic(self, topic: str) -> None:
+        del self.handlers[topic]
+
+    def submit(self, function: Any, *args: Any, key: str, workers: list[str], **options: Any) -> Future:
+        future = Future(key)
+        self.tasks.append((future, workers[0], args[2] if function is pools.tell else function, args))
+        return future
+
+    @contextlib.contextmanager
+    def as_current(self) -> Iterator[None]:
+        yield
+
+    def close(self, timeout: float) -> None:
+        self.closed = True
+
+    # -- what a test does ---------------------------------------------------------------------------------
+
+    def add(self, name: str, threads: int = 1, **resources: float) -> None:
+        self.workers[name] = {"name": name, "nthreads": threads, "resources": resources}
+        self.handlers["all"]((0.0, {"action": "add-worker", "worker": name}))
+
+    def remove(self, name: str) -> None:
+        del self.workers[name]
+        self.handlers["all"]((0.0, {"action": "remove-worker", "worker": name}))
+
+    def tell(self, task: Future, record: dict[str, Any]) -> None:
+        for topic, handler in self.handlers.items():
+            if topic != "all":
+                handler((0.0, {"key": task.key, "record": record}))
+        task.done("finished")
+
+    def pending(self, prefix: str, worker: str | None = None) -> list[Future]:
+        return [
+            future
+            for future, address, _, _ in self.tasks
+            if future.key.startswith(prefix) and worker in (None, address) and future.status == "pending"
+            and not future.released
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    made = Cluster()
+    monkeypatch.setattr(distributed, "Client", made)
+    monkeypatch.setattr(distributed, "wait", lambda futures, timeout: None)
+    return made
+
+
+def pool_on(cluster: Cluster, tmp_path: Path, arithmetic: Any = None, **options: Any) -> pools.DaskPool:
+    run = start(tmp_path / "run", **options)
+    plan = pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options, arithmetic)
+    return pools.DaskPool(plan, cluster)  # type: ignore[arg-type]
+
+
+def join(cluster: Cluster, pool: pools.DaskPool, name: str, info: dict[str, Any] | None = None, **made: Any) -> None:
+    """A worker comes and takes part."""
+    cluster.add(name, **made)
+    pool.wait()
+    cluster.tell(cluster.pending("join", name)[-1], info or INFO)
+    pool.wait()
+
+
+def learn(cluster: Cluster, pool: pools.DaskPool, version: int, told: bool = True) -> Future:
+    """Submit the learning of one version; and have it told."""
+    pool.submit_learns([schedule.Learn(version)], 1, lambda version: (False, False))
+    task = cluster.pending("learn")[-1]
+    if told:
+        cluster.tell(task, {"kind": "learn", "version": version})
+        assert [outcome.task for outcome in pool.wait()] == [schedule.Learn(version)]
+    return task
+
+
+def rollouts(streams: int = 4) -> list[schedule.Rollout]:
+    return [schedule.Rollout(0, stream, 0) for stream in range(streams)]
+
+
+def test_without_workers_nothing_is_submitted_and_the_first_that_joins_does_everything(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = pool_on(cluster, tmp_path)
+    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    pool.submit_rollouts([], 1)
+    assert not cluster.tasks
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(), 1)
+    assert len(cluster.pending("rollout", "a")) == 2  # two for its one thread
+
+
+def test_a_learners_worker_gets_no_rollouts_while_there_are_others(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    join(cluster, pool, "l", learner=1)
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(), 1)
+    assert not cluster.pending("rollout", "l")
+    assert len(cluster.pending("rollout", "a")) == 2
+    assert pool.workers() == 1
+
+
+def test_a_worker_that_leaves_before_it_joined_is_forgotten(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    cluster.add("a", learner=1)
+    pool.wait()
+    join(cluster, pool, "b")
+    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    assert not pool.in_flight  # the learner's worker is about to join
+    cluster.remove("a")
+    pool.wait()
+    assert not cluster.pending("join")
+    learn(cluster, pool, 0)
+    assert pool.held == {0}
+
+
+def test_what_was_on_a_worker_that_left_is_given_up_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    for name in ("l", "a", "b"):
+        join(cluster, pool, name, **({"learner": 1} if name == "l" else {}))
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(), 1)
+    assert len(pool.in_flight) == 4
+    cluster.remove("a")
+    pool.wait()
+    assert len(pool.in_flight) == 2
+    assert not cluster.pending("rollout", "a")
+    pool.submit_rollouts([task for task in rollouts() if task not in pool.in_flight], 1)
+    assert len(cluster.pending("rollout", "b")) == 2  # and no more until one of them is done
+
+
+def test_with_the_learner_go_its_weights_and_all_that_waits_for_them(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    join(cluster, pool, "l", learner=1)
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(2), 1)
+    cluster.remove("l")
+    pool.wait()
+    assert not pool.held
+    assert not pool.in_flight
+    assert learn(cluster, pool, 0) in [future for future, address, _, _ in cluster.tasks if address == "a"]
+
+
+def test_weights_go_with_the_worker_that_learned_them_also_after_the_learner_moved(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # Dask would make them again, on an address that nobody has: their rollouts would wait for ever.
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    join(cluster, pool, "b")
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(2), 1)
+    join(cluster, pool, "l", learner=1)
+    learn(cluster, pool, 1)
+    assert pool.held == {0, 1}
+    cluster.remove("a")
+    pool.wait()
+    assert pool.held == {1}
+    assert not pool.in_flight
+    learn(cluster, pool, 0)
+    assert pool.held == {0, 1}
+
+
+def test_the_learner_moves_to_a_worker_with_the_resource(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0)
+    join(cluster, pool, "l", GPU=1)
+    task = learn(cluster, pool, 1, told=False)
+    assert cluster.pending("learn", "l") == [task]
+
+
+def test_a_learner_with_several_threads_gets_one_version_at_a_time(cluster: Cluster, tmp_path: Path) -> None:
+    for threads, room in ((1, 2), (4, 1)):
+        pool = pool_on(cluster, tmp_path / str(threads))
+        join(cluster, pool, f"l{threads}", threads=threads, learner=1)
+        pool.submit_learns([schedule.Learn(v) for v in range(3)], 1, lambda version: (False, False))
+        assert len(pool.in_flight) == room
+        cluster.remove(f"l{threads}")
+
+
+def test_a_worker_that_lost_its_session_joins_again(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0, told=False).done("error", session.NotJoinedError("gone"))
+    pool.wait()
+    assert not pool.in_flight
+    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    assert not pool.in_flight  # not before it has joined
+    cluster.tell(cluster.pending("join", "a")[-1], INFO)
+    pool.wait()
+    learn(cluster, pool, 0)
+
+
+def test_a_join_whose_answer_was_lost_is_asked_for_again(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    cluster.add("a")
+    pool.wait()
+    cluster.pending("join", "a")[-1].done("finished")
+    pool.wait()
+    cluster.tell(cluster.pending("join", "a")[-1], INFO)
+    pool.wait()
+    assert pool.workers() == 1
+
+
+def test_a_rollout_whose_answer_was_lost_is_ready_again(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(1), 1)
+    cluster.pending("rollout")[-1].done("finished")
+    assert pool.wait() == []
+    assert not pool.in_flight
+
+
+def test_an_answer_counts_once(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(1), 1)
+    task = cluster.pending("rollout")[-1]
+    for _ in range(2):
+        cluster.tell(task, {"kind": "fragment"})
+    assert len(pool.wait()) == 1
+    assert not pool.in_flight
+
+
+def test_the_error_of_a_task_is_raised_as_it_is(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(1), 1)
+    cluster.pending("rollout")[-1].done("error", EnvironmentFailure("the motor is jammed"))
+    with pytest.raises(EnvironmentFailure, match="the motor is jammed"):
+        pool.wait()
+
+
+def test_tasks_forgotten_by_the_scheduler_end_the_run(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0, told=False).done("cancelled")
+    with pytest.raises(SchedulerLostError, match="daskrl resume"):
+        pool.wait()
+
+
+def test_a_rollout_that_kills_its_workers_ends_the_run_and_one_that_was_there_does_not(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "l", learner=1)
+    learn(cluster, pool, 0)
+    for death in range(10):
+        join(cluster, pool, f"w{death}")
+        pool.submit_rollouts(rollouts(1), 1)
+        cluster.remove(f"w{death}")
+        pool.wait()
+    join(cluster, pool, "last")
+    pool.submit_rollouts(rollouts(1), 1)
+    cluster.remove("last")
+    with pytest.raises(EnvironmentFailure, match=r"fragment 0 .*daskrl reproduce"):
+        pool.wait()
+
+
+def test_a_worker_that_cannot_join_is_refused_and_named(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    cluster.add("b")
+    pool.wait()
+    cluster.pending("join", "b")[-1].done("error", ImportError("no torch"))
+    with pytest.warns(UserWarning, match="worker b .* failed to join: ImportError: no torch"):
+        pool.wait()
+    assert pool.workers() == 1
+
+
+def test_no_worker_that_can_take_part_ends_the_run(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path, pools.reference(INFO, "cpu"))
+    with pytest.raises(WorkerMismatchError, match="other arithmetic"):
+        join(cluster, pool, "odd", {**INFO, "cpu": "other bits"})
+
+
+def test_another_gpu_that_was_accepted_is_told_of_once(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path, pools.reference(GPU, "cuda"), strict=False)
+    join(cluster, pool, "l", {**GPU, "cuda": "other bits", "cuda_name": "Other"}, learner=1)
+    with pytest.warns(UserWarning, match="another GPU computation"):
+        learn(cluster, pool, 0)
+    learn(cluster, pool, 1)
+    assert len(pool.promise_off) == 1
+
+
+def test_closing_leaves_nothing_behind_and_never_hides_how_a_run_ended(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(2), 1)
+
+    def lost(futures: Any, timeout: float) -> None:
+        raise distributed.client.FuturesCancelledError([])
+
+    monkeypatch.setattr(distributed, "wait", lost)
+    pool.close()
+    assert cluster.closed
+    assert not cluster.handlers
+    assert all(future.released for future, *_ in cluster.tasks if future.key.startswith(("rollout", "learn")))
+    assert [args for future, _, function, args in cluster.tasks if function is session.forget] == [(pool.token,)]
+
+
+def test_a_pool_that_cannot_begin_closes_its_connection(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.status = "closed"
+    with pytest.raises(SchedulerLostError):
+        pool_on(cluster, tmp_path)
+    assert cluster.closed
+
+
+def test_a_process_that_is_refused_keeps_no_session(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    other = {**pools.reference(INFO, "cpu"), "versions": {}}
+    plan = pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options, other)
+    before = set(session._SESSIONS)
+    with pytest.raises(WorkerMismatchError):
+        pools.InProcessPool(plan)
+    assert set(session._SESSIONS) == before
+
+
+# -- what a driver and a process keep ---------------------------------------------------------------------
+
+
+def test_a_version_overtaken_on_another_worker_is_not_published_after_it(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    plan = pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options)
+
+    class Silent:
+        arithmetic, promise_off = None, list[str]()
+
+    finished = [(schedule.Learn(v), {"kind": "learn", "version": v}) for v in (6, 5, 7)]
+    progress = Progress([7, 7, 7, 7], published=4)
+    kept = _records(run.store, plan, Silent(), progress, finished)  # type: ignore[arg-type]
+    assert [record["version"] for record in kept] == [6, 7]
+
+
+def test_two_runs_packed_at_once_both_take_their_environment_by_value(tmp_path: Path) -> None:
+    runs = [start(tmp_path / str(i), environments.walk) for i in range(2)]
+    both = threading.Barrier(2)
+
+    def pack(run: Any) -> list[bytes]:
+        both.wait()
+        return [
+            session.pack("token", run.store.layout, run.algorithm, run.source.factory, run.options) for _ in range(50)
+        ]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            packed = [data for some in threads.map(pack, runs) for data in some]
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(b"PushedWalk" not in data and b"np_random" in data for data in packed)  # its code is in it
+    assert environments.__name__ not in cloudpickle.list_registry_pickle_by_value()
+
+
+def test_a_module_the_user_takes_by_value_stays_so(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", environments.walk)
+    cloudpickle.register_pickle_by_value(environments)
+    try:
+        session.pack("token", run.store.layout, run.algorithm, run.source.factory, run.options)
+        assert environments.__name__ in cloudpickle.list_registry_pickle_by_value()
+    finally:
+        cloudpickle.unregister_pickle_by_value(environments)
+
+
+class Live:
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_environments_are_closed_when_another_execution_or_the_end_replaces_them(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    made = session.Session("token", run.store.layout, run.algorithm, run.source.factory, run.options)
+    first, second, late = Live(), Live(), Live()
+    made.keep_stream(0, 3, first)  # type: ignore[arg-type]
+    made.keep_stream(0, 3, second)  # type: ignore[arg-type]
+    assert (first.closed, second.closed) == (True, False)
+    made.close()
+    made.keep_stream(0, 4, late)  # type: ignore[arg-type]
+    assert second.closed
+    assert late.closed
+    assert made.take_stream(0) == (-1, None)
