@@ -44,7 +44,7 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
         "options": {**common, "env": _environment(learner_threads), "resources": {"learner": 1}},
     }
     # The learner goes first: scale() takes the last ones away.
-    spec: dict[str | int, Any] = {"learner": learner, **dict.fromkeys(range(workers), rollout)}
+    spec = dict(enumerate([learner, *[rollout] * workers]))
     scheduler = {
         "cls": Scheduler,
         "options": {
@@ -53,7 +53,14 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
         },
     }  # fmt: skip
     settings: dict[str, Any] = {"silence_logs": 40, **options}
-    return SpecCluster(workers=spec, scheduler=scheduler, worker=rollout, **settings)
+
+    class Local(SpecCluster):
+        def _update_worker_status(self, op: str, msg: Any) -> None:
+            # SpecCluster closes for good a worker that was away for 15 s. Ours have nannies that start them again,
+            # which takes longer on a busy machine; with all of them gone, a run would wait for ever.
+            super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+
+    return Local(workers=spec, scheduler=scheduler, worker=rollout, **settings)  # type: ignore[no-untyped-call]
 
 
 def _environment(threads: int) -> dict[str, str]:

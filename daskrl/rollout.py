@@ -19,6 +19,7 @@ import numpy as np
 from daskrl import seeding
 from daskrl.columns import checksums, write_fragment
 from daskrl.commits import Record
+from daskrl.config import RunConfig
 from daskrl.envs import Fragment, Policy, Stream
 from daskrl.errors import EnvironmentTimeoutError, NondeterministicError
 from daskrl.session import Session, Weights, get
@@ -83,7 +84,7 @@ def run(
     config, schedule = session.config, session.config.schedule
     slot = schedule.slot(stream, round_)
     where = f"fragment {slot} (stream {stream}, round {round_})"
-    reproduce = f"\n  Type: daskrl reproduce {session.layout.root} --fragment {slot}"
+    reproduce = f"\n  Type: daskrl reproduce {session.layout.root} --fragment {slot}{_own(config)}"
 
     def steps() -> tuple[Fragment, Record, Stream]:
         _single_thread()
@@ -125,6 +126,13 @@ def run(
     else:
         live.close()
     return fragment, record
+
+
+def _own(config: RunConfig) -> str:
+    """What a command must be given again of a run made with the user's own environment or algorithm."""
+    env, algorithm = config.environment, config.algorithm
+    given = f" --env MODULE:{env['name']}" if env["kind"] == "callable" else ""
+    return given + (f" --algorithm MODULE:{algorithm['name']}" if algorithm["source_sha256"] else "")
 
 
 def within(seconds: float, function: Callable[[], T], where: str) -> T:

@@ -1,6 +1,6 @@
 """The promise, seen: one seed in one process, and on workers that are killed on the way. The digests are equal.
 
-    python examples/promise.py
+python examples/promise.py
 """
 
 import os
