@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
 
@@ -142,6 +143,19 @@ def test_sigkill_to_learner_and_rollout_workers_at_once(client: Client, digest: 
             for pid in [*pids(client, learns=True), pids(client, learns=False)[0]]:
                 os.kill(pid, signal.SIGKILL)
     restore(client)
+    assert run.store.digest() == digest
+
+
+def test_sigkill_to_all_workers_at_once_on_a_machine_too_busy_to_restart_them_in_time(
+    client: Client, digest: str, tmp_path: Path
+) -> None:
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}):
+        run = start(tmp_path / "run", client=client)
+        for report in run:
+            if report.weights_version == 4:
+                for pid in client.run(os.getpid).values():
+                    os.kill(pid, signal.SIGKILL)
+        client.wait_for_workers(3, timeout=60)
     assert run.store.digest() == digest
 
 
