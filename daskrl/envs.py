@@ -343,16 +343,19 @@ class Stream:
             actions[t] = action
             for name, value in extra.items():
                 extras[name][t] = value
-            for env in range(count):
-                reward[t, env], terminated, truncated = self.step(env, convert(action, env))
-                self.episode_return[env] += float(np.float32(reward[t, env]))
+            endings = []
+            for env, value in enumerate(convert(action)):
+                reward[t, env], terminated, truncated = self.step(env, value)
                 if terminated or truncated:
                     ended[:, t, env] = terminated, truncated
-                    for name, stack in self.observation.items():
-                        final[name].append(stack[env, -1].copy())
-                    episodes.append((env, float(self.episode_return[env]), int(self.age[env])))
-                    self.episode[env] += 1
-                    self.reset(env)
+                    endings.append(env)
+            self.episode_return += reward[t].astype(np.float32)
+            for env in endings:
+                for name, stack in self.observation.items():
+                    final[name].append(stack[env, -1].copy())
+                episodes.append((env, float(self.episode_return[env]), int(self.age[env])))
+                self.episode[env] += 1
+                self.reset(env)
             for name, stack in self.observation.items():
                 observation[name][frames + t] = stack[:, -1]
 
@@ -369,13 +372,15 @@ class Stream:
         self._check_finite(fragment)
         return fragment, episodes
 
-    def _action_converter(self) -> Callable[[Array, int], Any]:
+    def _action_converter(self) -> Callable[[Array], list[Any]]:
         # An algorithm's action for a run with a single leaf is [N, *leaf], discrete ones counted from 0.
         if len(self.spec.action) != 1:
             raise ConfigError("actions of Dict and Tuple spaces are not supported; flatten them in a wrapper.")
         leaf = self.spec.action[0]
+        if leaf.kind == "discrete" and not leaf.path:
+            return lambda action: (action.astype(np.int64) + leaf.start[0]).tolist()
         start = leaf.start[0] if leaf.kind == "discrete" else 0
-        return lambda action, env: self._stored_action(action[env] + start if start else action[env])
+        return lambda action: [self._stored_action(value + start if start else value) for value in action]
 
     def _stored_action(self, value: Any) -> Any:
         # What is stored of an action as the environment takes it: Gymnasium's Discrete wants an int.
@@ -469,9 +474,9 @@ def evaluate_episodes(
             begin(env, env)
         following, active = count, set(range(count))
         while active:
-            action = policy(stream.observation)
+            actions = convert(policy(stream.observation))
             for env in sorted(active):
-                reward, terminated, truncated = stream.step(env, convert(action, env))
+                reward, terminated, truncated = stream.step(env, actions[env])
                 stream.episode_return[env] += reward
                 if terminated or truncated:
                     yield int(stream.episode[env]), float(stream.episode_return[env]), int(stream.age[env])
