@@ -84,3 +84,14 @@ def plot_learning_curve(store: str | os.PathLike[str] | Store, ax: Axes | None =
     ax.grid(alpha=0.3)
     ax.legend(loc="best")
     return ax
+
+
+def save_learning_curve(store: str | os.PathLike[str] | Store, path: str | os.PathLike[str]) -> None:
+    """Draw the learning curve into a file; needs ``daskrl[plot]``, but no screen."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("plots need matplotlib. Type: pip install 'daskrl[plot]'") from None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    plot_learning_curve(store, figure.subplots())
+    figure.savefig(path, dpi=120)

@@ -363,6 +363,7 @@ def _say(message: str) -> None:
 
 def _show(run: Run, episodes: int, as_json: bool) -> None:
     import daskrl
+    from daskrl.analysis import save_learning_curve
 
     summary: dict[str, Any] = run.store.summary()
     if episodes:
@@ -370,13 +371,10 @@ def _show(run: Run, episodes: int, as_json: bool) -> None:
         summary[f"greedy_return_{episodes}_episodes"] = result.mean
     picture = run.store.root.with_name(f"{run.store.root.name}.png")  # not in it: zarr warns of strangers
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        _say("no learning curve: plots need matplotlib. Type: pip install 'daskrl[plot]'")
+        save_learning_curve(run.store, picture)
+    except ConfigError as error:
+        _say(f"no learning curve: {error}")
     else:
-        figure = Figure(figsize=(7, 4), layout="constrained")  # no pyplot: it would look for a screen
-        run.plot(figure.subplots())
-        figure.savefig(picture, dpi=120)
         summary["learning_curve"] = str(picture)
     if as_json:
         print(json.dumps(summary))

@@ -264,7 +264,7 @@ class Stream:
         """Start the current episode of one environment."""
         try:
             value, _ = self.envs[env].reset(seed=self.seed_of(env))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "reset", error)) from error
         for leaf in self.spec.observation:
             frame = self._frame(leaf, value, env)
@@ -279,7 +279,7 @@ class Stream:
         """Step one environment and push its observation; the caller resets it when the episode ended."""
         try:
             value, reward, terminated, truncated, _ = self.envs[env].step(action)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
         for leaf in self.spec.observation:
             stack = self.observation[leaf.name]

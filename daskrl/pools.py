@@ -152,12 +152,15 @@ class InProcessPool:
     """Runs each task when the driver waits for it: the same functions, the same bits, no Dask."""
 
     def __init__(self, plan: Plan) -> None:
+        import torch
+
         self.plan, self.token = plan, uuid.uuid4().hex[:8]
         self.held: set[int] = set()
         self.in_flight: set[Any] = set()
         self.promise_off: list[str] = []
         self._weights: dict[int, session.Weights] = {}
         self._tasks: deque[tuple[Any, Callable[[], Record]]] = deque()
+        self._threads = torch.get_num_threads()  # tasks set it; whoever called gets theirs back
         payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
         info = session.join(payload)
         self.arithmetic: Record | None = plan.arithmetic or reference(info, plan.layout.config.device)
@@ -213,7 +216,10 @@ class InProcessPool:
         pass
 
     def close(self) -> None:
+        import torch
+
         session.forget(self.token)
+        torch.set_num_threads(self._threads)
 
 
 @dataclass
@@ -427,10 +433,7 @@ class DaskPool:
             if not self._flights and self._client.status == "connecting":
                 return
             self._scheduler_lost()
-        try:
-            workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        except OSError:
-            self._scheduler_lost()
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
         for address in [a for a in self._known if a not in workers]:
             self._left(address)
         for address, info in workers.items():

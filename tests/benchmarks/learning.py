@@ -30,7 +30,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "minatar-breakout": {
         "env": "MinAtar/Breakout-v1",
-        "env_steps": 500_000,
+        "env_steps": 200_000,
         "target": 5,
         "algorithm": {
             "batch_size": 32, "learning_rate": 2.5e-4, "window": 100_000, "replay_ratio": 8.0, "hidden": (128,),
