@@ -153,6 +153,8 @@ class Learner:
                     self.window, algorithm.batch_size, random, algorithm.beta(self.state.updates)
                 )
                 batch = self.window.gather(positions, weight, batch)
+                for group in self.state.optimizer.param_groups:
+                    group["lr"] = algorithm.learning_rate_after(self.state.updates)
                 loss, td_error = algorithm.update(self.state, batch)
                 if weight is not None and td_error is not None:
                     self.sampler.update(positions, td_error.cpu().numpy())

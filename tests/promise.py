@@ -21,6 +21,7 @@ STEPS = 12 * 128
 SETTINGS: dict[str, Any] = {
     "hidden": (32,), "n_step": 3, "priority_alpha": 0.6, "priority_beta_updates": 400, "dueling": True,
     "learning_starts": 128, "batch_size": 16, "replay_ratio": 4.0, "window": 640, "target_update": 20,
+    "learning_rate_end": 1e-4, "learning_rate_updates": 300,
 }  # fmt: skip
 
 

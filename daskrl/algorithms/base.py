@@ -88,6 +88,7 @@ class Algorithm(ABC):
     n_step : steps of the n-step return.
     batch_size : transitions in one update.
     learning_rate : of the optimizer.
+    learning_rate_end, learning_rate_updates : it falls linearly to this over that many updates; None keeps it.
     replay_ratio : gradient updates x batch_size for each transition.
     learning_starts : transitions before the first update.
     window : newest transitions an update may draw from.
@@ -101,6 +102,8 @@ class Algorithm(ABC):
     n_step: int = 1
     batch_size: int = 64
     learning_rate: float = 1e-3
+    learning_rate_end: float | None = None
+    learning_rate_updates: int = 25_000
     replay_ratio: float = 32.0
     learning_starts: int = 1000
     window: int = 100_000
@@ -118,6 +121,9 @@ class Algorithm(ABC):
         for name in ("learning_rate", "replay_ratio"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: expected a number > 0, got {getattr(self, name)!r}.")
+        require_integer("learning_rate_updates", self.learning_rate_updates, 1)
+        if self.learning_rate_end is not None and not self.learning_rate_end > 0:
+            raise ConfigError(f"learning_rate_end: expected a number > 0 or None, got {self.learning_rate_end!r}.")
         if not 0 <= self.discount <= 1:
             raise ConfigError(f"discount: expected a number in [0, 1], got {self.discount!r}.")
 
@@ -159,6 +165,13 @@ class Algorithm(ABC):
     def updates_after(self, env_steps: int) -> int:
         """Updates made in all once ``env_steps`` transitions are in: a number fixed by the settings."""
         return int(max(0, env_steps - self.learning_starts) * self.replay_ratio / self.batch_size)
+
+    def learning_rate_after(self, updates: int) -> float:
+        """The optimizer's learning rate after some updates."""
+        if self.learning_rate_end is None:
+            return self.learning_rate
+        done = min(1.0, updates / self.learning_rate_updates)
+        return self.learning_rate + done * (self.learning_rate_end - self.learning_rate)
 
     def beta(self, updates: int) -> float:
         """The importance exponent after some updates."""

@@ -26,7 +26,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "env": "CartPole-v1",
         "env_steps": 50_000,
         "target": 475,
-        "algorithm": {"n_step": 3},
+        "algorithm": {"n_step": 3, "learning_rate_end": 1e-4, "learning_rate_updates": 24_000},
     },
     "minatar-breakout": {
         "env": "MinAtar/Breakout-v1",
