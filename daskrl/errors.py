@@ -74,8 +74,10 @@ class NondeterministicError(EnvironmentFailure):
     """The same seed and the same actions led to other observations or rewards."""
 
 
-class EnvironmentTimeoutError(EnvironmentFailure, TimeoutError):
+class EnvironmentTimeoutError(TimeoutError, EnvironmentFailure):
     """A fragment took longer than ``rollout_timeout``."""
+
+    # TimeoutError first: as an OSError it has the memory layout, and unpickling takes ``__new__`` of the first base.
 
 
 class DivergedError(DaskrlError, ArithmeticError):

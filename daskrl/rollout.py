@@ -142,16 +142,23 @@ def within(seconds: float, function: Callable[[], T], where: str) -> T:
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
+    finished = threading.Event()
 
     def call() -> None:
         try:
             outcome.append(function())
         except BaseException as error:
             failure.append(error)
+        finally:
+            finished.set()
 
     thread = threading.Thread(target=call, daemon=True, name=f"daskrl {where}")
-    thread.start()
-    thread.join(seconds)
+    try:
+        thread.start()
+        finished.wait(seconds)
+    except KeyboardInterrupt:
+        finished.wait(10)  # a process that ends while one of its threads is inside torch aborts
+        raise
     if failure:
         raise failure[0]
     if not outcome:

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import termios
@@ -248,6 +249,7 @@ class Terminal:
         self.pid, self.screen = pty.fork()
         if self.pid == 0:
             os.chdir(cwd)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore it
             termios.tcsetwinsize(0, (24, 200))
             os.execvpe(DASKRL[0], [*DASKRL, *typed], {**os.environ, "TERM": "xterm"})
 
@@ -284,7 +286,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_digest_of_a_run_never_sto
     terminal = Terminal(*settings, *steps(6400, workers), "--store", "run", cwd=tmp_path)
     terminal.until(r"return=")  # the progress bar after the first learned version
     terminal.press_ctrl_c()
-    assert terminal.exit_code() == 130
+    assert terminal.exit_code() == 130, terminal.text
     assert "Traceback" not in terminal.text
     line = re.search(r"Interrupted; everything committed is kept. Type: daskrl (.*?)\r?\n", terminal.text)
     assert line is not None, terminal.text
