@@ -113,7 +113,7 @@ def train(
     import daskrl
 
     made = _made(algorithm, _settings(algorithm, set_ or []))
-    with _client(workers, scheduler, torch_threads, as_json) as client:
+    with _client(workers, scheduler, torch_threads) as client:
         run = daskrl.train(
             made, _environment(env), store=store, env_steps=env_steps, seed=seed, client=client,
             streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
@@ -168,7 +168,7 @@ def resume(
 
     opened = daskrl.Store.open(store)
     given = _given(store, env, algorithm)
-    with _client(workers, scheduler, opened.config.torch_threads, as_json) as client:
+    with _client(workers, scheduler, opened.config.torch_threads) as client:
         run = daskrl.resume(
             store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout, **given
         )
@@ -319,7 +319,7 @@ def reproduce(
 
 
 @contextlib.contextmanager
-def _client(workers: int, scheduler: str | None, torch_threads: int, quiet: bool) -> Iterator[Client | None]:
+def _client(workers: int, scheduler: str | None, torch_threads: int) -> Iterator[Client | None]:
     """The Dask client asked for: none, of a scheduler that runs already, or of a cluster of our own."""
     if scheduler is None and workers == 0:
         yield None

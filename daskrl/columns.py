@@ -10,7 +10,7 @@ import errno
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,28 +168,30 @@ def write_fragment(
     column name -> ``[nbytes, crc32c]`` of its chunk; ``[0, 0]`` for an optional chunk that was not needed.
     """
     written: dict[str, list[int]] = {}
-    for name, column in layout.items():
-        values = fragment[name]
-        if column.optional and not fragment["terminated"].any() and not fragment["truncated"].any():
-            written[name] = [0, 0]
-            continue
-        body, suffix = _encode(column, values)
-        write_atomic(root / name / column.chunk_name(slot), body, suffix)
-        written[name] = [len(body) + _SUFFIX, int.from_bytes(suffix, "little")]
+    for name, column, chunk in _chunks(layout, fragment):
+        if chunk is not None:
+            write_atomic(root / name / column.chunk_name(slot), *chunk)
+        written[name] = _nbytes_and_crc(chunk)
     return written
 
 
 def checksums(layout: Mapping[str, Column], fragment: Mapping[str, Array]) -> dict[str, list[int]]:
     """What `write_fragment` would return, without writing."""
-    result: dict[str, list[int]] = {}
+    return {name: _nbytes_and_crc(chunk) for name, _, chunk in _chunks(layout, fragment)}
+
+
+_Chunk = tuple[bytes | memoryview, bytes]
+
+
+def _chunks(layout: Mapping[str, Column], fragment: Mapping[str, Array]) -> Iterator[tuple[str, Column, _Chunk | None]]:
+    """Each column's name, column and encoded chunk; None for an optional chunk that is not needed."""
     ended = bool(fragment["terminated"].any() or fragment["truncated"].any())
     for name, column in layout.items():
-        if column.optional and not ended:
-            result[name] = [0, 0]
-        else:
-            body, suffix = _encode(column, fragment[name])
-            result[name] = [len(body) + _SUFFIX, int.from_bytes(suffix, "little")]
-    return result
+        yield name, column, _encode(column, fragment[name]) if ended or not column.optional else None
+
+
+def _nbytes_and_crc(chunk: _Chunk | None) -> list[int]:
+    return [0, 0] if chunk is None else [len(chunk[0]) + _SUFFIX, int.from_bytes(chunk[1], "little")]
 
 
 def read_fragment(

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -217,7 +217,6 @@ class Stream:
     age: Array
     episode_return: Array
     where: str = ""
-    _readers: list[Callable[[Any], Any]] = field(default_factory=list)
 
     @classmethod
     def make(

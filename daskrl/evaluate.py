@@ -11,6 +11,7 @@ import numpy as np
 
 from daskrl import envs
 from daskrl.config import require_integer
+from daskrl.rollout import unstacked
 from daskrl.spaces import Array
 from daskrl.store import Store, html_table
 from daskrl.train import same_algorithm, same_environment
@@ -100,7 +101,7 @@ def evaluate(
     tensors: dict[str, torch.Tensor] = {}
 
     def policy(observation: Mapping[str, Array]) -> Array:
-        seen = observation if frames > 1 else {name: stack[:, 0] for name, stack in observation.items()}
+        seen = unstacked(observation, frames)
         with torch.inference_mode():
             return algorithm.greedy(flat.module, to_tensors(seen, tensors))
 

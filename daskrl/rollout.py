@@ -64,7 +64,7 @@ def recheck(token: str, weights: Weights, record: Record, head: int) -> Record:
 
     Returns
     -------
-    a record of kind ``recheck`` with ``equal``.
+    a record of kind ``recheck``: ``differs`` names the columns that do, or says how the rebuilding failed.
     """
     session = get(token)
     layout = session.layout
@@ -237,14 +237,15 @@ def make_policy(session: Session, weights: Weights, stream: int, round_: int) ->
     tensors: dict[str, torch.Tensor] = {}
 
     def policy(observation: Mapping[str, Array], t: int) -> tuple[Array, Mapping[str, Array]]:
-        seen = to_tensors(_unstacked(observation, config.frame_stack), tensors)
+        seen = to_tensors(unstacked(observation, config.frame_stack), tensors)
         with torch.inference_mode():
             return algorithm.act(network, seen, random, before + t * schedule.lanes)
 
     return policy
 
 
-def _unstacked(observation: Mapping[str, Array], frame_stack: int) -> Mapping[str, Array]:
+def unstacked(observation: Mapping[str, Array], frame_stack: int) -> Mapping[str, Array]:
+    """Observations as networks see them: with a frame axis only under frame stacking."""
     if frame_stack > 1:
         return observation
     return {name: stack[:, 0] for name, stack in observation.items()}
