@@ -446,14 +446,13 @@ def _module(name: str) -> Any:
 def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any]:
     """``env`` and ``algorithm`` of a run that was made with the user's own."""
     from daskrl.store import Store
+    from daskrl.train import stored_settings
 
     result: dict[str, Any] = {}
     if env is not None:
         result["env"] = _imported(env)
     if algorithm is not None:
-        kept = Store.open(store).config.algorithm["settings"]
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
-        result["algorithm"] = _made(algorithm, settings)
+        result["algorithm"] = _made(algorithm, stored_settings(Store.open(store)))
     return result
 
 

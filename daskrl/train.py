@@ -545,6 +545,12 @@ def same_environment(store: Store, env: envs.EnvironmentFactory | None) -> envs.
     return source
 
 
+def stored_settings(store: Store) -> dict[str, Any]:
+    """The settings of the run's algorithm as it takes them: JSON has lists where they have tuples."""
+    kept = store.config.algorithm["settings"]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+
+
 def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
     from daskrl.algorithms import by_name
 
@@ -556,10 +562,7 @@ def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
                 f"give it again: daskrl.resume({str(store.root)!r}, algorithm={kept['name']}(...)), or on the command "
                 f"line --algorithm MODULE:{kept['name']}"
             )
-        settings: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in kept["settings"].items()
-        }
-        return by_name(kept["name"])(**settings)
+        return by_name(kept["name"])(**stored_settings(store))
     _require_algorithm(algorithm)
     given = _algorithm_identity(algorithm)
     if given != dict(kept):
