@@ -143,6 +143,15 @@ def rollouts(streams: int = 4) -> list[schedule.Rollout]:
     return [schedule.Rollout(0, stream, 0) for stream in range(streams)]
 
 
+def acting(cluster: Cluster, tmp_path: Path) -> pools.DaskPool:
+    """A pool with worker "a", version 0 learned, and one rollout in flight."""
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(1), 1)
+    return pool
+
+
 def test_without_workers_nothing_is_submitted_and_the_first_that_joins_does_everything(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -272,20 +281,14 @@ def test_a_join_whose_answer_was_lost_is_asked_for_again(cluster: Cluster, tmp_p
 
 
 def test_a_rollout_whose_answer_was_lost_is_ready_again(cluster: Cluster, tmp_path: Path) -> None:
-    pool = pool_on(cluster, tmp_path)
-    join(cluster, pool, "a")
-    learn(cluster, pool, 0)
-    pool.submit_rollouts(rollouts(1), 1)
+    pool = acting(cluster, tmp_path)
     cluster.pending("rollout")[-1].done("finished")
     assert pool.wait() == []
     assert not pool.in_flight
 
 
 def test_an_answer_counts_once(cluster: Cluster, tmp_path: Path) -> None:
-    pool = pool_on(cluster, tmp_path)
-    join(cluster, pool, "a")
-    learn(cluster, pool, 0)
-    pool.submit_rollouts(rollouts(1), 1)
+    pool = acting(cluster, tmp_path)
     task = cluster.pending("rollout")[-1]
     for _ in range(2):
         cluster.tell(task, {"kind": "fragment"})
@@ -294,10 +297,7 @@ def test_an_answer_counts_once(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_the_error_of_a_task_is_raised_as_it_is(cluster: Cluster, tmp_path: Path) -> None:
-    pool = pool_on(cluster, tmp_path)
-    join(cluster, pool, "a")
-    learn(cluster, pool, 0)
-    pool.submit_rollouts(rollouts(1), 1)
+    pool = acting(cluster, tmp_path)
     cluster.pending("rollout")[-1].done("error", EnvironmentFailure("the motor is jammed"))
     with pytest.raises(EnvironmentFailure, match="the motor is jammed"):
         pool.wait()
