@@ -19,6 +19,13 @@ _IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 _LOG_LENGTH, _LOGGED = "distributed.admin.low-level-log-length", 20
 
 
+# What Dask samples and checks many times a second takes a few percent of every core from what its tasks compute.
+# Placement is the driver's: there is nothing to steal.
+_QUIET = {"distributed.admin.tick.interval": "1s", "distributed.scheduler.work-stealing": False}
+# Of use only to who looks at the dashboard.
+_UNWATCHED = {"distributed.admin.system-monitor.interval": "10s", "distributed.worker.profile.enabled": False}
+
+
 def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False, **options: Any) -> SpecCluster:
     """A cluster on this machine: one learner's worker and ``workers`` rollout workers, a process each.
 
@@ -26,7 +33,8 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
     ----------
     workers : rollout workers, of one thread each. ``cluster.scale(n + 1)`` changes it while a run goes on.
     learner_threads : ``OMP_NUM_THREADS`` of the learner's worker; give the run the same ``torch_threads``.
-    dashboard : serve Dask's dashboard, on loopback; needs ``daskrl[dashboard]``.
+    dashboard : serve Dask's dashboard, on loopback; needs ``daskrl[dashboard]``. Dask then also profiles the workers,
+        which costs them some percent.
     options : given to ``distributed.SpecCluster``.
     """
     import dask
@@ -34,9 +42,10 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
 
     require_integer("workers", workers, 1)
     dask.config.set({_LOG_LENGTH: _LOGGED})
+    quiet = _QUIET if dashboard else {**_QUIET, **_UNWATCHED}
     common = {
         "nthreads": 1, "host": "127.0.0.1", "dashboard": False, "silence_logs": 40, "memory_limit": 0,
-        "preload": [_IGNORE_CTRL_C],
+        "preload": [_IGNORE_CTRL_C], "config": {**quiet, _LOG_LENGTH: _LOGGED},
     }  # fmt: skip
     rollout = {"cls": Nanny, "options": {**common, "env": _environment(1)}}
     learner = {
@@ -60,11 +69,11 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
             # which takes longer on a busy machine; with all of them gone, a run would wait for ever.
             super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
-    return Local(workers=spec, scheduler=scheduler, worker=rollout, **settings)  # type: ignore[no-untyped-call]
+    with dask.config.set(quiet):  # read when the scheduler and the nannies start
+        return Local(workers=spec, scheduler=scheduler, worker=rollout, **settings)  # type: ignore[no-untyped-call]
 
 
 def _environment(threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-    logged = {f"DASK_{_LOG_LENGTH.upper().replace('.', '__').replace('-', '_')}": str(_LOGGED)}
-    return {**kept, **logged, **dict.fromkeys(names, str(threads))}
+    return {**kept, **dict.fromkeys(names, str(threads))}

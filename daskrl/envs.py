@@ -65,8 +65,17 @@ def _make(id: str, kwargs: Mapping[str, Any]) -> Environment:
     _register(id)
     if id.startswith("ALE/"):
         return atari(id, **kwargs)
-    env = gymnasium.make(id, disable_env_checker=True, **kwargs)
+    env = _unordered(gymnasium.make(id, disable_env_checker=True, **kwargs))
     return MinAtarReset(env) if id.startswith("MinAtar/") else env
+
+
+def _unordered(env: Environment) -> Environment:
+    """Without Gymnasium's check that ``reset`` comes before ``step``, a call in every step: streams see to that."""
+    if isinstance(env, gymnasium.wrappers.OrderEnforcing):
+        return env.env
+    if isinstance(env, gymnasium.Wrapper):
+        env.env = _unordered(env.env)
+    return env
 
 
 def _register(id: str) -> None:
@@ -218,6 +227,10 @@ class Stream:
     episode_return: Array
     where: str = ""
 
+    def __post_init__(self) -> None:
+        stacks = [(leaf, self.observation[leaf.name]) for leaf in self.spec.observation]
+        self._stacks = [(leaf, stack, stack[:, -1]) for leaf, stack in stacks]
+
     @classmethod
     def make(
         cls,
@@ -259,18 +272,20 @@ class Stream:
         """The seed ``env`` was reset with at the start of its current episode."""
         return seeding.environment_seed(self.seed, self.index, env, int(self.episode[env]))
 
-    def reset(self, env: int) -> None:
-        """Start the current episode of one environment."""
+    def reset(self, env: int, seed: int | None = None) -> None:
+        """Start the current episode of one environment, from its own seed unless another is given."""
         try:
-            value, _ = self.envs[env].reset(seed=self.seed_of(env))
+            value, _ = self.envs[env].reset(seed=self.seed_of(env) if seed is None else seed)
         except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "reset", error)) from error
-        for leaf in self.spec.observation:
-            frame = self._frame(leaf, value, env)
-            if np.asarray(frame).dtype.kind == "f" and np.dtype(leaf.dtype).kind != "f":
-                kind = ValueError(f"{leaf.name} is {np.asarray(frame).dtype}, its space says {leaf.dtype}")
+        for leaf, stack, _ in self._stacks:
+            frame = np.asarray(value_at(value, leaf))
+            if frame.shape != leaf.shape:
+                raise self._misshapen(leaf, [env], [value])
+            if frame.dtype.kind == "f" and stack.dtype.kind != "f":
+                kind = ValueError(f"{leaf.name} is {frame.dtype}, its space says {leaf.dtype}")
                 raise EnvironmentRaisedError(self._failure(env, "reset", kind))
-            self.observation[leaf.name][env] = frame
+            stack[env] = frame
         self.age[env] = 0
         self.episode_return[env] = 0.0
 
@@ -280,22 +295,31 @@ class Stream:
             value, reward, terminated, truncated, _ = self.envs[env].step(action)
         except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
-        for leaf in self.spec.observation:
-            stack = self.observation[leaf.name]
-            if stack.shape[1] > 1:
-                stack[env, :-1] = stack[env, 1:]
-            stack[env, -1] = self._frame(leaf, value, env)
+        self._push([env], [value])
         self.age[env] += 1
         return float(reward), bool(terminated), bool(truncated)
 
-    def _frame(self, leaf: Leaf, value: Any, env: int) -> Any:
-        frame = value_at(value, leaf) if leaf.path else value
-        shape = getattr(frame, "shape", ())
-        if shape != leaf.shape:
-            raise EnvironmentRaisedError(
-                self._failure(env, "observation", ValueError(f"{leaf.name} has shape {shape}, expected {leaf.shape}"))
-            )
-        return frame
+    def _push(self, envs: Sequence[int], values: Sequence[Any]) -> None:
+        """Make observations the newest frames of some environments."""
+        where = slice(None) if len(envs) == len(self.envs) else envs  # a slice is written without a copy
+        for leaf, stack, newest in self._stacks:
+            parts = [value_at(value, leaf) for value in values] if leaf.path else values
+            try:
+                frames = np.array(parts)  # all at once: half the time of one after the other
+            except ValueError:
+                raise self._misshapen(leaf, envs, values) from None
+            if frames.shape[1:] != leaf.shape:
+                raise self._misshapen(leaf, envs, values)
+            if stack.shape[1] > 1:
+                stack[where, :-1] = stack[where, 1:]
+            newest[where] = frames
+
+    def _misshapen(self, leaf: Leaf, envs: Sequence[int], values: Sequence[Any]) -> EnvironmentRaisedError:
+        """What to raise when one of some observations has not the shape its space says."""
+        shapes = [np.shape(value_at(value, leaf)) for value in values]
+        env, shape = next((env, shape) for env, shape in zip(envs, shapes, strict=True) if shape != leaf.shape)
+        problem = ValueError(f"{leaf.name} has shape {shape}, expected {leaf.shape}")
+        return EnvironmentRaisedError(self._failure(env, "observation", problem))
 
     def _failure(self, env: int, what: str, error: BaseException) -> str:
         return (
@@ -326,13 +350,16 @@ class Stream:
         }
         for name, stack in self.observation.items():
             observation[name][:frames] = np.swapaxes(stack, 0, 1)
-        final: dict[str, list[Array]] = {name: [] for name in observation}
-        reward = np.empty((steps, count), np.float64)
-        ended = np.zeros((2, steps, count), np.bool_)
+        final = {
+            name: np.zeros((steps * count, *stack.shape[2:]), stack.dtype) for name, stack in self.observation.items()
+        }
+        reward = np.empty((steps, count), np.float32)
+        terminated, truncated = np.zeros((2, steps, count), np.bool_)
         actions: Array | None = None
         extras: dict[str, Array] = {}
         episodes: list[tuple[int, float, int]] = []
-        convert = self._action_converter()
+        convert, every, step_of = self._action_converter(), range(count), [env.step for env in self.envs]
+        one = np.ones(count, np.int64)  # adding a Python 1 costs three times as much
 
         for t in range(steps):
             action, extra = policy(self.observation, t)
@@ -342,32 +369,35 @@ class Stream:
             actions[t] = action
             for name, value in extra.items():
                 extras[name][t] = value
-            endings = []
-            for env, value in enumerate(convert(action)):
-                reward[t, env], terminated, truncated = self.step(env, value)
-                if terminated or truncated:
-                    ended[:, t, env] = terminated, truncated
-                    endings.append(env)
-            self.episode_return += reward[t].astype(np.float32)
+            values, rewards, endings = [], [], []
+            try:
+                for env, step, taken in zip(every, step_of, convert(action), strict=True):
+                    value, got, over, cut, _ = step(taken)
+                    values.append(value)
+                    rewards.append(float(got))
+                    if over or cut:
+                        terminated[t, env], truncated[t, env] = over, cut
+                        endings.append(env)
+            except (Exception, SystemExit) as error:
+                raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
+            self._push(every, values)
+            self.age += one
+            reward[t] = got_now = np.array(rewards)
+            self.episode_return += got_now
             for env in endings:
-                for name, stack in self.observation.items():
-                    final[name].append(stack[env, -1].copy())
+                for leaf, _, newest in self._stacks:
+                    final[leaf.name][len(episodes)] = newest[env]
                 episodes.append((env, float(self.episode_return[env]), int(self.age[env])))
                 self.episode[env] += 1
                 self.reset(env)
-            for name, stack in self.observation.items():
-                observation[name][frames + t] = stack[:, -1]
+            for leaf, _, newest in self._stacks:
+                observation[leaf.name][frames + t] = newest
 
         assert actions is not None
         fragment: Fragment = dict(observation)
-        for name, rows in final.items():
-            stack = self.observation[name]
-            padded = np.zeros((steps * count, *stack.shape[2:]), stack.dtype)
-            if rows:
-                padded[: len(rows)] = rows
-            fragment[final_name(name)] = padded
+        fragment.update({final_name(name): rows for name, rows in final.items()})
         fragment.update(self._action_columns(actions))
-        fragment.update(reward=reward.astype(np.float32), terminated=ended[0], truncated=ended[1], **extras)
+        fragment.update(reward=reward, terminated=terminated, truncated=truncated, **extras)
         self._check_finite(fragment)
         return fragment, episodes
 
@@ -377,6 +407,8 @@ class Stream:
             raise ConfigError("actions of Dict and Tuple spaces are not supported; flatten them in a wrapper.")
         leaf = self.spec.action[0]
         if leaf.kind == "discrete" and not leaf.path:
+            if leaf.start[0] == 0:
+                return lambda action: action.astype(np.int64, copy=False).tolist()
             return lambda action: (action.astype(np.int64) + leaf.start[0]).tolist()
         start = leaf.start[0] if leaf.kind == "discrete" else 0
         return lambda action: [self._stored_action(value + start if start else value) for value in action]
@@ -422,7 +454,7 @@ class Stream:
         for env, column in actions.items():
             for i, action in enumerate(column):
                 reward, terminated, truncated = self.step(env, self._stored_action(action))
-                self.episode_return[env] += float(np.float32(reward))
+                self.episode_return[env] += reward
                 if terminated or truncated:
                     raise NondeterministicError(
                         f"rebuilding {where}: episode {int(self.episode[env])} of environment {env} ended after "
@@ -462,11 +494,7 @@ def evaluate_episodes(
 
     def begin(env: int, episode: int) -> None:
         stream.episode[env] = episode
-        reset_seed = seeding.environment_seed(seed, 0, 0, episode, "evaluate_environment")
-        value, _ = stream.envs[env].reset(seed=reset_seed)
-        for leaf in spec.observation:
-            stream.observation[leaf.name][env] = stream._frame(leaf, value, env)
-        stream.age[env], stream.episode_return[env] = 0, 0.0
+        stream.reset(env, seeding.environment_seed(seed, 0, 0, episode, "evaluate_environment"))
 
     try:
         for env in range(count):

@@ -5,6 +5,7 @@ Each task builds its own generator, so a task that runs twice, late, or elsewher
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -34,4 +35,16 @@ def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:
 
 def environment_seed(seed: int, stream: int, env: int, episode: int, purpose: Purpose = "environment") -> int:
     """The seed given to ``env.reset`` at the start of one episode, in ``[0, 2**31)``."""
-    return int(sequence(seed, purpose, stream, env, episode).generate_state(1, np.uint32)[0] >> np.uint32(1))
+    block, place = divmod(episode, _BLOCK)
+    return _environment_seeds(seed, purpose, stream, env, block)[place]
+
+
+# Seeds of many episodes from one sequence: short episodes need one every few steps, and a sequence costs as much
+# as those steps. Part of every stored result, like the purposes.
+_BLOCK = 64
+
+
+@functools.lru_cache(maxsize=4096)
+def _environment_seeds(seed: int, purpose: Purpose, stream: int, env: int, block: int) -> tuple[int, ...]:
+    state = sequence(seed, purpose, stream, env, block).generate_state(_BLOCK, np.uint32)
+    return tuple((state >> np.uint32(1)).tolist())

@@ -16,8 +16,8 @@ Arrays = Mapping[str, np.ndarray]
 
 def reset_seed(seed: int, stream: int, env: int, episode: int) -> int:
     """The seed of an episode, as FORMAT.md defines it."""
-    words = np.random.SeedSequence([seed, 0, stream, env, episode]).generate_state(1, np.uint32)
-    return int(words[0]) >> 1
+    words = np.random.SeedSequence([seed, 0, stream, env, episode // 64]).generate_state(64, np.uint32)
+    return int(words[episode % 64]) >> 1
 
 
 class Scripted(gymnasium.Env):

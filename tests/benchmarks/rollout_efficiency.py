@@ -9,6 +9,7 @@ outside meets both. The pipeline's rate is taken from the commit log, without th
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import tempfile
 import time
@@ -33,6 +34,7 @@ ALGORITHM = daskrl.DQN(
 def bare_loop(kind: str, name: str, count: int, seconds: float, process: int, ready: Any, out: Any) -> None:
     torch.set_num_threads(1)
     source = envs.source(name)
+    make = functools.partial(gymnasium.make, name, disable_env_checker=True)
     network = initialise(Flat(ALGORITHM.network(source.spec, 1)).module, seeding.generator(0, "initialise"))
     network.requires_grad_(False)
     random, tensors = np.random.default_rng(process), dict[str, torch.Tensor]()
@@ -43,9 +45,7 @@ def bare_loop(kind: str, name: str, count: int, seconds: float, process: int, re
 
     steps = 0
     if kind == "SyncVectorEnv":
-        vector = gymnasium.vector.SyncVectorEnv(
-            [source.factory] * count, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
-        )
+        vector = gymnasium.vector.SyncVectorEnv([make] * count, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP)
         observation, _ = vector.reset(seed=process)
         ready.wait()
         end = time.perf_counter() + seconds
@@ -53,7 +53,7 @@ def bare_loop(kind: str, name: str, count: int, seconds: float, process: int, re
             observation, *_ = vector.step(act(observation))
             steps += count
     else:
-        made = [source.factory() for _ in range(count)]
+        made = [make() for _ in range(count)]
         observation = np.stack([env.reset(seed=100 * process + i)[0] for i, env in enumerate(made)])
         episode = 0
         ready.wait()
@@ -120,7 +120,7 @@ def on_one_core(name: str, count: int, steps: int = 256) -> float:
         with torch.inference_mode():
             return ALGORITHM.act(network, to_tensors({"observation": observation}, into), random, 0)
 
-    made = [source.factory() for _ in range(count)]
+    made = [gymnasium.make(name, disable_env_checker=True) for _ in range(count)]
     observation = np.stack([env.reset(seed=i)[0] for i, env in enumerate(made)])
     seeds = iter(range(100, 10**9))
 
