@@ -63,6 +63,8 @@ def _learn(session: Session, version: int, head: int, device: str, keep: bool, c
     began, updates = time.time(), learner.state.updates
     learner.advance(version, head)
     made = learner.state.updates - updates
+    if keep or checkpoint:
+        session.layout.require_same_run()
     meta: dict[str, Any] = {
         "kind": "learn",
         "version": version,

@@ -52,6 +52,7 @@ def rollout(token: str, weights: Weights, stream: int, round_: int, head: int) -
     began = time.time()
     fragment, record = run(session, weights, stream, round_, head, use_cache=True)
     layout = session.layout
+    layout.require_same_run()
     record["columns"] = write_fragment(layout.root, layout.columns, record["slot"], fragment)
     record["wall_time"] = began
     record["seconds"] = time.time() - began

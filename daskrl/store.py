@@ -50,10 +50,20 @@ class Layout:
     config: RunConfig
     spec: SpaceSpec
     columns: Mapping[str, Column]
+    run_id: str
 
     @property
     def log(self) -> CommitLog:
         return CommitLog(self.root)
+
+    def require_same_run(self) -> None:
+        """Called by tasks before they write: raise `StoreMismatchError` where another run took this one's place.
+
+        A task may outlive its driver, and the run be overwritten meanwhile.
+        """
+        attributes = json.loads((self.root / "zarr.json").read_bytes())["attributes"]
+        if attributes["run_id"] != self.run_id:
+            raise StoreMismatchError(f"{self.root} holds another run now; what was computed for the old one is dropped.")
 
     def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
         """The columns of one committed fragment, checked."""
@@ -229,7 +239,7 @@ class Store:
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.root, self.config, self.spec, self.columns)
+        return Layout(self.root, self.config, self.spec, self.columns, self.run_id)
 
     @property
     def run_id(self) -> str:

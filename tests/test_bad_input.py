@@ -17,7 +17,7 @@ import gymnasium
 import pytest
 
 import daskrl
-from daskrl import errors
+from daskrl import errors, learner, rollout, session
 from tests import environments
 
 SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 8}
@@ -170,6 +170,19 @@ def test_a_store_that_holds_a_run_is_kept_and_the_message_says_how_to_resume(tmp
 def test_overwrite_deletes_the_run_that_was_there(tmp_path: Path, expected: str) -> None:
     start(tmp_path / "run", seed=99, env_steps=ROUND).wait()
     assert start(tmp_path / "run", overwrite=True).wait().store.digest() == expected
+
+
+def test_what_outlives_a_run_that_was_overwritten_writes_nothing_into_the_next(tmp_path: Path) -> None:
+    old = start(tmp_path / "run", seed=99)
+    session.put(session.Session("outlives", old.store.layout, old.algorithm, old.source.factory, old.options))
+    try:
+        weights = learner.learn("outlives", 0, old.store.log.head(), "cpu", False, False)
+        start(tmp_path / "run", overwrite=True)
+        with pytest.raises(errors.StoreMismatchError, match="holds another run now"):
+            rollout.rollout("outlives", weights, 0, 0, 1)
+    finally:
+        session.forget("outlives")
+    assert not list((tmp_path / "run").glob("reward/c.*"))
 
 
 # -- resuming something else ------------------------------------------------------------------------------
