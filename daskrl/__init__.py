@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # These import no torch: workers and the scheduler import this package, and the scheduler never needs torch.
+from daskrl.algorithms.base import Algorithm
 from daskrl.analysis import learning_curve, plot_learning_curve
 from daskrl.config import Schedule
 from daskrl.evaluate import Evaluation, evaluate
@@ -18,7 +19,7 @@ from daskrl.store import Store
 from daskrl.train import Report, Run, resume, train
 
 if TYPE_CHECKING:
-    from daskrl.algorithms import DQN, Algorithm
+    from daskrl.algorithms import DQN
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("DQN", "Algorithm"):
-        return getattr(importlib.import_module("daskrl.algorithms"), name)
+    algorithms = importlib.import_module("daskrl.algorithms")
+    if name in algorithms.__all__:
+        return getattr(algorithms, name)
     raise AttributeError(f"module 'daskrl' has no attribute {name!r}")

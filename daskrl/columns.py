@@ -20,12 +20,43 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from daskrl.config import Schedule
-from daskrl.envs import final_name
+from daskrl.envs import final_name, state_name
 from daskrl.errors import DamagedError, StoreError, StoreFullError
 from daskrl.spaces import Array, Leaf, SpaceSpec
 
 _ZSTD = Zstd(level=0)
 _SUFFIX = 4  # bytes of the crc32c codec
+
+
+Table = tuple[tuple[str, str, tuple[int, ...], int], ...]
+"""``(name, dtype, shape, offset)`` of each of some arrays in one vector of bytes."""
+
+_ALIGN = 64  # bytes
+
+
+def pack(arrays: Mapping[str, Array]) -> tuple[Table, Array]:
+    """Named arrays as one vector of bytes, in the order of their names, and where each of them is.
+
+    What travels as one array does so in a tenth of the time. It is a copy.
+    """
+    rows, size = [], 0
+    for name in sorted(arrays):
+        value = np.asarray(arrays[name])
+        rows.append((name, value.dtype.str, value.shape, size))
+        size += -(-value.nbytes // _ALIGN) * _ALIGN
+    flat = np.zeros(size, np.uint8)
+    for name, _, _, offset in rows:
+        value = np.ascontiguousarray(arrays[name])
+        flat[offset : offset + value.nbytes] = value.reshape(-1).view(np.uint8)
+    return tuple(rows), flat
+
+
+def unpack(table: Table, flat: Array) -> dict[str, Array]:
+    """The arrays that `pack` was given, as views."""
+    return {
+        name: np.frombuffer(flat, dtype, math.prod(shape), offset).reshape(shape)
+        for name, dtype, shape, offset in table
+    }
 
 
 @dataclass(frozen=True)
@@ -55,13 +86,18 @@ class Column:
 
 
 def columns(
-    spec: SpaceSpec, schedule: Schedule, frame_stack: int, extras: Mapping[str, str] | None = None
+    spec: SpaceSpec,
+    schedule: Schedule,
+    frame_stack: int,
+    extras: Mapping[str, str] | None = None,
+    state: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Column]:
     """The data columns of a run.
 
     Parameters
     ----------
     extras : columns an algorithm adds, name -> dtype, each of shape ``(time, env)``.
+    state : its recurrent state, name -> shape for one environment; kept as it was before and after the fragment.
     """
     steps, count = schedule.fragment_steps, schedule.envs_per_stream
     made: dict[str, Column] = {}
@@ -85,6 +121,9 @@ def columns(
     add("truncated", "bool", (steps, count), time_env)
     for name, dtype in (extras or {}).items():
         add(name, dtype, (steps, count), time_env)
+    for name, shape in (state or {}).items():
+        column = state_name(name)
+        add(column, "float32", (2, count, *shape), ("edge", "env", *(f"{column}_{i}" for i in range(len(shape)))))
     return made
 
 

@@ -33,7 +33,9 @@ from daskrl.spaces import Array, Leaf, SpaceSpec, spec_of, value_at
 Environment = gymnasium.Env[Any, Any]
 EnvironmentFactory = Callable[[], Environment]
 Fragment = dict[str, Array]
-Policy = Callable[[Mapping[str, Array], int], tuple[Array, Mapping[str, Array]]]
+State = dict[str, Array]
+Policy = Callable[[Mapping[str, Array], State, int], tuple[Array, Mapping[str, Array]]]
+"""Observation, recurrent state (which it writes the next into) and step to actions and further columns."""
 
 # Packages that register their environments on import, and the extra that installs them.
 _REGISTERED_BY = {"ALE": "ale_py", "MinAtar": "minatar"}
@@ -215,6 +217,7 @@ class Stream:
     episode : ``[N]`` index of each environment's current episode, counted from 0.
     age : ``[N]`` steps taken in the current episode.
     episode_return : ``[N]`` sum of the rewards of the current episode.
+    state : name -> ``[N, *shape]`` float32, the policy's recurrent state; zeros at an episode's first step.
     """
 
     seed: int
@@ -225,11 +228,15 @@ class Stream:
     episode: Array
     age: Array
     episode_return: Array
+    state: State
     where: str = ""
 
     def __post_init__(self) -> None:
         stacks = [(leaf, self.observation[leaf.name]) for leaf in self.spec.observation]
         self._stacks = [(leaf, stack, stack[:, -1]) for leaf, stack in stacks]
+        action = self.spec.action[0]
+        low_high = [np.array(bound, action.dtype).reshape(action.shape) for bound in (action.low, action.high) if bound]
+        self._bounds = low_high or None
 
     @classmethod
     def make(
@@ -242,6 +249,7 @@ class Stream:
         count: int,
         frame_stack: int,
         episode: Sequence[int] | None = None,
+        state: Mapping[str, tuple[int, ...]] | None = None,
     ) -> Stream:
         """Make ``count`` environments and reset each at the start of its given episode (default 0)."""
         envs = []
@@ -263,6 +271,7 @@ class Stream:
             episode=np.array(episode if episode is not None else [0] * count, np.int64),
             age=np.zeros(count, np.int64),
             episode_return=np.zeros(count, np.float64),
+            state={name: np.zeros((count, *shape), np.float32) for name, shape in (state or {}).items()},
         )
         for env in range(count):
             stream.reset(env)
@@ -288,6 +297,8 @@ class Stream:
             stack[env] = frame
         self.age[env] = 0
         self.episode_return[env] = 0.0
+        for value in self.state.values():
+            value[env] = 0
 
     def step(self, env: int, action: Any) -> tuple[float, bool, bool]:
         """Step one environment and push its observation; the caller resets it when the episode ended."""
@@ -358,11 +369,12 @@ class Stream:
         actions: Array | None = None
         extras: dict[str, Array] = {}
         episodes: list[tuple[int, float, int]] = []
+        before = {name: value.copy() for name, value in self.state.items()}
         convert, every, step_of = self._action_converter(), range(count), [env.step for env in self.envs]
         one = np.ones(count, np.int64)  # adding a Python 1 costs three times as much
 
         for t in range(steps):
-            action, extra = policy(self.observation, t)
+            action, extra = policy(self.observation, self.state, t)
             if actions is None:
                 actions = np.empty((steps, *action.shape), action.dtype)
                 extras = {name: np.empty((steps, *value.shape), value.dtype) for name, value in extra.items()}
@@ -396,6 +408,7 @@ class Stream:
         assert actions is not None
         fragment: Fragment = dict(observation)
         fragment.update({final_name(name): rows for name, rows in final.items()})
+        fragment.update({state_name(name): np.stack([before[name], value]) for name, value in self.state.items()})
         fragment.update(self._action_columns(actions))
         fragment.update(reward=reward, terminated=terminated, truncated=truncated, **extras)
         self._check_finite(fragment)
@@ -411,13 +424,15 @@ class Stream:
                 return lambda action: action.astype(np.int64, copy=False).tolist()
             return lambda action: (action.astype(np.int64) + leaf.start[0]).tolist()
         start = leaf.start[0] if leaf.kind == "discrete" else 0
-        return lambda action: [self._stored_action(value + start if start else value) for value in action]
+        return lambda action: [self._taken(value + start if start else value) for value in action.astype(leaf.dtype)]
 
-    def _stored_action(self, value: Any) -> Any:
-        # What is stored of an action as the environment takes it: Gymnasium's Discrete wants an int.
+    def _taken(self, value: Any) -> Any:
+        # A stored action as the environment takes it: Gymnasium's Discrete wants an int, a Box its bounds kept.
         leaf = self.spec.action[0]
         if leaf.kind == "discrete":
             value = int(value)
+        elif self._bounds is not None:
+            value = np.clip(value, *self._bounds)
         for key in reversed(leaf.path):
             value = {key: value} if isinstance(key, str) else (value,)
         return value
@@ -453,7 +468,7 @@ class Stream:
         """
         for env, column in actions.items():
             for i, action in enumerate(column):
-                reward, terminated, truncated = self.step(env, self._stored_action(action))
+                reward, terminated, truncated = self.step(env, self._taken(action))
                 self.episode_return[env] += reward
                 if terminated or truncated:
                     raise NondeterministicError(
@@ -466,6 +481,11 @@ class Stream:
             env.close()
 
 
+def state_name(state: str) -> str:
+    """``lstm`` -> ``recurrent_state.lstm``."""
+    return f"recurrent_state.{state}"
+
+
 def final_name(observation: str) -> str:
     """``observation.key`` -> ``final_observation.key``."""
     return f"final_{observation}"
@@ -474,11 +494,12 @@ def final_name(observation: str) -> str:
 def evaluate_episodes(
     factory: EnvironmentFactory,
     spec: SpaceSpec,
-    policy: Callable[[Mapping[str, Array]], Array],
+    policy: Callable[[Mapping[str, Array], State], Array],
     *,
     episodes: int,
     seed: int,
     frame_stack: int,
+    state: Mapping[str, tuple[int, ...]] | None = None,
     lanes: int = 16,
 ) -> Iterator[tuple[int, float, int]]:
     """Play whole episodes, episode ``i`` from a seed of its own; yields ``(episode, return, length)``.
@@ -488,7 +509,7 @@ def evaluate_episodes(
     """
     require_integer("episodes", episodes, 1)
     count = min(episodes, lanes)
-    stream = Stream.make(factory, spec, seed=seed, index=0, count=count, frame_stack=frame_stack)
+    stream = Stream.make(factory, spec, seed=seed, index=0, count=count, frame_stack=frame_stack, state=state)
     stream.where = "evaluation"
     convert = stream._action_converter()
 
@@ -501,7 +522,7 @@ def evaluate_episodes(
             begin(env, env)
         following, active = count, set(range(count))
         while active:
-            actions = convert(policy(stream.observation))
+            actions = convert(policy(stream.observation, stream.state))
             for env in sorted(active):
                 reward, terminated, truncated = stream.step(env, actions[env])
                 stream.episode_return[env] += reward

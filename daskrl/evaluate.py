@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from daskrl import envs
+from daskrl import envs, seeding
+from daskrl.algorithms.base import Algorithm, Moment, Setup, recurrent_state
 from daskrl.config import require_integer
 from daskrl.rollout import unstacked
 from daskrl.spaces import Array
 from daskrl.store import Store, html_table
 from daskrl.train import same_algorithm, same_environment
-
-if TYPE_CHECKING:
-    from daskrl.algorithms.base import Algorithm
 
 
 @dataclass(frozen=True)
@@ -88,29 +86,34 @@ def evaluate(
     """
     import torch
 
-    from daskrl.networks import Flat, to_tensors
-
     require_integer("episodes", episodes, 1)
     require_integer("seed", seed, 0)
     opened = store if isinstance(store, Store) else Store.open(store)
     source, algorithm = same_environment(opened, env), same_algorithm(opened, algorithm)
     found, weights = opened.weights(version)
-    frames = opened.config.frame_stack
-    flat = Flat(algorithm.network(opened.spec, frames))
-    flat.load_named(weights)
-    tensors: dict[str, torch.Tensor] = {}
+    setup = Setup(opened.spec, opened.config.schedule, opened.config.frame_stack)
+    acting = algorithm.policy(setup)
+    algorithm.load(acting, weights)
+    moment = Moment({}, seeding.generator(seed, "evaluate"), greedy=True)
 
-    def policy(observation: Mapping[str, Array]) -> Array:
-        seen = unstacked(observation, frames)
+    def policy(observation: Mapping[str, Array], state: dict[str, Array]) -> Array:
+        moment.observation, moment.state = unstacked(observation, setup.frame_stack), state
         with torch.inference_mode():
-            return algorithm.greedy(flat.module, to_tensors(seen, tensors))
+            chosen = algorithm.act(acting, moment)
+        return chosen[0] if isinstance(chosen, tuple) else chosen
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         played = sorted(
             envs.evaluate_episodes(
-                source.factory, opened.spec, policy, episodes=episodes, seed=seed, frame_stack=frames
+                source.factory,
+                opened.spec,
+                policy,
+                episodes=episodes,
+                seed=seed,
+                frame_stack=setup.frame_stack,
+                state=recurrent_state(algorithm, setup),
             )
         )
     finally:

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from daskrl import seeding
-from daskrl.columns import read_transitions
+from daskrl.columns import pack, read_transitions
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
-from daskrl.session import Session, Weights, get
+from daskrl.session import Published, Session, get
 from daskrl.spaces import Array
 from daskrl.store import read_checked, write_checked
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from daskrl.window import Batch
-
-
-def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoint: bool) -> Weights:
+def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoint: bool) -> Published:
     """Learn all rounds before ``version``; the result is that version of the weights.
 
     Called by the driver's pool on the learner's worker, in the order of versions; again for the same version
@@ -53,76 +48,51 @@ def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoi
         return _learn(session, version, head, device, keep, checkpoint)
 
 
-def _learn(session: Session, version: int, head: int, device: str, keep: bool, checkpoint: bool) -> Weights:
+def _learn(session: Session, version: int, head: int, device: str, keep: bool, checkpoint: bool) -> Published:
     if version in session.published:
         return session.published[version]
-    learner, session.learner = session.learner, None
-    if learner is None or learner.version > version:
-        learner = Learner(session, device)
-        learner.restore(version, head)
-    began, updates = time.time(), learner.state.updates
-    learner.advance(version, head)
-    made = learner.state.updates - updates
+    standing, session.learner = session.learner, None
+    if standing is None or standing.version > version:
+        standing = Standing(session, device)
+        standing.restore(version, head)
+    began, updates = time.time(), standing.learner.updates
+    standing.advance(version, head)
     if keep or checkpoint:
         session.layout.require_same_run()
     meta: dict[str, Any] = {
         "kind": "learn",
         "version": version,
-        "learner_updates": learner.state.updates,
-        "loss": learner.loss,
+        "learner_updates": standing.learner.updates,
+        "loss": standing.loss,
         "seconds": time.time() - began,
-        "updates": made,
-        "device": str(learner.device),
-        "weights": learner.save_weights() if keep else None,
-        "checkpoint": learner.save_checkpoint() if checkpoint else None,
+        "updates": standing.learner.updates - updates,
+        "device": device,
+        "weights": standing.save_weights() if keep else None,
+        "checkpoint": standing.save_checkpoint() if checkpoint else None,
     }
     # A copy: what is returned by reference changes before other workers fetch it.
-    weights = (meta, np.array(learner.state.online.weights.detach().cpu().numpy()))
-    session.learner = learner
+    weights = (meta, *pack(standing.learner.weights()))
+    session.learner = standing
     session.published[version] = weights
     for old in sorted(session.published)[: -(session.config.schedule.lag + 2)]:
         del session.published[old]
     return weights
 
 
-class Learner:
-    """The learner's state between two versions.
+class Standing:
+    """A learner and where it stands.
 
     Attributes
     ----------
-    version : rounds learned so far; the version of ``state.online``.
+    learner : the algorithm's.
+    version : rounds learned so far; the version of its weights.
     loss : mean loss of the last round that had updates, or None.
     """
 
     def __init__(self, session: Session, device: str) -> None:
-        import torch
-
-        from daskrl import samplers
-        from daskrl.networks import Flat, deterministic, initialise
-        from daskrl.window import Window
-
-        self.session, self.algorithm = session, session.algorithm
-        self.layout, config = session.layout, session.config
-        deterministic(device)
-        self.device = torch.device(device)
-        random = seeding.generator(config.seed, "initialise")
-        online, target = (Flat(self.algorithm.network(self.layout.spec, config.frame_stack)) for _ in range(2))
-        initialise(online.module, random)
-        target.weights.copy_(online.weights)
-        if self.device.type != "cpu":
-            online, target = (_moved(flat, session, self.device) for flat in (online, target))
-        self.state = self.algorithm.learner(online, target)
-        self.window = Window(
-            self.layout.spec,
-            config.schedule,
-            capacity=self.algorithm.window,
-            frame_stack=config.frame_stack,
-            n_step=self.algorithm.n_step,
-            discount=self.algorithm.discount,
-            reward_clip=self.algorithm.reward_clip,
-            device=self.device,
-        )
-        self.sampler = samplers.make(self.window, self.algorithm.priority_alpha)
+        self.session, self.layout = session, session.layout
+        random = seeding.generator(session.config.seed, "initialise")
+        self.learner = session.algorithm.learner(session.setup(device), random)
         self.version = 0
         self.loss: float | None = None
 
@@ -134,42 +104,18 @@ class Learner:
 
         torch.set_num_threads(self.session.config.torch_threads)
         for fragments in self.read_ahead(range(self.version, version), head):
-            self.learn_round(fragments)
-
-    def learn_round(self, fragments: list[dict[str, Array]]) -> None:
-        """Add one round to the window and make the updates that are due after it."""
-        import torch
-
-        config, algorithm = self.session.config, self.algorithm
-        before = (self.window.first, self.window.stop)
-        self.window.append(fragments)
-        self.sampler.appended(self.window, before)
-        random = seeding.generator(config.seed, "learn", self.version)
-        steps = config.schedule.round_steps
-        due = algorithm.updates_after((self.version + 1) * steps) - algorithm.updates_after(self.version * steps)
-        total: Tensor | None = None
-        batch: Batch | None = None
-        with torch.enable_grad():
-            for _ in range(due if len(self.window) else 0):
-                positions, weight = self.sampler.draw(
-                    self.window, algorithm.batch_size, random, algorithm.beta(self.state.updates)
-                )
-                batch = self.window.gather(positions, weight, batch)
-                for group in self.state.optimizer.param_groups:
-                    group["lr"] = algorithm.learning_rate_after(self.state.updates)
-                loss, td_error = algorithm.update(self.state, batch)
-                if weight is not None and td_error is not None:
-                    self.sampler.update(positions, td_error.cpu().numpy())
-                total = loss if total is None else total + loss
-        self.version += 1
-        if total is not None:
-            self.loss = float(total) / due
-            if not np.isfinite(self.loss):
-                raise DivergedError(
-                    f"the loss of version {self.version} is {self.loss}. Everything up to it is kept. Lower "
-                    "learning_rate, clip rewards (reward_clip), or check the environment's reward scale, and "
-                    "start a new run."
-                )
+            self.learner.append(fragments)
+            with torch.enable_grad():
+                loss = self.learner.learn(seeding.generator(self.session.config.seed, "learn", self.version))
+            self.version += 1
+            if loss is not None:
+                self.loss = loss
+                if not np.isfinite(loss):
+                    raise DivergedError(
+                        f"the loss of version {self.version} is {loss}. Everything up to it is kept. Lower "
+                        "learning_rate, clip rewards (reward_clip), or check the environment's reward scale, and "
+                        "start a new run."
+                    )
 
     def read_ahead(self, rounds: range, head: int) -> Iterator[list[dict[str, Array]]]:
         """The fragments of some rounds, in order; the next round is read while one is learned."""
@@ -196,25 +142,17 @@ class Learner:
     # -- checkpoints --------------------------------------------------------------------------------------
 
     def save_weights(self) -> list[Any]:
-        """Write the online network, each parameter by name, as safetensors."""
-        from safetensors.numpy import save
-
-        data = save(self.state.online.named(), metadata={"version": str(self.version)})
+        """Write the published weights, each array by name, as safetensors."""
+        data = _safetensors(self.learner.weights(), {"version": str(self.version)})
         return write_checked(self.layout.root, f".weights/{self.version:08d}.safetensors", data)
 
     def save_checkpoint(self) -> list[Any]:
         """Write everything the replay does not hold: networks, optimizer, priorities."""
-        from safetensors.torch import save
-
-        tensors = {
-            **{f"state.{name}": value for name, value in self.state.state().items()},
-            **{f"sampler.{name}": value for name, value in self.sampler.state().items()},
-        }
-        data = save({name: value.contiguous().clone() for name, value in tensors.items()})
+        data = _safetensors(self.learner.state(), None)
         return write_checked(self.layout.root, f".checkpoints/{self.version:08d}.safetensors", data)
 
     def restore(self, version: int, head: int) -> None:
-        """Take the newest committed checkpoint at or before ``version`` and fill the window behind it."""
+        """Take the newest committed checkpoint at or before ``version`` and give the learner its memory back."""
         for record in self.layout.log.backwards(head):
             if record["kind"] != "learn" or not record.get("checkpoint") or record["version"] > version:
                 continue
@@ -229,18 +167,21 @@ class Learner:
             return
 
     def _restore(self, record: Record, data: bytes, head: int) -> None:
-        from safetensors.torch import load
+        from safetensors.numpy import load
 
-        tensors = load(data)
-        steps = self.session.config.schedule.fragment_steps
-        self.version = record["version"]
-        self.loss = record["loss"]
-        first = max(0, self.version - self.window.window_rows // steps)
-        self.window.rounds, self.window.rows = first, first * steps
+        self.version, self.loss = record["version"], record["loss"]
+        first = max(0, self.version - self.learner.memory)
+        self.learner.skip(first)
         for fragments in self.read_ahead(range(first, self.version), head):
-            self.window.append(fragments)
-        self.state.restore(_under("state.", tensors))
-        self.sampler.restore(_under("sampler.", tensors))
+            self.learner.append(fragments)
+        self.learner.restore(load(data))
+
+
+def _safetensors(arrays: Mapping[str, Array], metadata: dict[str, str] | None) -> bytes:
+    from safetensors.numpy import save
+
+    data: bytes = save({name: np.asarray(value, order="C") for name, value in arrays.items()}, metadata=metadata)
+    return data
 
 
 def _read(session: Session, record: Record) -> dict[str, Array]:
@@ -248,15 +189,3 @@ def _read(session: Session, record: Record) -> dict[str, Array]:
     fragment["episode_step"] = np.asarray(record["episode_step"])
     fragment["continues"] = np.asarray(record["continues"])
     return fragment
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _moved(flat: Any, session: Session, device: Any) -> Any:
-    from daskrl.networks import Flat
-
-    moved = Flat(session.algorithm.network(session.layout.spec, session.config.frame_stack).to(device), device)
-    moved.weights.copy_(flat.weights)
-    return moved

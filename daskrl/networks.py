@@ -1,12 +1,8 @@
-"""Networks, and their parameters as one flat vector.
-
-The flat vector is what is published, stored and optimised: one copy takes it to a worker, and an optimizer
-step is one operation instead of one for each parameter.
-"""
+"""Networks: what observations pass through, and their parameters as one flat vector."""
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,69 +17,110 @@ from daskrl.spaces import Array, Leaf, SpaceSpec
 # gives the same bits, wherever it runs.
 _ALIGN = 16
 
-Table = tuple[tuple[str, tuple[int, ...], int], ...]
-"""``(name, shape, offset)`` of each parameter in the flat vector."""
-
 
 class Flat:
     """A module whose parameters are views of one vector, and whose gradients are views of another.
 
+    An optimizer step is then one operation instead of one for each parameter, and a copy of all of them another.
+
     Attributes
     ----------
     weights, gradient : ``[P]`` float32.
-    table : where each parameter is.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
-        if any(True for _ in module.buffers()):
-            raise ConfigError(
-                f"{type(module).__name__} has buffers (batch normalisation, running statistics); they are not "
-                "part of the published weights. Use layer normalisation."
-            )
-        rows, size = [], 0
-        for name, parameter in module.named_parameters():
-            if parameter.dtype != torch.float32:
-                raise ConfigError(f"parameter {name} is {parameter.dtype}; expected torch.float32.")
-            rows.append((name, tuple(parameter.shape), size))
-            size += -(-parameter.numel() // _ALIGN) * _ALIGN
-        self.table: Table = tuple(rows)
-        self.weights = torch.zeros(size, dtype=torch.float32, device=device)
-        self.gradient = torch.zeros(size, dtype=torch.float32, device=device)
-        for (_, shape, offset), parameter in zip(self.table, module.parameters(), strict=True):
-            end = offset + parameter.numel()
-            self.weights[offset:end] = parameter.detach().reshape(-1)
-            parameter.data = self.weights[offset:end].view(shape)
-            parameter.grad = self.gradient[offset:end].view(shape)
+        require_flat(module)
+        sizes = [-(-parameter.numel() // _ALIGN) * _ALIGN for parameter in module.parameters()]
+        self.weights = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
+        self.gradient = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
+        self._places: dict[int, slice] = {}
+        offset = 0
+        for size, parameter in zip(sizes, module.parameters(), strict=True):
+            here = slice(offset, offset + parameter.numel())
+            self.weights[here] = parameter.detach().reshape(-1).to(device)
+            parameter.data = self.weights[here].view(parameter.shape)
+            if parameter.requires_grad:
+                parameter.grad = self.gradient[here].view(parameter.shape)
+            self._places[id(parameter)] = slice(offset, offset + size)
+            offset += size
         self.module = module
 
-    def named(self) -> dict[str, Array]:
-        """Every parameter by name, as copies."""
-        flat = self.weights.detach().cpu().numpy()
-        return {
-            name: flat[offset : offset + math.prod(shape)].reshape(shape).copy() for name, shape, offset in self.table
-        }
+    def part(self, module: nn.Module) -> slice:
+        """Where the parameters of a submodule are; they lie together."""
+        places = [self._places[id(parameter)] for parameter in module.parameters()]
+        if any(one.stop != other.start for one, other in itertools.pairwise(places)):
+            raise ValueError(f"the parameters of {type(module).__name__} do not lie together")
+        return slice(places[0].start, places[-1].stop)
 
-    def load_named(self, values: Mapping[str, Array]) -> None:
-        """Take every parameter by name, as `named` returned them."""
-        for name, shape, offset in self.table:
-            flat = torch.from_numpy(np.ascontiguousarray(values[name]).reshape(-1))
-            self.weights[offset : offset + math.prod(shape)] = flat.to(self.weights.device)
+
+def require_flat(module: nn.Module) -> None:
+    """Raise `ConfigError` unless all that decides what a module computes are float32 parameters."""
+    if any(True for _ in module.buffers()):
+        raise ConfigError(
+            f"{type(module).__name__} has buffers (batch normalisation, running statistics); they are not "
+            "part of the published weights. Use layer normalisation, or parameters without gradient."
+        )
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ConfigError(f"parameter {name} is {parameter.dtype}; expected torch.float32.")
+
+
+def named(module: nn.Module) -> dict[str, Array]:
+    """Every parameter by name, as copies."""
+    return {name: np.array(value.detach().cpu().numpy()) for name, value in module.named_parameters()}
+
+
+def load_named(module: nn.Module, values: Mapping[str, Array]) -> None:
+    """Take every parameter by name, as `named` returned them."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(values[name])))
 
 
 def initialise(module: nn.Module, random: np.random.Generator) -> nn.Module:
-    """Draw the weights and biases of all linear and convolution layers from ``U(-b, b)``, ``b = fan_in**-0.5``.
+    """Draw the weights and biases of all layers from ``U(-b, b)``, ``b = fan_in**-0.5`` (an LSTM's: its features).
 
-    Torch's own default, but from a derived generator: torch's global one belongs to the whole process.
+    Torch's own default, but from a derived generator: torch's global one belongs to the whole process. A module
+    with a method ``initialise(random)`` draws its own parameters, those of its layers included.
     """
     with torch.no_grad():
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                bound = (layer.weight[0].numel()) ** -0.5
-                for parameter in (layer.weight, layer.bias):
-                    if parameter is not None:
-                        drawn = random.uniform(-bound, bound, size=tuple(parameter.shape))
-                        parameter.copy_(torch.from_numpy(drawn.astype(np.float32)))
+        _initialise(module, random)
     return module
+
+
+def _initialise(module: nn.Module, random: np.random.Generator) -> None:
+    own = getattr(module, "initialise", None)
+    if own is not None:
+        own(random)
+        return
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        bound = (module.weight[0].numel()) ** -0.5
+    elif isinstance(module, nn.LSTMCell):
+        bound = module.hidden_size**-0.5
+    else:
+        for child in module.children():
+            _initialise(child, random)
+        return
+    for parameter in module.parameters():
+        uniform(parameter, bound, random)
+
+
+def uniform(parameter: torch.Tensor, bound: float, random: np.random.Generator) -> None:
+    """Draw the values of a parameter from ``U(-bound, bound)``."""
+    drawn = random.uniform(-bound, bound, size=tuple(parameter.shape))
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(drawn.astype(np.float32)))
+
+
+def orthogonal(parameter: torch.Tensor, gain: float, random: np.random.Generator) -> None:
+    """Draw a weight as an orthogonal matrix times ``gain`` (Saxe et al. 2014, https://arxiv.org/abs/1312.6120)."""
+    rows, columns = parameter.shape[0], parameter[0].numel()
+    drawn = random.standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(drawn)
+    q = q * np.sign(np.diag(r))
+    matrix = (q.T if rows < columns else q) * gain
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(matrix.astype(np.float32)).view(parameter.shape))
 
 
 def is_image(leaf: Leaf) -> bool:
@@ -195,16 +232,12 @@ class QNetwork(nn.Module):
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 
-def to_tensors(observation: Mapping[str, Array], into: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy arrays into tensors that torch allocated, made at the first call and used again.
+def tensors(observation: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    """Observations as tensors.
 
-    A copy: torch aligns its memory to 64 bytes, NumPy to 16, and a matrix product's bits may depend on it.
+    Copies: torch aligns its memory to 64 bytes, NumPy to 16, and a matrix product's bits may depend on it.
     """
-    for name, array in observation.items():
-        if name not in into:
-            into[name] = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype)
-        into[name].numpy()[...] = array
-    return into
+    return {name: torch.tensor(array) for name, array in observation.items()}
 
 
 def deterministic(device: str) -> None:
@@ -251,6 +284,9 @@ def fingerprint(device: str = "cpu") -> str:
             sha.update(flat.weights.cpu().numpy().tobytes())
     x64 = random.random(1000)
     sha.update((x64**0.6).tobytes() + (x64**-0.4).tobytes())
+    weight = torch.empty(64, 100)
+    orthogonal(weight, 1.0, random)
+    sha.update(weight.numpy().tobytes())
     return sha.hexdigest()
 
 

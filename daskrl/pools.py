@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from daskrl import learner, rollout, schedule, session
+from daskrl.algorithms.base import Algorithm
 from daskrl.commits import Record
 from daskrl.config import Options
 from daskrl.envs import EnvironmentFactory
@@ -26,8 +27,6 @@ from daskrl.store import Layout
 
 if TYPE_CHECKING:
     from distributed import Client, Future
-
-    from daskrl.algorithms.base import Algorithm
 
 _DEATHS = 10  # workers that may die under one rollout before it is taken for their killer
 
@@ -158,7 +157,7 @@ class InProcessPool:
         self.held: set[int] = set()
         self.in_flight: set[Any] = set()
         self.promise_off: list[str] = []
-        self._weights: dict[int, session.Weights] = {}
+        self._weights: dict[int, session.Published] = {}
         self._tasks: deque[tuple[Any, Callable[[], Record]]] = deque()
         self._threads = torch.get_num_threads()  # tasks set it; whoever called gets theirs back
         payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)

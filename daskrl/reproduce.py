@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from daskrl import envs, pools, rollout, session
+from daskrl.algorithms.base import Algorithm
+from daskrl.columns import pack
 from daskrl.config import Options
 from daskrl.errors import ConfigError
-from daskrl.learner import Learner
+from daskrl.learner import Standing
 from daskrl.store import Store
 from daskrl.train import same_algorithm, same_environment
-
-if TYPE_CHECKING:
-    from daskrl.algorithms.base import Algorithm
 
 
 @dataclass(frozen=True)
@@ -98,17 +97,13 @@ def reproduce(
     return Reproduction(fragment, stream, round_, version, fragment in records, differs, data)
 
 
-def _weights(store: Store, made: session.Session, version: int, head: int) -> session.Weights:
-    from daskrl.networks import Flat
-
+def _weights(store: Store, made: session.Session, version: int, head: int) -> session.Published:
     meta = {"version": version}
     if version in store.weights_versions():
-        flat = Flat(made.algorithm.network(store.spec, store.config.frame_stack))
-        flat.load_named(store.weights(version)[1])
-        return meta, flat.weights.numpy()
+        return (meta, *pack(store.weights(version)[1]))
     arithmetic = next(iter(store.records("arithmetic")), None)
     device = (arithmetic or pools.reference(session.introduction(store.layout), store.config.device))["device"]
-    learner = Learner(made, device)
-    learner.restore(version, head)
-    learner.advance(version, head)
-    return meta, learner.state.online.weights.detach().cpu().numpy()
+    standing = Standing(made, device)
+    standing.restore(version, head)
+    standing.advance(version, head)
+    return (meta, *pack(standing.learner.weights()))

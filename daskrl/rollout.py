@@ -12,27 +12,25 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from daskrl import seeding
-from daskrl.columns import checksums, write_fragment
+from daskrl.algorithms.base import Moment, recurrent_state
+from daskrl.columns import checksums, unpack, write_fragment
 from daskrl.commits import Record
 from daskrl.config import RunConfig
-from daskrl.envs import Fragment, Policy, Stream
+from daskrl.envs import Fragment, Policy, Stream, state_name
 from daskrl.errors import EnvironmentTimeoutError, NondeterministicError
-from daskrl.session import Session, Weights, get
+from daskrl.session import Published, Session, get
 from daskrl.spaces import Array
 from daskrl.store import environment_seeds
-
-if TYPE_CHECKING:
-    from torch import nn
 
 T = TypeVar("T")
 
 
-def rollout(token: str, weights: Weights, stream: int, round_: int, head: int) -> Record:
+def rollout(token: str, weights: Published, stream: int, round_: int, head: int) -> Record:
     """Write one fragment and return its commit record.
 
     Called by the driver's pool on any worker, more than once for the same (stream, round) and possibly at the
@@ -60,7 +58,7 @@ def rollout(token: str, weights: Weights, stream: int, round_: int, head: int) -
     return record
 
 
-def recheck(token: str, weights: Weights, record: Record, head: int) -> Record:
+def recheck(token: str, weights: Published, record: Record, head: int) -> Record:
     """Run a committed fragment a second time, from its recorded seeds, and compare it bit for bit.
 
     Returns
@@ -79,7 +77,7 @@ def recheck(token: str, weights: Weights, record: Record, head: int) -> Record:
 
 
 def run(
-    session: Session, weights: Weights, stream: int, round_: int, head: int, *, use_cache: bool
+    session: Session, weights: Published, stream: int, round_: int, head: int, *, use_cache: bool
 ) -> tuple[Fragment, Record]:
     """The fragment of (stream, round) and its record, without its checksums."""
     config, schedule = session.config, session.config.schedule
@@ -187,7 +185,7 @@ def rebuild(session: Session, stream: int, round_: int, head: int) -> tuple[Stre
     def make(episode: list[int] | None) -> Stream:
         return Stream.make(
             session.factory, layout.spec, seed=config.seed, index=stream, count=count,
-            frame_stack=frames, episode=episode,
+            frame_stack=frames, episode=episode, state=recurrent_state(session.algorithm, session.setup()),
         )  # fmt: skip
 
     if round_ == 0:
@@ -222,27 +220,28 @@ def rebuild(session: Session, stream: int, round_: int, head: int) -> tuple[Stre
             raise
         warnings.warn(f"{error} Going on with new episodes.", stacklevel=2)
         return make([int(n) + 1 for n in episode]), False
+    for name, value in live.state.items():
+        value[...] = columns[state_name(name)][1]
     return live, True
 
 
-def make_policy(session: Session, weights: Weights, stream: int, round_: int) -> Policy:
-    """The policy of one fragment: its network, its own generator, and its place in the schedule."""
+def make_policy(session: Session, weights: Published, stream: int, round_: int) -> Policy:
+    """The policy of one fragment: its weights, its own generator, and its place in the schedule."""
     import torch
 
-    from daskrl.networks import to_tensors
+    config, schedule, act = session.config, session.config.schedule, session.algorithm.act
+    policy = acting_policy(session, weights)
+    before, lanes = round_ * schedule.round_steps, schedule.lanes
+    moment = Moment({}, seeding.generator(config.seed, "act", stream, round_))
 
-    config, schedule, algorithm = session.config, session.config.schedule, session.algorithm
-    network = acting_network(session, weights)
-    random = seeding.generator(config.seed, "act", stream, round_)
-    before = round_ * schedule.round_steps
-    tensors: dict[str, torch.Tensor] = {}
-
-    def policy(observation: Mapping[str, Array], t: int) -> tuple[Array, Mapping[str, Array]]:
-        seen = to_tensors(unstacked(observation, config.frame_stack), tensors)
+    def choose(observation: Mapping[str, Array], state: dict[str, Array], t: int) -> tuple[Array, Mapping[str, Array]]:
+        moment.observation = unstacked(observation, config.frame_stack)
+        moment.env_steps, moment.state = before + t * lanes, state
         with torch.inference_mode():
-            return algorithm.act(network, seen, random, before + t * schedule.lanes)
+            chosen = act(policy, moment)
+        return chosen if isinstance(chosen, tuple) else (chosen, {})
 
-    return policy
+    return choose
 
 
 def unstacked(observation: Mapping[str, Array], frame_stack: int) -> Mapping[str, Array]:
@@ -252,26 +251,21 @@ def unstacked(observation: Mapping[str, Array], frame_stack: int) -> Mapping[str
     return {name: stack[:, 0] for name, stack in observation.items()}
 
 
-def acting_network(session: Session, weights: Weights) -> nn.Module:
-    """A network that holds the given weights; the newest few are kept."""
-    import torch
-
-    from daskrl.networks import Flat
-
-    meta, flat = weights
+def acting_policy(session: Session, weights: Published) -> Any:
+    """A policy that acts with the given weights; the newest few are kept."""
+    meta, table, flat = weights
     version = int(meta["version"])
     with session.lock:
-        known = session.networks.get(version)
+        known = session.policies.get(version)
     if known is not None:
         return known
-    made = Flat(session.algorithm.network(session.layout.spec, session.config.frame_stack))
-    made.weights.copy_(torch.from_numpy(np.array(flat)))
-    made.module.requires_grad_(False)
+    made = session.algorithm.policy(session.setup())
+    session.algorithm.load(made, unpack(table, flat))
     with session.lock:
-        session.networks[version] = made.module
-        for old in sorted(session.networks)[: -(session.config.schedule.lag + 2)]:
-            del session.networks[old]
-    return made.module
+        session.policies[version] = made
+        for old in sorted(session.policies)[: -(session.config.schedule.lag + 2)]:
+            del session.policies[old]
+    return made
 
 
 def _single_thread() -> None:

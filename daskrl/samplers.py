@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from daskrl.errors import DivergedError
 from daskrl.spaces import Array
@@ -30,10 +30,10 @@ class Sampler(Protocol):
     def update(self, positions: Positions, td_error: Array) -> None:
         """The absolute TD errors ``[B]`` of the positions drawn last."""
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Array]:
         """Everything that cannot be worked out again from the window, for a checkpoint."""
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
+    def restore(self, state: Mapping[str, Array]) -> None:
         """Take back what `state` returned; the window holds the same rows as then."""
 
 
@@ -51,10 +51,10 @@ class Uniform:
     def update(self, positions: Positions, td_error: Array) -> None:
         pass
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Array]:
         return {}
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
+    def restore(self, state: Mapping[str, Array]) -> None:
         pass
 
 
@@ -164,15 +164,15 @@ class Prioritized:
         self.largest = max(self.largest, int(scaled.max()))
         self.tree.set(positions, scaled)
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Array]:
         return {
-            "leaves": torch.from_numpy(self.tree.leaves.copy()),
-            "largest": torch.tensor([self.largest], dtype=torch.int64),
+            "leaves": self.tree.leaves.copy(),
+            "largest": np.array(self.largest, np.int64),
         }
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        self.tree.rebuild(state["leaves"].numpy())
-        self.largest = int(state["largest"][0])
+    def restore(self, state: Mapping[str, Array]) -> None:
+        self.tree.rebuild(state["leaves"])
+        self.largest = int(state["largest"])
 
 
 def make(window: Window, priority_alpha: float | None, **settings: Any) -> Sampler:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from daskrl.algorithms.base import Algorithm, Setup
+from daskrl.columns import Table
 from daskrl.config import Options, RunConfig
 from daskrl.envs import Environment, Stream
 from daskrl.errors import DaskrlError
@@ -27,13 +29,10 @@ from daskrl.spaces import Array
 from daskrl.store import Layout
 
 if TYPE_CHECKING:
-    from torch import nn
+    from daskrl.learner import Standing
 
-    from daskrl.algorithms.base import Algorithm
-    from daskrl.learner import Learner
-
-Weights = tuple[dict[str, Any], Array]
-"""What ``learn`` publishes: a small dict with at least ``version``, and the flat weights ``[P]`` float32."""
+Published = tuple[dict[str, Any], Table, Array]
+"""What ``learn`` publishes: its record with at least ``version``, and the weights as made by `daskrl.columns.pack`."""
 
 
 @dataclass
@@ -43,10 +42,10 @@ class Session:
     Attributes
     ----------
     streams : stream -> (round it stands at, live environments).
-    networks : weights version -> network that acts with it.
+    policies : weights version -> policy that acts with it.
     learner : the learner's state, on the process that learns.
     published : weights version -> what was published, the newest few.
-    lock, learning : held for a moment around ``streams`` and ``networks``; held while learning.
+    lock, learning : held for a moment around ``streams`` and ``policies``; held while learning.
     closed : nothing is cached any more; a rollout may still be running.
     """
 
@@ -56,9 +55,9 @@ class Session:
     factory: Callable[[], Environment]
     options: Options
     streams: dict[int, tuple[int, Stream]] = field(default_factory=dict)
-    networks: dict[int, nn.Module] = field(default_factory=dict)
-    learner: Learner | None = None
-    published: dict[int, Weights] = field(default_factory=dict)
+    policies: dict[int, Any] = field(default_factory=dict)
+    learner: Standing | None = None
+    published: dict[int, Published] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     learning: threading.Lock = field(default_factory=threading.Lock)
     closed: bool = False
@@ -66,6 +65,10 @@ class Session:
     @property
     def config(self) -> RunConfig:
         return self.layout.config
+
+    def setup(self, device: str = "cpu") -> Setup:
+        """What the run tells its algorithm."""
+        return Setup(self.layout.spec, self.config.schedule, self.config.frame_stack, device)
 
     def take_stream(self, index: int) -> tuple[int, Stream | None]:
         """A stream's live environments, which are then the caller's alone, and the round they stand at."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Leaf:
     sizes : number of values of each element (``Discrete``: one number; ``MultiDiscrete``: ``nvec``, flattened).
     start : first value of each element of ``sizes``.
     path : the keys leading from the root of the space to this leaf.
+    low, high : bounds of each element of an action's ``Box``, flattened; empty where one is infinite, and elsewhere.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Leaf:
     sizes: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
     path: tuple[str | int, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -122,9 +125,18 @@ def spec_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
     UnsupportedSpaceError
         For ``Text``, ``Graph``, ``Sequence`` and other spaces without a fixed numeric shape, and for empty ones.
     """
-    return SpaceSpec(
-        observation=_some_leaves(observation_space, "observation"), action=_some_leaves(action_space, "action")
-    )
+    action = tuple(_bounded(leaf, action_space) for leaf in _some_leaves(action_space, "action"))
+    return SpaceSpec(observation=_some_leaves(observation_space, "observation"), action=action)
+
+
+def _bounded(leaf: Leaf, space: spaces.Space[Any]) -> Leaf:
+    """A leaf of an action with the bounds of its ``Box``, where they are finite."""
+    for key in leaf.path:
+        space = space[key]  # type: ignore[index]
+    if not isinstance(space, spaces.Box) or not space.is_bounded():
+        return leaf
+    low, high = (tuple(float(x) for x in np.ravel(bound)) for bound in (space.low, space.high))
+    return replace(leaf, low=low, high=high)
 
 
 def _some_leaves(space: spaces.Space[Any], name: str) -> tuple[Leaf, ...]:

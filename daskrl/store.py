@@ -63,7 +63,9 @@ class Layout:
         """
         attributes = json.loads((self.root / "zarr.json").read_bytes())["attributes"]
         if attributes["run_id"] != self.run_id:
-            raise StoreMismatchError(f"{self.root} holds another run now; what was computed for the old one is dropped.")
+            raise StoreMismatchError(
+                f"{self.root} holds another run now; what was computed for the old one is dropped."
+            )
 
     def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
         """The columns of one committed fragment, checked."""
@@ -150,6 +152,7 @@ class Store:
         spec: SpaceSpec,
         *,
         extras: Mapping[str, str] | None = None,
+        state: Mapping[str, tuple[int, ...]] | None = None,
         env_steps: int,
         options: Options,
         versions: Mapping[str, str],
@@ -176,7 +179,7 @@ class Store:
             lock.acquire()
             shutil.rmtree(root)
             lock.release()
-        layout = columns(spec, config.schedule, config.frame_stack, extras)
+        layout = columns(spec, config.schedule, config.frame_stack, extras, state)
         attributes = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -398,7 +401,7 @@ class Store:
 
         Returns
         -------
-        version, and parameter name -> float32 array.
+        version, and name -> array.
         """
         from safetensors.numpy import load
 
@@ -433,7 +436,7 @@ class Store:
             version, weights = self.weights(max(kept))
             sha.update(f"weights {version}\n".encode())
             for name in sorted(weights):
-                sha.update(f"{name} {weights[name].shape}\n".encode())
+                sha.update(f"{name} {weights[name].dtype.str} {weights[name].shape}\n".encode())
                 sha.update(weights[name].tobytes())
         return sha.hexdigest()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from daskrl import envs, schedule
+from daskrl.algorithms.base import Algorithm, Setup, recurrent_state, settings
 from daskrl.commits import Record
 from daskrl.config import Options, RunConfig, Schedule, require_integer
 from daskrl.errors import ConfigError, NondeterministicError, StoreFullError, StoreMismatchError
@@ -25,8 +26,6 @@ from daskrl.store import Progress, Store, html_table
 if TYPE_CHECKING:
     from distributed import Client
     from matplotlib.axes import Axes
-
-    from daskrl.algorithms.base import Algorithm
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,9 @@ def _report(
         episodes=progress.episodes,
         loss=losses[-1] if losses else None,
         policy_lag=newest - config.schedule.weights_version(newest) if newest >= 0 else 0,
-        replay_ratio=progress.learner_updates * plan.algorithm.batch_size / env_steps if env_steps else 0.0,
+        replay_ratio=progress.learner_updates * getattr(plan.algorithm, "batch_size", 1) / env_steps
+        if env_steps
+        else 0.0,
         workers=pool.workers(),
         seconds=seconds,
         time_left=seconds / done * (rounds - progress.published) if done > 0 else None,
@@ -352,7 +353,7 @@ def train(
     streams: int = 8,
     envs_per_stream: int = 4,
     fragment_steps: int = 32,
-    lag: int = 1,
+    lag: int | None = None,
     frame_stack: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
     device: str = "auto",
@@ -375,7 +376,8 @@ def train(
     env_steps : transitions to take, rounded up to whole rounds.
     seed : the only source of randomness.
     client : Dask client; None runs in this process, with the same bits.
-    streams, envs_per_stream, fragment_steps, lag : see `Schedule`. Part of the experiment.
+    streams, envs_per_stream, fragment_steps, lag : see `Schedule`. Part of the experiment. ``lag`` is the
+        algorithm's own by default: 0 for PPO, else 1.
     frame_stack : frames an observation is made of; 4 for ``ALE/*``, else 1.
     env_kwargs : given to ``gymnasium.make``.
     device : of the learner; ``"auto"`` takes CUDA where its worker has it.
@@ -395,9 +397,9 @@ def train(
     _require_algorithm(algorithm)
     _require_client(client)
     require_integer("env_steps", env_steps, 1)
+    lag = getattr(algorithm, "lag", 1) if lag is None else lag
     shape = Schedule(streams, envs_per_stream, fragment_steps, lag)
     source = envs.source(env, **(env_kwargs or {}))
-    algorithm.check(source.spec)
     config = RunConfig(
         seed=seed,
         environment=source.identity,
@@ -409,10 +411,12 @@ def train(
         device=device,
     )
     options = Options(checkpoint_every, weights_every, rollout_timeout, strict)
-    _check_sizes(algorithm, config, source)
+    setup = Setup(source.spec, shape, config.frame_stack)
+    _check(algorithm, setup)
     try:
         made = Store.create(
-            store, config, source.spec, extras=algorithm.columns, env_steps=env_steps, options=options,
+            store, config, source.spec, extras=getattr(algorithm, "columns", {}),
+            state=recurrent_state(algorithm, setup), env_steps=env_steps, options=options,
             versions=versions(source.identity["packages"]), overwrite=overwrite,
         )  # fmt: skip
     except OSError as error:  # zarr makes the arrays, and says it in its own way
@@ -476,12 +480,14 @@ def resume(
 
 
 def _require_algorithm(algorithm: object) -> None:
-    from daskrl.algorithms.base import Algorithm
-
-    if isinstance(algorithm, type) and issubclass(algorithm, Algorithm):
+    if isinstance(algorithm, type):
         raise ConfigError(f"algorithm: expected an instance, got the class; type {algorithm.__name__}().")
-    if not isinstance(algorithm, Algorithm):
-        raise ConfigError(f"algorithm: expected e.g. daskrl.DQN(), got {algorithm!r}.")
+    missing = [n for n in ("check", "policy", "load", "act", "learner") if not callable(getattr(algorithm, n, None))]
+    if missing:
+        raise ConfigError(
+            f"algorithm: expected e.g. daskrl.DQN(), or an object with the methods of daskrl.Algorithm; {algorithm!r} "
+            f"has no {', '.join(missing)}."
+        )
 
 
 def _require_client(client: object) -> None:
@@ -496,25 +502,24 @@ def _require_client(client: object) -> None:
         )
 
 
-def _check_sizes(algorithm: Algorithm, config: RunConfig, source: envs.EnvironmentSource) -> None:
-    """Build what the learner will build, small, so that settings that cannot work fail here."""
-    from daskrl.networks import Flat
-    from daskrl.window import check_capacity
+def _check(algorithm: Algorithm, setup: Setup) -> None:
+    """Try what workers will do, small, so that settings that cannot work fail here."""
+    from torch import nn
 
-    check_capacity(algorithm.window, algorithm.n_step, config.schedule, config.frame_stack)
-    Flat(algorithm.network(source.spec, config.frame_stack))
+    from daskrl.networks import require_flat
+
+    algorithm.check(setup)
+    policy = algorithm.policy(setup)
+    if isinstance(policy, nn.Module):
+        require_flat(policy)
 
 
 def _algorithm_identity(algorithm: Algorithm) -> dict[str, Any]:
-    from daskrl.algorithms import BUILT_IN
-
     cls = type(algorithm)
-    built_in = BUILT_IN.get(cls.__name__.lower()) is cls
-    settings = json.loads(json.dumps(algorithm.settings(), default=str))
     return {
         "name": cls.__name__,
-        "settings": settings,
-        "source_sha256": None if built_in else envs.source_sha256(cls),
+        "settings": json.loads(json.dumps(settings(algorithm), default=str)),
+        "source_sha256": None if cls.__module__.startswith("daskrl.algorithms.") else envs.source_sha256(cls),
     }
 
 
@@ -552,7 +557,7 @@ def stored_settings(store: Store) -> dict[str, Any]:
 
 
 def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
-    from daskrl.algorithms import by_name
+    from daskrl.algorithms import by_class_name
 
     kept = store.config.algorithm
     if algorithm is None:
@@ -562,7 +567,8 @@ def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
                 f"give it again: daskrl.resume({str(store.root)!r}, algorithm={kept['name']}(...)), or on the command "
                 f"line --algorithm MODULE:{kept['name']}"
             )
-        return by_name(kept["name"])(**stored_settings(store))
+        made: Algorithm = by_class_name(kept["name"])(**stored_settings(store))
+        return made
     _require_algorithm(algorithm)
     given = _algorithm_identity(algorithm)
     if given != dict(kept):

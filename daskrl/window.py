@@ -149,6 +149,10 @@ class Window:
         """Positions of all transitions of some rows."""
         return np.arange(first * self.lanes, stop * self.lanes, dtype=np.int64) % self.ring
 
+    def skip(self, rounds: int) -> None:
+        """Begin as if that many rounds had come and gone."""
+        self.rounds, self.rows = rounds, rounds * self.schedule.fragment_steps
+
     # -- filling ------------------------------------------------------------------------------------------
 
     def append(self, fragments: Sequence[Mapping[str, Array]]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import daskrl
-from daskrl.algorithms.base import LearnerState
+from daskrl.algorithms.replay import ReplayLearner
 from daskrl.window import Batch
 
 SHAPE: dict[str, Any] = {"streams": 4, "envs_per_stream": 2, "fragment_steps": 16, "lag": 1}
@@ -72,10 +72,10 @@ class TroubledDQN(daskrl.DQN):  # type: ignore[misc, valid-type]
     kills: tuple[int, ...] = ()
     once_in: str = ""
 
-    def update(self, state: LearnerState, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if state.updates in self.kills and Once(f"{self.once_in}/update-{state.updates}")():
+    def update(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if learner.updates in self.kills and Once(f"{self.once_in}/update-{learner.updates}")():
             kill_self()
-        return super().update(state, batch)
+        return super().update(learner, batch)
 
 
 def records(store: Path) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def make_stream(factory=Scripted, *, count=COUNT, frame_stack=1, episode=None):
     )
 
 
-def counting_policy(observation, t):
+def counting_policy(observation, state, t):
     count = len(next(iter(observation.values())))
     return (np.arange(count) + t) % 3, {}
 
@@ -153,9 +153,9 @@ class Frames(gymnasium.Env):
 def test_stacks_rebuilt_from_frames_stored_once_are_the_stacks_the_policy_saw():
     seen = []
 
-    def watching(observation, t):
+    def watching(observation, state, t):
         seen.append(observation["observation"].copy())
-        return counting_policy(observation, t)
+        return counting_policy(observation, state, t)
 
     columns, _ = roll(make_stream(Frames, frame_stack=4), 5, watching)
     assert columns[0]["observation"].shape == (STEPS + 4, COUNT, 9, 8)
@@ -310,7 +310,7 @@ def test_evaluation_plays_every_episode_once_from_a_seed_of_its_own():
     spec = spec_of(Scripted.observation_space, Scripted.action_space)
     widths = set()
 
-    def policy(observation):
+    def policy(observation, state):
         widths.add(len(observation["observation"]))
         return np.full(len(observation["observation"]), 1)
 

@@ -10,7 +10,7 @@ import torch
 
 import daskrl
 from daskrl import errors
-from daskrl.networks import to_tensors
+from daskrl.algorithms.base import Moment, Setup
 from tests import environments
 from tests.test_bad_input import SETTINGS, start
 
@@ -50,18 +50,17 @@ def test_a_store_before_its_first_version_says_that_there_is_none(tmp_path: Path
 def test_returns_are_those_of_a_plain_loop_over_the_environment(run: daskrl.Run) -> None:
     """An episode of one evaluated environment, against the loop that anybody would write."""
     from daskrl import seeding
-    from daskrl.networks import Flat
 
     _, weights = run.store.weights()
-    network = Flat(run.algorithm.network(run.store.spec, 1))
-    network.load_named(weights)
+    policy = run.algorithm.policy(Setup(run.store.spec, run.store.config.schedule))
+    run.algorithm.load(policy, weights)
     env = environments.Walk()
     observation, _ = env.reset(seed=seeding.environment_seed(8, 0, 0, 0, "evaluate_environment"))
     total, length, ended = 0.0, 0, False
     while not ended:
         with torch.inference_mode():
-            seen = to_tensors({"observation": observation[None]}, {})
-            action = int(run.algorithm.greedy(network.module, seen)[0])
+            moment = Moment({"observation": observation[None]}, np.random.default_rng(0), greedy=True)
+            action = int(run.algorithm.act(policy, moment)[0])
         observation, reward, terminated, truncated, _ = env.step(action)
         total, length, ended = total + reward, length + 1, terminated or truncated
     played = daskrl.evaluate(run.store, episodes=1, seed=8)

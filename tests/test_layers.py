@@ -18,15 +18,17 @@ PACKAGE = Path(daskrl.__file__).parent
 LAYERS = [
     ["errors"],
     ["config", "seeding", "spaces"],
+    ["algorithms"],
+    ["algorithms.base"],
     ["envs", "networks"],
     ["columns"],
     ["commits"],
     ["store"],
     ["window"],
     ["samplers"],
-    ["algorithms.base"],
+    ["algorithms.torch_learner"],
+    ["algorithms.replay"],
     ["algorithms.dqn"],
-    ["algorithms"],
     ["session"],
     ["rollout", "learner"],
     ["schedule"],
@@ -52,7 +54,7 @@ ROOMS = {
 }
 
 # torch is imported when these are; elsewhere only within functions.
-TORCH = {"networks", "window", "samplers", "algorithms.base", "algorithms.dqn"}
+TORCH = {"networks", "window", "samplers", "algorithms.torch_learner", "algorithms.replay", "algorithms.dqn"}
 
 
 def modules() -> dict[str, Path]:

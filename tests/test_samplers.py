@@ -169,7 +169,7 @@ def test_a_restored_sampler_draws_what_the_first_one_draws():
         drawn, _ = sampler.draw(window, 16, np.random.default_rng(seed), 0.4)
         sampler.update(drawn, np.random.default_rng(seed).normal(size=16))
     restored = Prioritized(window.ring)
-    restored.restore({name: value.clone() for name, value in sampler.state().items()})
+    restored.restore({name: value.copy() for name, value in sampler.state().items()})
     assert restored.largest == sampler.largest
     assert all((a == b).all() for a, b in zip(sampler.tree.levels, restored.tree.levels, strict=True))
     for made in (sampler, restored):

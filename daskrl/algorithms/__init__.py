@@ -1,20 +1,73 @@
-"""Algorithms: one file each. `daskrl.algorithms.base` says what one must have."""
+"""Algorithms: one file each. `daskrl.algorithms.base` says what one must have.
+
+Importing this package imports none of them, nor torch; ask for a class, or `by_name`.
+"""
 
 from __future__ import annotations
 
-from daskrl.algorithms.base import Algorithm
-from daskrl.algorithms.dqn import DQN
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
 from daskrl.errors import ConfigError
 
-BUILT_IN: dict[str, type[Algorithm]] = {"dqn": DQN}
+if TYPE_CHECKING:
+    from daskrl.algorithms.dqn import DQN
+
+# Name on the command line -> module, class.
+_WHERE = {
+    "q-learning": ("q_learning", "QLearning"),
+    "dqn": ("dqn", "DQN"),
+    "c51": ("c51", "C51"),
+    "qr-dqn": ("qr_dqn", "QRDQN"),
+    "rainbow": ("rainbow", "Rainbow"),
+    "r2d2": ("r2d2", "R2D2"),
+    "ppo": ("ppo", "PPO"),
+    "impala": ("impala", "IMPALA"),
+    "sac": ("sac", "SAC"),
+    "td3": ("td3", "TD3"),
+}
 
 
-def by_name(name: str) -> type[Algorithm]:
-    """A built-in algorithm's class by its name in lower case."""
+class _BuiltIn(Mapping[str, Any]):
+    """Built-in algorithms by their names on the command line; each is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, cls = _WHERE[name]
+        return getattr(importlib.import_module(f"daskrl.algorithms.{module}"), cls)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_WHERE)
+
+    def __len__(self) -> int:
+        return len(_WHERE)
+
+
+BUILT_IN: Mapping[str, Any] = _BuiltIn()
+
+
+def by_name(name: str) -> Any:
+    """A built-in algorithm's class by its name on the command line, e.g. ``"qr-dqn"``."""
     try:
-        return BUILT_IN[name.lower()]
+        return BUILT_IN[name.lower().replace("_", "-")]
     except KeyError:
         raise ConfigError(f"algorithm: expected one of {sorted(BUILT_IN)}, got {name!r}.") from None
 
 
-__all__ = ["BUILT_IN", "DQN", "Algorithm", "by_name"]
+def by_class_name(name: str) -> Any:
+    """A built-in algorithm's class by its own name, as stores keep it."""
+    for key, (_, cls) in _WHERE.items():
+        if cls == name:
+            return BUILT_IN[key]
+    raise ConfigError(
+        f"algorithm: this daskrl has no built-in {name!r}; it has {sorted(c for _, c in _WHERE.values())}."
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name in {cls for _, cls in _WHERE.values()}:
+        return by_class_name(name)
+    raise AttributeError(f"module 'daskrl.algorithms' has no attribute {name!r}")
+
+
+__all__ = ["BUILT_IN", "DQN", "by_class_name", "by_name"]

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from daskrl.algorithms.base import Algorithm, LearnerState, Observation
+from daskrl.algorithms.base import Moment, Setup, require_discrete
+from daskrl.algorithms.replay import Replay, ReplayLearner
+from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
-from daskrl.errors import ConfigError, UnsupportedSpaceError
-from daskrl.networks import QNetwork
-from daskrl.spaces import Array, SpaceSpec
+from daskrl.errors import ConfigError
+from daskrl.networks import QNetwork, tensors
+from daskrl.spaces import Array
 from daskrl.window import Batch
 
 
 @dataclass(frozen=True)
-class DQN(Algorithm):
+class DQN(Replay):
     """Deep Q-network (Mnih et al. 2015, https://doi.org/10.1038/nature14236).
 
     Learns ``q(s, a)`` by regression on ``G + discount * q_target(s', a*)`` with the Huber loss, ``G`` the
@@ -54,50 +56,59 @@ class DQN(Algorithm):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected a number in [0, 1], got {getattr(self, name)!r}.")
 
-    def check(self, spec: SpaceSpec) -> None:
-        if len(spec.action) != 1 or spec.action[0].kind != "discrete":
-            kinds = ", ".join(f"{leaf.name}: {leaf.kind}{list(leaf.shape)}" for leaf in spec.action)
-            raise UnsupportedSpaceError(
-                f"DQN acts in a Discrete action space, this environment has {kinds}. Wrap it so that it has a "
-                "fixed list of actions, or use an algorithm for that space."
-            )
+    def check(self, setup: Setup) -> None:
+        super().check(setup)
+        require_discrete(setup, type(self).__name__)
 
-    def network(self, spec: SpaceSpec, frame_stack: int) -> nn.Module:
-        return QNetwork(spec, frame_stack, spec.action[0].sizes[0], self.hidden, self.dueling)
+    def policy(self, setup: Setup) -> nn.Module:
+        return QNetwork(setup.spec, setup.frame_stack, setup.actions, self.hidden, self.dueling)
+
+    def q(self, policy: nn.Module, observation: Mapping[str, Array]) -> torch.Tensor:
+        """The action values to act by, ``[N, A]``."""
+        values: torch.Tensor = policy(tensors(observation))
+        return values
 
     def epsilon(self, env_steps: int) -> float:
         """The chance of a random action after ``env_steps`` transitions."""
         done = min(1.0, env_steps / self.epsilon_steps) if self.epsilon_steps else 1.0
         return self.epsilon_start + done * (self.epsilon_end - self.epsilon_start)
 
-    def act(
-        self, network: nn.Module, observation: Observation, random: np.random.Generator, env_steps: int
-    ) -> tuple[Array, Mapping[str, Array]]:
-        q = network(observation)  # [N, A]
-        explore = random.random(len(q)) < self.epsilon(env_steps)
-        anything = random.integers(0, q.shape[1], size=len(q))
-        return np.where(explore, anything, q.argmax(dim=1).numpy()), {}
+    def act(self, policy: nn.Module, moment: Moment) -> Array:
+        q = self.q(policy, moment.observation)  # [N, A]
+        best: Array = q.argmax(dim=1).numpy()
+        if moment.greedy:
+            return best
+        explore = moment.random.random(len(q)) < self.epsilon(moment.env_steps)
+        anything = moment.random.integers(0, q.shape[1], size=len(q))
+        return np.where(explore, anything, best)
 
-    def greedy(self, network: nn.Module, observation: Observation) -> Array:
-        action: Array = network(observation).argmax(dim=1).numpy()
-        return action
+    def learner(self, setup: Setup, random: np.random.Generator) -> ReplayLearner:
+        learner = ReplayLearner(self, setup, random, self.update, online=self.policy(setup), target=self.policy(setup))
+        learner.optimize(adam(self.learning_rate))
+        return learner
 
-    def update(self, state: LearnerState, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        assert state.target is not None
+    def update(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One update: the loss and the TD error of each transition ``[B]``."""
+        loss, td_error = self.loss(learner, batch)
+        learner.minimise(loss, max_grad_norm=self.max_grad_norm, learning_rate=learner.learning_rate)
+        if (learner.updates + 1) % self.target_update == 0:
+            learner.follow()
+        return loss.detach(), td_error
+
+    def loss(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean loss of a batch, and what its priorities are made of ``[B]``."""
+        assert learner.target is not None
         with torch.no_grad():
-            q_t = state.target.module(batch.next_observation)  # [B, A]
+            q_t = learner.target(batch.next_observation)  # [B, A]
             if self.double:
-                a_t = state.online.module(batch.next_observation).argmax(dim=1, keepdim=True)  # [B, 1]
+                a_t = learner.online(batch.next_observation).argmax(dim=1, keepdim=True)  # [B, 1]
                 v_t = q_t.gather(1, a_t).squeeze(1)  # [B]
             else:
                 v_t = q_t.amax(dim=1)
             target = batch.reward + batch.discount * v_t
-        q_tm1 = state.online.module(batch.observation).gather(1, batch.action.unsqueeze(1)).squeeze(1)  # [B]
+        q_tm1 = learner.online(batch.observation).gather(1, batch.action.unsqueeze(1)).squeeze(1)  # [B]
         if batch.weight is None:
             loss = nn.functional.smooth_l1_loss(q_tm1, target)
         else:
             loss = (batch.weight * nn.functional.smooth_l1_loss(q_tm1, target, reduction="none")).mean()
-        state.minimise(loss, self.max_grad_norm)
-        if state.updates % self.target_update == 0:
-            state.target.weights.copy_(state.online.weights)
-        return loss.detach(), (target - q_tm1).detach()
+        return loss, (target - q_tm1).detach()

@@ -19,34 +19,31 @@ from gymnasium import spaces
 from sampling import filled
 from torch import nn
 
-from daskrl import DQN, samplers
+from daskrl import DQN
+from daskrl.algorithms.base import Setup
 from daskrl.config import Schedule
-from daskrl.networks import Flat, initialise
-from daskrl.spaces import SpaceSpec, spec_of
-from daskrl.window import Batch, Window
+from daskrl.spaces import spec_of
+from daskrl.window import Batch
 
 
-def ours(
-    algorithm: DQN, window: Window, spec: SpaceSpec, random: np.random.Generator
-) -> tuple[Callable[[], None], Batch]:
-    online, target = (Flat(algorithm.network(spec, 1)) for _ in range(2))
-    initialise(online.module, random)
-    target.weights.copy_(online.weights)
-    state, sampler = algorithm.learner(online, target), samplers.make(window, algorithm.priority_alpha)
+def ours(algorithm: DQN, setup: Setup, random: np.random.Generator) -> tuple[Callable[[], None], Batch]:
+    learner = algorithm.learner(setup, random)
+    window, sampler = filled(learner.window, 100_000, random), learner.sampler
     sampler.appended(window, (window.first, window.first))
     batch = window.gather(*sampler.draw(window, algorithm.batch_size, random, 0.4))
 
     def update() -> None:
-        positions, weight = sampler.draw(window, algorithm.batch_size, random, algorithm.beta(state.updates))
-        _, td_error = algorithm.update(state, window.gather(positions, weight, batch))
+        positions, weight = sampler.draw(window, algorithm.batch_size, random, algorithm.beta(learner.updates))
+        _, td_error = learner.update(learner, window.gather(positions, weight, batch))
+        learner.updates += 1
         if weight is not None and td_error is not None:
             sampler.update(positions, td_error.numpy())
 
     return update, window.gather(*sampler.draw(window, algorithm.batch_size, random, 0.4))
 
 
-def bare(algorithm: DQN, spec: SpaceSpec, batch: Batch) -> Callable[[], None]:
-    online, target = (algorithm.network(spec, 1) for _ in range(2))
+def bare(algorithm: DQN, setup: Setup, batch: Batch) -> Callable[[], None]:
+    online, target = (algorithm.policy(setup) for _ in range(2))
     optimizer = torch.optim.Adam(online.parameters(), lr=algorithm.learning_rate, fused=True)
     observation, following = dict(batch.observation), dict(batch.next_observation)
     action, reward, discount = batch.action.unsqueeze(1), batch.reward.clone(), batch.discount.clone()
@@ -83,15 +80,15 @@ def main() -> None:
     random = np.random.default_rng(0)
     spec = spec_of(spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
     schedule = Schedule(streams=8, envs_per_stream=4, fragment_steps=32)
-    window = filled(Window(spec, schedule, capacity=100_000), 100_000, random)
+    setup = Setup(spec, schedule)
     rows = []
     for threads in given.threads:
         torch.set_num_threads(threads)
         for size in given.batches:
             for name, settings in (("", {"double": False}), ("double", {}), ("prioritised", {"priority_alpha": 0.6})):
                 algorithm = DQN(batch_size=size, **settings)
-                update, batch = ours(algorithm, window, spec, random)
-                calls = {"learner": update, "bare": bare(algorithm, spec, batch)}
+                update, batch = ours(algorithm, setup, random)
+                calls = {"learner": update, "bare": bare(algorithm, setup, batch)}
                 seconds = interleaved(
                     calls, rounds=given.rounds, clock=time.process_time if threads == 1 else time.perf_counter
                 )

@@ -24,7 +24,9 @@ from _table import interleaved, parser, show, verdict
 
 import daskrl
 from daskrl import clusters, envs, seeding
-from daskrl.networks import Flat, initialise, to_tensors
+from daskrl.algorithms.base import Moment, Setup
+from daskrl.config import Schedule
+from daskrl.networks import initialise
 
 ALGORITHM = daskrl.DQN(
     double=False, replay_ratio=1e-6, window=1_000_000, epsilon_start=0.1, epsilon_end=0.1, learning_starts=1000
@@ -35,13 +37,13 @@ def bare_loop(kind: str, name: str, count: int, seconds: float, process: int, re
     torch.set_num_threads(1)
     source = envs.source(name)
     make = functools.partial(gymnasium.make, name, disable_env_checker=True)
-    network = initialise(Flat(ALGORITHM.network(source.spec, 1)).module, seeding.generator(0, "initialise"))
-    network.requires_grad_(False)
-    random, tensors = np.random.default_rng(process), dict[str, torch.Tensor]()
+    policy = initialise(ALGORITHM.policy(Setup(source.spec, Schedule())), seeding.generator(0, "initialise"))
+    moment = Moment({}, np.random.default_rng(process))
 
     def act(observation: Any) -> Any:
+        moment.observation = {"observation": observation}
         with torch.inference_mode():
-            return ALGORITHM.act(network, to_tensors({"observation": observation}, tensors), random, 0)[0]
+            return ALGORITHM.act(policy, moment)
 
     steps = 0
     if kind == "SyncVectorEnv":
@@ -111,14 +113,14 @@ def on_one_core(name: str, count: int, steps: int = 256) -> float:
     a machine with nothing else to do.
     """
     torch.set_num_threads(1)
-    source, random = envs.source(name), np.random.default_rng(0)
-    network = initialise(Flat(ALGORITHM.network(source.spec, 1)).module, seeding.generator(0, "initialise"))
-    network.requires_grad_(False)
-    tensors = [dict[str, torch.Tensor]() for _ in range(2)]
+    source = envs.source(name)
+    policy = initialise(ALGORITHM.policy(Setup(source.spec, Schedule())), seeding.generator(0, "initialise"))
+    moment = Moment({}, np.random.default_rng(0))
 
-    def act(observation: Any, into: dict[str, torch.Tensor]) -> Any:
+    def act(observation: Any) -> Any:
+        moment.observation = {"observation": observation}
         with torch.inference_mode():
-            return ALGORITHM.act(network, to_tensors({"observation": observation}, into), random, 0)
+            return ALGORITHM.act(policy, moment)
 
     made = [gymnasium.make(name, disable_env_checker=True) for _ in range(count)]
     observation = np.stack([env.reset(seed=i)[0] for i, env in enumerate(made)])
@@ -126,7 +128,7 @@ def on_one_core(name: str, count: int, steps: int = 256) -> float:
 
     def loop() -> None:
         for _ in range(steps):
-            action = act(observation, tensors[0])[0]
+            action = act(observation)
             for i, env in enumerate(made):
                 observation[i], _, terminated, truncated, _ = env.step(int(action[i]))
                 if terminated or truncated:
@@ -135,7 +137,7 @@ def on_one_core(name: str, count: int, steps: int = 256) -> float:
     stream = envs.Stream.make(source.factory, source.spec, seed=0, index=0, count=count, frame_stack=1, episode=None)
 
     def ours() -> None:
-        stream.rollout(lambda seen, t: act(seen["observation"][:, 0], tensors[1]), steps)
+        stream.rollout(lambda seen, state, t: (act(seen["observation"][:, 0]), {}), steps)
 
     found = interleaved({"loop": loop, "ours": ours}, rounds=7, seconds=1, clock=time.process_time)
     return found["loop"] / found["ours"]

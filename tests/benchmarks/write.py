@@ -26,10 +26,11 @@ from _table import interleaved, parser, show, verdict
 from gymnasium import spaces
 
 from daskrl import DQN, envs, seeding
+from daskrl.algorithms.base import Moment, Setup
 from daskrl.columns import columns, read_transitions, write_fragment
 from daskrl.config import Schedule
 from daskrl.envs import Stream, final_name
-from daskrl.networks import Flat, initialise, to_tensors
+from daskrl.networks import initialise
 from daskrl.spaces import Array, SpaceSpec, spec_of
 from daskrl.window import Window
 
@@ -156,19 +157,19 @@ def share_of_rollout(environments: list[str], root: Path, fragments: int) -> Non
         if source.spec.action[0].kind != "discrete":
             action = source.spec.action[0]
             rng = np.random.default_rng(0)
-            network, policy_name = None, "uniform random"
+            policy_name = "uniform random"
 
-            def policy(observation: Any, t: int, action: Any = action, rng: Any = rng) -> Any:
+            def policy(observation: Any, state: Any, t: int, action: Any = action, rng: Any = rng) -> Any:
                 drawn = rng.uniform(-1, 1, (4, *action.shape))
                 return drawn.astype(action.dtype), {}
         else:
-            network = initialise(Flat(algorithm.network(source.spec, 1)).module, seeding.generator(0, "initialise"))
-            random, policy_name, tensors = np.random.default_rng(0), "DQN [256, 256]", dict[str, torch.Tensor]()
+            acting = initialise(algorithm.policy(Setup(source.spec, schedule)), seeding.generator(0, "initialise"))
+            moment, policy_name = Moment({}, np.random.default_rng(0)), "DQN [256, 256]"
 
-            def policy(observation: Any, t: int, net: Any = network, rng: Any = random, into: Any = tensors) -> Any:
-                seen = to_tensors({key: stack[:, 0] for key, stack in observation.items()}, into)
+            def policy(observation: Any, state: Any, t: int, acting: Any = acting, moment: Any = moment) -> Any:
+                moment.observation = {key: stack[:, 0] for key, stack in observation.items()}
                 with torch.inference_mode():
-                    return algorithm.act(net, seen, rng, 0)
+                    return algorithm.act(acting, moment), {}
 
         stream = Stream.make(
             source.factory, source.spec, seed=0, index=0, count=schedule.envs_per_stream, frame_stack=1, episode=None

@@ -1,0 +1,166 @@
+"""Learning from batches of the window: settings, and the learner that DQN, SAC and their like share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from daskrl import networks, samplers
+from daskrl.algorithms.base import Setup, Weights
+from daskrl.algorithms.torch_learner import TorchLearner
+from daskrl.config import require_integer
+from daskrl.errors import ConfigError
+from daskrl.spaces import Array
+from daskrl.window import Batch, Window, check_capacity
+
+Update = Callable[["ReplayLearner", Batch], tuple[torch.Tensor, torch.Tensor | None]]
+"""One update of a learner from a batch: the loss (scalar), and the TD error ``[B]`` of each transition or None."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Settings of learning from replay.
+
+    Parameters
+    ----------
+    discount : gamma.
+    n_step : steps of the n-step return.
+    batch_size : transitions in one update.
+    learning_rate : of the optimizer.
+    learning_rate_end, learning_rate_updates : it falls linearly to this over that many updates; None keeps it.
+    replay_ratio : gradient updates x batch_size for each transition.
+    learning_starts : transitions before the first update.
+    window : newest transitions an update may draw from.
+    priority_alpha : exponent of prioritised replay; None draws uniformly.
+    priority_beta : exponent of its importance weights, rising linearly to 1.
+    priority_beta_updates : updates over which it rises.
+    reward_clip : the learner sees rewards in ``[-reward_clip, reward_clip]``; None leaves them.
+    """
+
+    discount: float = 0.99
+    n_step: int = 1
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    learning_rate_end: float | None = None
+    learning_rate_updates: int = 25_000
+    replay_ratio: float = 32.0
+    learning_starts: int = 1000
+    window: int = 100_000
+    priority_alpha: float | None = None
+    priority_beta: float = 0.4
+    priority_beta_updates: int = 100_000
+    reward_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("n_step", 1), ("batch_size", 1), ("learning_starts", 0), ("window", 1)):
+            require_integer(name, getattr(self, name), low)
+        for name in ("learning_rate", "replay_ratio"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: expected a number > 0, got {getattr(self, name)!r}.")
+        require_integer("learning_rate_updates", self.learning_rate_updates, 1)
+        if self.learning_rate_end is not None and not self.learning_rate_end > 0:
+            raise ConfigError(f"learning_rate_end: expected a number > 0 or None, got {self.learning_rate_end!r}.")
+        if not 0 <= self.discount <= 1:
+            raise ConfigError(f"discount: expected a number in [0, 1], got {self.discount!r}.")
+
+    def check(self, setup: Setup) -> None:
+        """Raise `ConfigError` unless the window can be sampled."""
+        check_capacity(self.window, self.n_step, setup.schedule, setup.frame_stack)
+
+    def load(self, policy: nn.Module, weights: Weights) -> None:
+        networks.load_named(policy, weights)
+
+    def updates_after(self, env_steps: int) -> int:
+        """Updates made in all once ``env_steps`` transitions are in: a number fixed by the settings."""
+        return int(max(0, env_steps - self.learning_starts) * self.replay_ratio / self.batch_size)
+
+    def learning_rate_after(self, updates: int) -> float:
+        """The optimizer's learning rate after some updates."""
+        if self.learning_rate_end is None:
+            return self.learning_rate
+        done = min(1.0, updates / self.learning_rate_updates)
+        return self.learning_rate + done * (self.learning_rate_end - self.learning_rate)
+
+    def beta(self, updates: int) -> float:
+        """The importance exponent after some updates."""
+        done = min(1.0, updates / self.priority_beta_updates)
+        return self.priority_beta + done * (1.0 - self.priority_beta)
+
+
+class ReplayLearner(TorchLearner):
+    """Adds each round to a window and makes the updates due, each from a batch drawn from it.
+
+    Parameters
+    ----------
+    settings : see `Replay`; an algorithm that derives from it is its own settings.
+    update : called for each batch. It calls ``minimise``, and ``follow`` where there is a target.
+    online, others : see `TorchLearner`.
+    """
+
+    def __init__(
+        self,
+        settings: Replay,
+        setup: Setup,
+        random: np.random.Generator,
+        update: Update,
+        online: nn.Module,
+        **others: Any,
+    ) -> None:
+        super().__init__(setup, random, online, **others)
+        self.settings, self.update = settings, update
+        self.window = Window(
+            setup.spec,
+            setup.schedule,
+            capacity=settings.window,
+            frame_stack=setup.frame_stack,
+            n_step=settings.n_step,
+            discount=settings.discount,
+            reward_clip=settings.reward_clip,
+            device=self.device,
+        )
+        self.sampler = samplers.make(self.window, settings.priority_alpha)
+        self.memory = self.window.window_rows // setup.schedule.fragment_steps
+
+    def skip(self, rounds: int) -> None:
+        self.window.skip(rounds)
+
+    def append(self, fragments: Sequence[Mapping[str, Array]]) -> None:
+        before = (self.window.first, self.window.stop)
+        self.window.append(fragments)
+        self.sampler.appended(self.window, before)
+
+    def learn(self, random: np.random.Generator) -> float | None:
+        settings, steps = self.settings, self.setup.schedule.round_steps
+        rounds = self.window.rounds
+        due = settings.updates_after(rounds * steps) - settings.updates_after((rounds - 1) * steps)
+        if not due or not len(self.window):
+            return None
+        total = torch.zeros((), device=self.device)
+        batch: Batch | None = None
+        for _ in range(due):
+            positions, weight = self.sampler.draw(self.window, settings.batch_size, random, settings.beta(self.updates))
+            batch = self.window.gather(positions, weight, batch)
+            loss, td_error = self.update(self, batch)
+            self.updates += 1
+            if weight is not None and td_error is not None:
+                self.sampler.update(positions, td_error.cpu().numpy())
+            total = total + loss
+        return float(total) / due
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next update."""
+        return self.settings.learning_rate_after(self.updates)
+
+    def state(self) -> dict[str, Array]:
+        kept = {f"sampler.{name}": value for name, value in self.sampler.state().items()}
+        return {**super().state(), **kept}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        super().restore(state)
+        self.sampler.restore({n.removeprefix("sampler."): v for n, v in state.items() if n.startswith("sampler.")})
