@@ -201,13 +201,72 @@ class Encoder(nn.Module):
         return features[0] if len(features) == 1 else torch.cat(features, dim=1)
 
 
-def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Linear layers with ReLU between them. ``[B, inputs] -> [B, outputs]``."""
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers with an activation between them. ``[B, inputs] -> [B, outputs]``."""
     layers: list[nn.Module] = []
     for size in hidden:
-        layers += [nn.Linear(inputs, size), nn.ReLU()]
+        layers += [nn.Linear(inputs, size), activation()]
         inputs = size
     return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
+
+class LSTM(nn.Module):
+    """An LSTM (Hochreiter and Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735) over T steps.
+
+    ``forward(features [T, B, F], state [B, 2, H], begins [T, B])``: ``state`` holds h and c before the first step; they
+    are zeros again at steps that begin an episode. Without ``begins`` none does.
+
+    Returns
+    -------
+    outputs ``[T, B, H]`` and the state after each step ``[T, B, 2, H]``.
+    """
+
+    def __init__(self, inputs: int, features: int) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(inputs, features)
+
+    def forward(
+        self, features: torch.Tensor, state: torch.Tensor, begins: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        h, c = state.unbind(1)
+        states = []
+        for t, x in enumerate(features.unbind(0)):
+            if begins is not None:
+                goes_on = (~begins[t]).to(x.dtype).unsqueeze(1)
+                h, c = h * goes_on, c * goes_on
+            h, c = self.cell(x, (h, c))
+            states.append(torch.stack([h, c], dim=1))
+        after = torch.stack(states)
+        return after[:, :, 0], after
+
+
+def normalised(spec: SpaceSpec) -> list[Leaf]:
+    """Leaves that `Normalise` shifts and scales: those with values on a scale, images not among them."""
+    return [leaf for leaf in spec.observation if leaf.kind == "box" and not is_image(leaf)]
+
+
+class Normalise(nn.Module):
+    """Observations less their mean over their deviation, clipped to [-10, 10]; both are parameters without gradient."""
+
+    def __init__(self, spec: SpaceSpec) -> None:
+        super().__init__()
+        self.shapes = {leaf.name: leaf.shape for leaf in normalised(spec)}
+        self.means, self.deviations = (
+            nn.ParameterList(nn.Parameter(fill(shape), requires_grad=False) for shape in self.shapes.values())
+            for fill in (torch.zeros, torch.ones)
+        )
+
+    def set(self, name: str, mean: Array, deviation: Array) -> None:
+        """Take the moments of one leaf."""
+        place = list(self.shapes).index(name)
+        for parameter, value in ((self.means[place], mean), (self.deviations[place], deviation)):
+            parameter.copy_(torch.from_numpy(value.astype(np.float32)).view(parameter.shape))
+
+    def forward(self, observation: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        result = dict(observation)
+        for name, mean, deviation in zip(self.shapes, self.means, self.deviations, strict=True):
+            result[name] = ((observation[name] - mean) / deviation).clamp(-10, 10)
+        return result
 
 
 class QNetwork(nn.Module):

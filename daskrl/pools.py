@@ -28,6 +28,8 @@ from daskrl.store import Layout
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+_TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory of them is cleared
+
 _DEATHS = 10  # workers that may die under one rollout before it is taken for their killer
 
 
@@ -331,6 +333,8 @@ class DaskPool:
         weights_version: int | None = None,
     ) -> None:
         self._submitted += 1
+        if self._submitted % _TRIM_EVERY == 0:
+            self._client.run_on_scheduler(trim_spans)
         key = f"{prefix}-{self.token}-{self._submitted}"
         future = self._client.submit(
             tell,
@@ -588,6 +592,13 @@ def tell(topic: str, key: str, function: Callable[..., Any], *args: Any) -> Any:
     record = json.loads(json.dumps(result[0] if weights else result))
     get_worker().log_event(topic, {"key": key, "record": record})
     return result if weights else None
+
+
+def trim_spans(dask_scheduler: Any) -> None:
+    """On the scheduler: forget what each submission was for, which Dask's spans otherwise keep for ever."""
+    for span in dask_scheduler.extensions["spans"].spans.values() if "spans" in dask_scheduler.extensions else ():
+        if span._metadata is not None:
+            span._metadata["collections"].clear()
 
 
 def _is_learn(task: Any) -> bool:

@@ -87,7 +87,7 @@ def digest(root: Path) -> str:
     if kept:
         sha.update(f"weights {max(kept)}\n".encode())
         for name, value in sorted(load(checked(root, kept[max(kept)])).items()):
-            sha.update(f"{name} {value.shape}\n".encode() + value.tobytes())
+            sha.update(f"{name} {value.dtype.str} {value.shape}\n".encode() + value.tobytes())
     return sha.hexdigest()
 
 

@@ -27,8 +27,14 @@ LAYERS = [
     ["window"],
     ["samplers"],
     ["algorithms.torch_learner"],
+    ["algorithms.actor_critic"],
+    ["algorithms.ppo", "algorithms.impala"],
     ["algorithms.replay"],
     ["algorithms.dqn"],
+    ["algorithms.continuous"],
+    ["algorithms.sac", "algorithms.td3"],
+    ["algorithms.q_learning", "algorithms.c51"],
+    ["algorithms.qr_dqn", "algorithms.rainbow"],
     ["session"],
     ["rollout", "learner"],
     ["schedule"],
@@ -37,6 +43,7 @@ LAYERS = [
     ["analysis"],
     ["train"],
     ["evaluate", "reproduce"],
+    ["testing"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -54,7 +61,22 @@ ROOMS = {
 }
 
 # torch is imported when these are; elsewhere only within functions.
-TORCH = {"networks", "window", "samplers", "algorithms.torch_learner", "algorithms.replay", "algorithms.dqn"}
+TORCH = {
+    "networks",
+    "window",
+    "samplers",
+    "algorithms.torch_learner",
+    "algorithms.actor_critic",
+    "algorithms.ppo",
+    "algorithms.impala",
+    "algorithms.replay",
+    "algorithms.dqn",
+    "algorithms.continuous",
+    "algorithms.sac",
+    "algorithms.td3",
+    "algorithms.c51",
+    "algorithms.qr_dqn",
+}
 
 
 def modules() -> dict[str, Path]:

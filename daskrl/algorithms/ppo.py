@@ -1,0 +1,150 @@
+"""PPO: several passes over each round, near the policy that acted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from daskrl.algorithms.actor_critic import ActorCritic, RoundLearner, Trajectories, entropy, flat, log_prob
+from daskrl.algorithms.base import Setup
+from daskrl.algorithms.torch_learner import adam
+from daskrl.config import require_integer
+from daskrl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PPO(ActorCritic):
+    """Proximal policy optimisation (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
+
+    Maximises the clipped surrogate ``min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A)`` (equation 7) with
+    advantages of GAE. For a Discrete space or a Box, also with an LSTM. The schedule is synchronous (``lag=0``), and
+    a round of ``streams x envs_per_stream`` environments times ``fragment_steps`` is what is learned from.
+
+    Parameters
+    ----------
+    gae_lambda : of the advantages (Schulman et al. 2016, https://arxiv.org/abs/1506.02438, equation 16).
+    clip : how far a probability ratio counts.
+    clip_anneal : it falls with the learning rate.
+    epochs : passes over a round.
+    minibatch_size : transitions in one update; with an LSTM, whole environments of about as many.
+    normalise_advantage : in each minibatch.
+    """
+
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    clip_anneal: bool = False
+    epochs: int = 10
+    minibatch_size: int = 64
+    normalise_advantage: bool = True
+
+    lag = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("epochs", self.epochs, 1)
+        require_integer("minibatch_size", self.minibatch_size, 2)
+        if not 0 <= self.gae_lambda <= 1:
+            raise ConfigError(f"gae_lambda: expected a number in [0, 1], got {self.gae_lambda!r}.")
+        if not self.clip > 0:
+            raise ConfigError(f"clip: expected a number > 0, got {self.clip!r}.")
+
+    def check(self, setup: Setup) -> None:
+        super().check(setup)
+        if setup.schedule.lag != 0:
+            raise ConfigError(
+                f"lag: PPO learns from the policy that acted, so expected 0, got {setup.schedule.lag}. Type lag=0, or "
+                "use IMPALA, which corrects for the lag."
+            )
+
+    def learner(self, setup: Setup, random: np.random.Generator) -> RoundLearner:
+        learner = RoundLearner(self, setup, random, self.update)
+        learner.optimize(adam(self.learning_rate, eps=1e-5))
+        return learner
+
+    def update(self, learner: RoundLearner, round_: Trajectories, random: np.random.Generator) -> float:
+        with torch.no_grad():
+            _, value, following = round_.evaluated(learner.online)  # type: ignore[arg-type]
+            advantage = gae(
+                round_.reward, round_.discount, round_.ended, value, following, self.discount * self.gae_lambda
+            )  # [T, L]
+            target = advantage + value
+        total, made = torch.zeros((), device=learner.device), 0
+        for _ in range(self.epochs):
+            for lanes, rows in self._minibatches(round_, random):
+                loss = self.loss(learner, round_, advantage, target, lanes, rows)
+                learner.minimise(loss, max_grad_norm=self.max_grad_norm, learning_rate=learner.learning_rate)
+                learner.updates += 1
+                total, made = total + loss.detach(), made + 1
+        return float(total) / made
+
+    def _minibatches(
+        self, round_: Trajectories, random: np.random.Generator
+    ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+        """Which environments or, without an LSTM, which of the T * L transitions are in each minibatch."""
+        steps, lanes = round_.reward.shape
+        if self.lstm:
+            count = max(1, lanes // max(1, self.minibatch_size // steps))
+            return [
+                (torch.from_numpy(part).to(round_.reward.device), None)
+                for part in np.array_split(random.permutation(lanes), count)
+            ]
+        order = random.permutation(steps * lanes)
+        count = max(1, round(steps * lanes / self.minibatch_size))
+        return [(None, torch.from_numpy(part).to(round_.reward.device)) for part in np.array_split(order, count)]
+
+    def loss(
+        self,
+        learner: RoundLearner,
+        round_: Trajectories,
+        advantage: torch.Tensor,
+        target: torch.Tensor,
+        lanes: torch.Tensor | None,
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Equation 9: the clipped surrogate, the value loss and the entropy bonus of one minibatch."""
+        columns = (round_.action, round_.behavior_log_prob, advantage, target)
+        if lanes is not None:
+            some = round_.lanes(lanes)
+            distribution, value, _ = learner.online(flat(some.observation), some.state, some.begins)
+            action, before, advantage, target = (c.index_select(1, lanes).flatten(0, 1) for c in columns)
+        else:
+            assert rows is not None
+            observation = {name: x.index_select(0, rows) for name, x in flat(round_.observation).items()}
+            distribution, value, _ = learner.online(observation)
+            action, before, advantage, target = (c.flatten(0, 1).index_select(0, rows) for c in columns)
+        if self.normalise_advantage:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        clip = self.clip * (learner.learning_rate / self.learning_rate if self.clip_anneal else 1.0)
+        ratio = torch.exp(log_prob(distribution, action) - before)
+        surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+        value_loss = torch.nn.functional.mse_loss(value, target)
+        return -surrogate + self.value_coef * value_loss - self.entropy_coef * entropy(distribution)
+
+
+def gae(
+    reward: torch.Tensor,
+    discount: torch.Tensor,
+    ended: torch.Tensor,
+    value: torch.Tensor,
+    next_value: torch.Tensor,
+    decay: float,
+) -> torch.Tensor:
+    """Generalised advantage estimates ``[T, L]`` (Schulman et al. 2016, equation 16).
+
+    ``A_t = delta_t + decay * A_{t+1}`` with ``delta_t = r_t + discount_t V(s_{t+1}) - V(s_t)``, the sum ending where an
+    episode does; a truncated one bootstraps from the value of its last observation.
+
+    Parameters
+    ----------
+    discount : 0 at termination, else gamma. decay : gamma * lambda.
+    """
+    delta = reward + discount * next_value - value
+    keep = decay * (~ended).to(delta.dtype)
+    advantage = torch.empty_like(delta)
+    following = torch.zeros_like(delta[0])
+    for t in range(len(delta) - 1, -1, -1):
+        following = delta[t] + keep[t] * following
+        advantage[t] = following
+    return advantage

@@ -1,0 +1,319 @@
+"""PPO and IMPALA: targets against naive sums, gradients by hand, and the promise with recurrent state on board."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import daskrl
+from daskrl.algorithms import IMPALA, PPO
+from daskrl.algorithms.actor_critic import Moments, Trajectories, flat, greedy, log_prob, sample
+from daskrl.algorithms.base import Moment, Setup
+from daskrl.algorithms.impala import vtrace
+from daskrl.algorithms.ppo import gae
+from daskrl.config import Schedule
+from daskrl.errors import ConfigError, UnsupportedSpaceError
+from daskrl.networks import LSTM, initialise
+from daskrl.spaces import spec_of
+
+GAMMA, LAMBDA = 0.9, 0.7
+STEPS, LANES = 9, 4
+
+
+def random_round(seed: int) -> dict[str, np.ndarray]:
+    """Rewards, endings and values of a round; some episodes are terminated, some truncated."""
+    random = np.random.default_rng(seed)
+    shape = (STEPS, LANES)
+    terminated = random.random(shape) < 0.15
+    truncated = (random.random(shape) < 0.15) & ~terminated
+    value = random.normal(size=shape)
+    ended = terminated | truncated
+    # The next value is the value of the next row, but of its own last observation where an episode was cut.
+    following = np.concatenate([value[1:], random.normal(size=(1, LANES))])
+    following = np.where(ended, random.normal(size=shape), following)
+    return {
+        "reward": random.normal(size=shape),
+        "discount": np.where(terminated, 0.0, GAMMA),
+        "ended": ended,
+        "value": value,
+        "next_value": following,
+        "log_rho": random.normal(size=shape),
+    }
+
+
+def tensors(arrays: dict[str, np.ndarray], *names: str) -> list[torch.Tensor]:
+    return [torch.from_numpy(arrays[name]) for name in names]
+
+
+# -- targets ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_advantage_is_the_sum_of_decayed_td_errors_to_the_end_of_the_episode(seed):
+    arrays = random_round(seed)
+    found = gae(*tensors(arrays, "reward", "discount", "ended", "value", "next_value"), GAMMA * LAMBDA)
+    for lane in range(LANES):
+        for t in range(STEPS):
+            expected, weight = 0.0, 1.0
+            for k in range(t, STEPS):
+                delta = (
+                    arrays["reward"][k, lane]
+                    + arrays["discount"][k, lane] * arrays["next_value"][k, lane]
+                    - arrays["value"][k, lane]
+                )
+                expected += weight * delta
+                weight *= GAMMA * LAMBDA
+                if arrays["ended"][k, lane]:
+                    break
+            assert float(found[t, lane]) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_an_advantage_bootstraps_from_a_truncated_end_and_not_from_a_terminated_one():
+    one = torch.ones(1, 2, dtype=torch.float64)
+    discount = torch.tensor([[0.0, GAMMA]], dtype=torch.float64)  # terminated, truncated
+    found = gae(one, discount, torch.ones(1, 2, dtype=torch.bool), 2 * one, 5 * one, GAMMA * LAMBDA)
+    np.testing.assert_allclose(found.numpy(), [[1 - 2, 1 + GAMMA * 5 - 2]], rtol=1e-12)
+
+
+def naive_vtrace(
+    arrays: dict[str, np.ndarray], rho_clip: float, c_clip: float, lambda_: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Equation 1 as it is printed: for each step a sum over the steps after it, with its product of traces."""
+    rho = np.minimum(np.exp(arrays["log_rho"]), rho_clip)
+    c = lambda_ * np.minimum(np.exp(arrays["log_rho"]), c_clip)
+    target, advantage = np.empty((STEPS, LANES)), np.empty((STEPS, LANES))
+    for lane in range(LANES):
+        for s in range(STEPS):
+            total = arrays["value"][s, lane]
+            for t in range(s, STEPS):
+                product = math.prod(c[i, lane] * arrays["discount"][i, lane] for i in range(s, t))
+                if any(arrays["ended"][i, lane] for i in range(s, t)):
+                    break
+                delta = rho[t, lane] * (
+                    arrays["reward"][t, lane]
+                    + arrays["discount"][t, lane] * arrays["next_value"][t, lane]
+                    - arrays["value"][t, lane]
+                )
+                total += product * delta
+            target[s, lane] = total
+        for s in range(STEPS):
+            last = s == STEPS - 1 or arrays["ended"][s, lane]
+            following = arrays["next_value"][s, lane] if last else target[s + 1, lane]
+            advantage[s, lane] = rho[s, lane] * (
+                arrays["reward"][s, lane] + arrays["discount"][s, lane] * following - arrays["value"][s, lane]
+            )
+    return target, advantage
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("rho_clip", "c_clip", "lambda_"), [(1.0, 1.0, 1.0), (2.0, 0.5, 0.9)])
+def test_vtrace_targets_are_the_printed_sums(seed, rho_clip, c_clip, lambda_):
+    arrays = random_round(seed)
+    names = ("log_rho", "reward", "discount", "ended", "value", "next_value")
+    found = vtrace(*tensors(arrays, *names), rho_clip=rho_clip, c_clip=c_clip, lambda_=lambda_)
+    target, advantage = naive_vtrace(arrays, rho_clip, c_clip, lambda_)
+    np.testing.assert_allclose(found.value.numpy(), target, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.advantage.numpy(), advantage, rtol=1e-10, atol=1e-12)
+
+
+def test_vtrace_of_the_acting_policy_itself_is_the_n_step_return():
+    arrays = random_round(0)
+    arrays["log_rho"][:] = 0
+    arrays["ended"][:] = False
+    arrays["discount"][:] = GAMMA
+    arrays["next_value"] = np.concatenate([arrays["value"][1:], arrays["next_value"][-1:]])
+    found = vtrace(*tensors(arrays, "log_rho", "reward", "discount", "ended", "value", "next_value"))
+    expected = arrays["next_value"][-1]
+    for t in range(STEPS - 1, -1, -1):
+        expected = arrays["reward"][t] + GAMMA * expected
+        np.testing.assert_allclose(found.value[t].numpy(), expected, rtol=1e-10)
+
+
+# -- sampling ---------------------------------------------------------------------------------------------
+
+
+def test_discrete_actions_are_drawn_as_often_as_they_are_probable():
+    probability = torch.tensor([[0.1, 0.0, 0.6, 0.3]])
+    distribution = torch.distributions.Categorical(probs=probability.expand(20_000, 4), validate_args=False)
+    drawn = np.bincount(sample(distribution, np.random.default_rng(0)), minlength=4) / 20_000
+    assert drawn[1] == 0
+    np.testing.assert_allclose(drawn, probability[0].numpy(), atol=0.01)
+    assert greedy(distribution)[0] == 2
+
+
+def test_continuous_actions_have_the_mean_and_deviation_of_the_policy():
+    normal = torch.distributions.Normal(torch.tensor([[1.0, -2.0]]).expand(20_000, 2), torch.tensor([0.5, 2.0]))
+    distribution = torch.distributions.Independent(normal, 1)
+    drawn = sample(distribution, np.random.default_rng(0))
+    np.testing.assert_allclose(drawn.mean(axis=0), [1, -2], atol=0.05)
+    np.testing.assert_allclose(drawn.std(axis=0), [0.5, 2], atol=0.05)
+    np.testing.assert_array_equal(greedy(distribution)[0], [1, -2])
+
+
+def test_the_stored_log_probability_is_that_of_the_action():
+    setup = Setup(spec_of(spaces.Box(-1, 1, (3,)), spaces.Discrete(4)), Schedule())
+    algorithm = PPO()
+    policy = initialise(algorithm.policy(setup), np.random.default_rng(0))
+    observation = {"observation": np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)}
+    with torch.inference_mode():
+        action, extra = algorithm.act(policy, Moment(observation, np.random.default_rng(2)))
+        logits = policy(
+            {"observation": torch.from_numpy(observation["observation"])},
+        )[0].logits
+    expected = torch.log_softmax(logits, 1)[torch.arange(5), torch.from_numpy(action)]
+    np.testing.assert_allclose(extra["behavior_log_prob"], expected.numpy(), rtol=1e-6)
+
+
+# -- parts ------------------------------------------------------------------------------------------------
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    values = np.random.default_rng(0).normal(3, 2, size=(1000, 4))
+    moments = Moments(4)
+    for part in np.split(values, [1, 10, 500]):
+        moments.add(part)
+    np.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(moments.deviation, values.std(axis=0), rtol=1e-6)
+
+
+def test_an_lstm_forgets_where_an_episode_begins():
+    lstm = initialise(LSTM(3, 5), np.random.default_rng(0))
+    x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    state = torch.ones(2, 2, 5)
+    begins = torch.zeros(4, 2, dtype=torch.bool)
+    begins[2, 1] = True
+    outputs, after = lstm(x, state, begins)
+    fresh, _ = lstm(x[2:, 1:], torch.zeros(1, 2, 5))
+    torch.testing.assert_close(outputs[2:, 1:], fresh)
+    on, _ = lstm(x[2:, :1], after[1, :1])
+    torch.testing.assert_close(outputs[2:, :1], on)
+
+
+def test_ppo_moves_the_probability_of_good_actions_up_and_no_further_than_the_clip():
+    setup = Setup(spec_of(spaces.Box(-1, 1, (1,)), spaces.Discrete(2)), Schedule(1, 1, 8, 0))
+    algorithm = PPO(entropy_coef=0.0, value_coef=0.0, normalise_advantage=False, learning_rate=0.05, max_grad_norm=None)
+    learner = algorithm.learner(setup, np.random.default_rng(0))
+    observation = {"observation": torch.zeros(8, 1, 1)}
+    with torch.no_grad():
+        before = learner.online({"observation": torch.zeros(8, 1)})[0].log_prob(torch.zeros(8, dtype=torch.int64))
+    round_ = Trajectories(
+        observation, observation, torch.zeros(8, 1, dtype=torch.int64), torch.zeros(8, 1), torch.zeros(8, 1),
+        torch.zeros(8, 1, dtype=torch.bool), torch.zeros(8, 1, dtype=torch.bool), before[:, None], None,
+    )  # fmt: skip
+    for _ in range(50):
+        advantage = torch.ones(8, 1)
+        loss = algorithm.loss(learner, round_, advantage, advantage, None, torch.arange(8))
+        learner.minimise(loss)
+    with torch.no_grad():
+        after = learner.online({"observation": torch.zeros(8, 1)})[0].log_prob(torch.zeros(8, dtype=torch.int64))
+    ratio = float((after - before).exp()[0])
+    assert ratio > 1.2  # the surrogate is flat beyond the clip: the gradient is then exactly 0
+    learner.flat_online.gradient.zero_()
+    algorithm.loss(learner, round_, torch.ones(8, 1), torch.ones(8, 1), None, torch.arange(8)).backward()
+    assert float(learner.flat_online.gradient.abs().max()) == 0.0
+
+
+# -- whole runs -------------------------------------------------------------------------------------------
+
+
+class Hidden(gymnasium.ObservationWrapper):  # type: ignore[type-arg]
+    """CartPole without its velocities."""
+
+    def __init__(self) -> None:
+        super().__init__(gymnasium.make("CartPole-v1", disable_env_checker=True))
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def observation(self, observation: Any) -> Any:
+        return observation[[0, 2]]
+
+
+CASES: dict[str, tuple[Any, Any, int]] = {
+    "ppo": (lambda: PPO(epochs=2, minibatch_size=16), "CartPole-v1", 0),
+    "ppo, box, normalised": (
+        lambda: PPO(epochs=2, minibatch_size=16, normalise_observation=True, normalise_reward=True), "Pendulum-v1", 0,
+    ),
+    "ppo, lstm": (lambda: PPO(epochs=2, minibatch_size=16, lstm=8), Hidden, 0),
+    "impala": (lambda: IMPALA(batch_lanes=2, normalise_reward=True), "CartPole-v1", 2),
+    "impala, lstm": (lambda: IMPALA(batch_lanes=2, lstm=8), Hidden, 1),
+}  # fmt: skip
+
+
+def start(store: Path, case: str) -> daskrl.Run:
+    make, env, lag = CASES[case]
+    return daskrl.train(
+        make(), env, store=store, env_steps=10 * 64, seed=3, streams=2, envs_per_stream=4, fragment_steps=8, lag=lag,
+        checkpoint_every=3, weights_every=2, recheck_every=4, progress=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_a_run_stopped_and_resumed_is_the_one_never_stopped(tmp_path, case):
+    whole = start(tmp_path / "whole", case).wait()
+    run = start(tmp_path / "stopped", case)
+    env = CASES[case][1]
+    for at in (2, 5, 7):
+        for report in run:
+            if report.weights_version == at:
+                break
+        run = daskrl.resume(tmp_path / "stopped", env=env if callable(env) else None, progress=False)
+    run.wait()
+    assert run.store.digest() == whole.store.digest()
+    assert whole.report is not None
+    assert whole.report.learner_updates > 0
+
+
+def test_the_recurrent_state_of_a_fragment_is_where_the_one_before_left_it(tmp_path):
+    store = start(tmp_path / "run", "ppo, lstm").wait().store
+    fragments = {(f["stream"], f["round"]): store.read(f) for f in store.fragments()}
+    for (stream, round_), columns in fragments.items():
+        if round_ == 0:
+            assert not columns["recurrent_state.lstm"][0].any()
+            continue
+        before = fragments[stream, round_ - 1]
+        np.testing.assert_array_equal(columns["recurrent_state.lstm"][0], before["recurrent_state.lstm"][1])
+        ended = before["terminated"][-1] | before["truncated"][-1]
+        assert not before["recurrent_state.lstm"][1][ended].any()
+
+
+def test_the_learner_computes_the_log_probabilities_that_acting_stored(tmp_path):
+    """At lag 0 the policy learned from is the one that acted: ratios begin at 1, with an LSTM only if its state is."""
+    told = tmp_path / "differences"  # what an algorithm keeps stays with its copy
+
+    class Watching(PPO):
+        def loss(self, learner: Any, round_: Any, advantage: Any, target: Any, lanes: Any, rows: Any) -> Any:
+            if learner.updates % 4 == 0:  # the first update of a round
+                some = round_.lanes(lanes)
+                with torch.no_grad():
+                    distribution, _, _ = learner.online(flat(some.observation), some.state, some.begins)
+                    learned = log_prob(distribution, some.action.flatten(0, 1))
+                with told.open("a") as file:
+                    file.write(f"{float((learned - some.behavior_log_prob.flatten()).abs().max())}\n")
+            return super().loss(learner, round_, advantage, target, lanes, rows)
+
+    algorithm = Watching(epochs=1, minibatch_size=16, lstm=8)
+    daskrl.train(
+        algorithm, Hidden, store=tmp_path / "run", env_steps=10 * 64, streams=2, envs_per_stream=4, fragment_steps=8,
+        progress=False, recheck_every=0,
+    ).wait()  # fmt: skip
+    differences = [float(line) for line in told.read_text().splitlines()]
+    assert len(differences) == 10
+    assert max(differences) < 1e-5
+
+
+def test_ppo_refuses_a_lag_and_names_what_fits(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected 0, got 1. Type lag=0, or use IMPALA"):
+        daskrl.train(PPO(), "CartPole-v1", store=tmp_path / "run", env_steps=100, lag=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_space_that_is_neither_discrete_nor_a_box_is_refused():
+    setup = Setup(spec_of(spaces.Box(-1, 1, (3,)), spaces.MultiBinary(4)), Schedule(lag=0))
+    with pytest.raises(UnsupportedSpaceError, match=r"Discrete space or a Box of floats.*multi_binary"):
+        PPO().check(setup)
