@@ -6,7 +6,9 @@ A chunk is one fragment of one column. Its bytes are what zarr would write (``by
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import math
 import os
 import uuid
@@ -26,6 +28,8 @@ from daskrl.spaces import Array, Leaf, SpaceSpec
 
 _ZSTD = Zstd(level=0)
 _SUFFIX = 4  # bytes of the crc32c codec
+# In the names of files being written: processes on other machines may write the same file.
+_PROCESS, _COUNTER = uuid.uuid4().hex[:12], itertools.count()
 
 
 Table = tuple[tuple[str, str, tuple[int, ...], int], ...]
@@ -166,7 +170,7 @@ def decode(column: Column, data: bytes, where: str) -> Array:
     return np.frombuffer(raw, column.dtype).reshape(column.shape)
 
 
-def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
+def write_atomic(path: Path | str, *parts: bytes | memoryview) -> None:
     """Write a file so that it has its old content or its new one, whatever happens to this process.
 
     Two processes may write the same path at the same time; each has a temporary file of its own.
@@ -175,16 +179,22 @@ def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
     ----------
     parts : what to write, one after the other.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    # os and strings, not open and Path: they cost as much again as making a small file.
+    folder, name = os.path.split(path)
+    partial = f"{folder}/.{name}.{os.getpid()}-{next(_COUNTER)}-{_PROCESS}.partial"
     try:
-        with open(partial, "wb", buffering=0) as file:
+        file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
             for part in parts:
                 view = memoryview(part)
-                while view:  # an unbuffered write may take only a part, and only the next one says why
-                    view = view[file.write(view) :]
+                while view:  # a write may take only a part, and only the next one says why
+                    view = view[os.write(file, view) :]
+        finally:
+            os.close(file)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreFullError(
                 error.errno,
@@ -209,7 +219,7 @@ def write_fragment(
     written: dict[str, list[int]] = {}
     for name, column, chunk in _chunks(layout, fragment):
         if chunk is not None:
-            write_atomic(root / name / column.chunk_name(slot), *chunk)
+            write_atomic(f"{root}/{name}/{column.chunk_name(slot)}", *chunk)
         written[name] = _nbytes_and_crc(chunk)
     return written
 
