@@ -19,14 +19,23 @@ from daskrl.store import Store
 from daskrl.train import Report, Run, resume, train
 
 if TYPE_CHECKING:
-    from daskrl.algorithms import DQN
+    from daskrl.algorithms import C51, DQN, IMPALA, PPO, QRDQN, R2D2, SAC, TD3, QLearning, Rainbow
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "C51",
     "DQN",
+    "IMPALA",
+    "PPO",
+    "QRDQN",
+    "R2D2",
+    "SAC",
+    "TD3",
     "Algorithm",
     "Evaluation",
+    "QLearning",
+    "Rainbow",
     "Report",
     "Run",
     "Schedule",

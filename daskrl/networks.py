@@ -316,7 +316,7 @@ def fingerprint(device: str = "cpu") -> str:
     """A hash of what fixed networks give on this machine: the arithmetic of acting and of learning.
 
     Two machines with the same fingerprint take part in the same run. It covers matrix products and
-    convolutions forwards and backwards, an optimizer step, and the NumPy functions that samplers use.
+    convolutions forwards and backwards, an optimizer step, the functions that policies use, and what NumPy adds.
     """
     import hashlib
 
@@ -341,6 +341,9 @@ def fingerprint(device: str = "cpu") -> str:
                 flat.gradient.zero_()
                 sha.update(q.detach().cpu().numpy().tobytes())
             sha.update(flat.weights.cpu().numpy().tobytes())
+        x = torch.from_numpy(random.standard_normal(1000).astype(np.float32)).to(device)
+        for value in (x.tanh(), x.exp(), nn.functional.softplus(x), x.view(10, 100).log_softmax(1), x.sigmoid()):
+            sha.update(value.cpu().numpy().tobytes())
     x64 = random.random(1000)
     sha.update((x64**0.6).tobytes() + (x64**-0.4).tobytes())
     weight = torch.empty(64, 100)

@@ -9,7 +9,28 @@ import numpy as np
 
 from daskrl.errors import DivergedError
 from daskrl.spaces import Array
-from daskrl.window import Positions, Window
+from daskrl.window import Positions
+
+
+class Sampled(Protocol):
+    """What is drawn from: rows of ``lanes`` items each, in a ring. A `Window`, or an index of its sequences."""
+
+    @property
+    def first(self) -> int:
+        """The oldest row that may be drawn from."""
+
+    @property
+    def stop(self) -> int:
+        """One past the newest."""
+
+    def __len__(self) -> int:
+        """Items that may be drawn."""
+
+    def positions(self, index: Positions) -> Positions:
+        """Positions of the ``index``-th items, counted from the oldest."""
+
+    def positions_of_rows(self, first: int, stop: int) -> Positions:
+        """Positions of all items of some rows."""
 
 
 class Sampler(Protocol):
@@ -19,11 +40,11 @@ class Sampler(Protocol):
     sampler keeps no randomness; it is given the generator of the version being learned.
     """
 
-    def appended(self, window: Window, before: tuple[int, int]) -> None:
+    def appended(self, window: Sampled, before: tuple[int, int]) -> None:
         """A round was added; rows ``[before[0], before[1])`` could be sampled until then."""
 
     def draw(
-        self, window: Window, batch_size: int, random: np.random.Generator, beta: float
+        self, window: Sampled, batch_size: int, random: np.random.Generator, beta: float
     ) -> tuple[Positions, Array | None]:
         """Positions ``[B]`` and their importance weights ``[B]`` (None: all 1)."""
 
@@ -40,11 +61,11 @@ class Sampler(Protocol):
 class Uniform:
     """Every transition alike."""
 
-    def appended(self, window: Window, before: tuple[int, int]) -> None:
+    def appended(self, window: Sampled, before: tuple[int, int]) -> None:
         pass
 
     def draw(
-        self, window: Window, batch_size: int, random: np.random.Generator, beta: float
+        self, window: Sampled, batch_size: int, random: np.random.Generator, beta: float
     ) -> tuple[Positions, Array | None]:
         return window.positions(random.integers(0, len(window), size=batch_size)), None
 
@@ -141,12 +162,12 @@ class Prioritized:
         self.tree = SumTree(size)
         self.largest = self._SCALE
 
-    def appended(self, window: Window, before: tuple[int, int]) -> None:
+    def appended(self, window: Sampled, before: tuple[int, int]) -> None:
         self.tree.set(window.positions_of_rows(before[0], min(window.first, before[1])), 0)
         self.tree.set(window.positions_of_rows(max(before[1], window.first), window.stop), self.largest)
 
     def draw(
-        self, window: Window, batch_size: int, random: np.random.Generator, beta: float
+        self, window: Sampled, batch_size: int, random: np.random.Generator, beta: float
     ) -> tuple[Positions, Array | None]:
         total = self.tree.total
         step = total / batch_size
@@ -175,8 +196,8 @@ class Prioritized:
         self.largest = int(state["largest"])
 
 
-def make(window: Window, priority_alpha: float | None, **settings: Any) -> Sampler:
+def make(size: int, priority_alpha: float | None, **settings: Any) -> Sampler:
     """`Prioritized` with an exponent, `Uniform` without."""
     if priority_alpha is None:
         return Uniform()
-    return Prioritized(window.ring, alpha=priority_alpha, **settings)
+    return Prioritized(size, alpha=priority_alpha, **settings)

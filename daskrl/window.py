@@ -51,6 +51,26 @@ class Batch:
     memory: Mapping[Any, Any] = field(default_factory=dict, repr=False)
 
 
+@dataclass
+class Steps:
+    """Transitions at positions of any shape ``[...]``.
+
+    Attributes
+    ----------
+    action : ``[...]`` int64, counted from 0, for a discrete space; else ``[..., *leaf]``.
+    reward, discount : ``[...]`` as in `Batch`, over n steps.
+    ended, terminated : ``[...]`` bool, on the host: an episode's last step, and whether it has no value beyond.
+    final : ``[...]`` int64, on the host: the position of the last observation, where an episode was truncated.
+    """
+
+    action: torch.Tensor
+    reward: torch.Tensor
+    discount: torch.Tensor
+    ended: Array
+    terminated: Array
+    final: Array
+
+
 class Window:
     """The last ``capacity`` transitions of a run.
 
@@ -359,6 +379,36 @@ class Window:
         batch.weight = None if weight is None else torch.from_numpy(weight).to(self.device)
         batch.positions = positions
         return batch
+
+    def observations(self, positions: Array) -> dict[str, torch.Tensor]:
+        """The observations at some positions, ``[*positions, *leaf]`` or ``[*positions, K, *leaf]``; last ones too."""
+        flat = positions.ravel()
+        where: _Where = flat if self.device.type == "cpu" else torch.from_numpy(flat).to(self.device)
+        stacked = self._previous is not None
+        if stacked:
+            stack = np.stack if self.device.type == "cpu" else torch.stack
+            where = stack(self._stack(where), 1).ravel()
+        lead = (*positions.shape, self.frame_stack) if stacked else positions.shape
+        index = torch.from_numpy(where) if self.device.type == "cpu" else where
+        return {name: pool.index_select(0, index).view(*lead, *pool.shape[1:]) for name, pool in self._pool.items()}
+
+    def steps(self, positions: Array) -> Steps:
+        """What happened at some positions, and where their endings are kept."""
+        row, lane = np.divmod(positions, self.lanes)
+        where = torch.from_numpy(positions.ravel()).to(self.device)
+
+        def at(column: torch.Tensor) -> torch.Tensor:
+            return column.index_select(0, where).view(*positions.shape, *column.shape[1:])
+
+        value = at(self._value)
+        return Steps(
+            action=at(self._action),
+            reward=value[..., 0],
+            discount=value[..., 1],
+            ended=self._ended[row, lane],
+            terminated=self._terminated[row, lane],
+            final=self._final[row, lane],
+        )
 
     def _frames(self, where: _Where) -> list[tuple[str, _Where]]:
         """Where in the pool the frames are that make the observations of some transitions, by what they make."""

@@ -206,7 +206,7 @@ def test_uniform_sampling_draws_every_transition_of_the_window_and_no_other():
 
 def test_a_priority_exponent_chooses_the_sampler():
     window = Window(SPEC, Schedule(1, 1, 2), capacity=4)
-    assert isinstance(samplers.make(window, None), Uniform)
-    made = samplers.make(window, 0.5)
+    assert isinstance(samplers.make(window.ring, None), Uniform)
+    made = samplers.make(window.ring, 0.5)
     assert isinstance(made, Prioritized)
     assert made.alpha == 0.5

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from daskrl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from daskrl.algorithms.c51 import C51
     from daskrl.algorithms.dqn import DQN
+    from daskrl.algorithms.impala import IMPALA
+    from daskrl.algorithms.ppo import PPO
+    from daskrl.algorithms.q_learning import QLearning
+    from daskrl.algorithms.qr_dqn import QRDQN
+    from daskrl.algorithms.r2d2 import R2D2
+    from daskrl.algorithms.rainbow import Rainbow
+    from daskrl.algorithms.sac import SAC
+    from daskrl.algorithms.td3 import TD3
 
 # Name on the command line -> module, class.
 _WHERE = {
@@ -70,4 +79,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'daskrl.algorithms' has no attribute {name!r}")
 
 
-__all__ = ["BUILT_IN", "DQN", "by_class_name", "by_name"]
+__all__ = [
+    "BUILT_IN", "C51", "DQN", "IMPALA", "PPO", "QRDQN", "R2D2", "SAC", "TD3", "QLearning", "Rainbow", "by_class_name",
+    "by_name",
+]  # fmt: skip

@@ -111,7 +111,8 @@ def sample(distribution: Distribution, random: np.random.Generator) -> Array:
         drawn = random.random((len(cumulated), 1)) * cumulated[:, -1:]
         chosen: Array = (cumulated <= drawn).sum(axis=1)
         return chosen
-    normal: Any = distribution.base_dist
+    assert isinstance(distribution, Independent)
+    normal = distribution.base_dist
     mean, deviation = normal.loc.numpy(), normal.scale.numpy()
     drawn = random.standard_normal(mean.shape, dtype=np.float32)
     action: Array = mean + deviation * drawn
@@ -123,19 +124,20 @@ def greedy(distribution: Distribution) -> Array:
     if isinstance(distribution, Categorical):
         best: Array = distribution.logits.argmax(dim=1).numpy()
         return best
+    assert isinstance(distribution, Independent)
     mean: Array = distribution.base_dist.loc.numpy().copy()
     return mean
 
 
 def log_prob(distribution: Distribution, action: torch.Tensor) -> torch.Tensor:
     """The log of each action's probability, or density ``[N]``."""
-    result: torch.Tensor = distribution.log_prob(action)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = distribution.log_prob(action)
     return result
 
 
 def entropy(distribution: Distribution) -> torch.Tensor:
     """The mean entropy, a scalar."""
-    result: torch.Tensor = distribution.entropy().mean()  # type: ignore[no-untyped-call]
+    result: torch.Tensor = distribution.entropy().mean()
     return result
 
 

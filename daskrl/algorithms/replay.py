@@ -100,7 +100,13 @@ class ReplayLearner(TorchLearner):
     settings : see `Replay`; an algorithm that derives from it is its own settings.
     update : called for each batch. It calls ``minimise``, and ``follow`` where there is a target.
     online, others : see `TorchLearner`.
+
+    Attributes
+    ----------
+    random : the generator of the round being learned; every draw of an update comes from it.
     """
+
+    random: np.random.Generator
 
     def __init__(
         self,
@@ -123,7 +129,7 @@ class ReplayLearner(TorchLearner):
             reward_clip=settings.reward_clip,
             device=self.device,
         )
-        self.sampler = samplers.make(self.window, settings.priority_alpha)
+        self.sampler = samplers.make(self.window.ring, settings.priority_alpha)
         self.memory = self.window.window_rows // setup.schedule.fragment_steps
 
     def skip(self, rounds: int) -> None:
@@ -135,6 +141,7 @@ class ReplayLearner(TorchLearner):
         self.sampler.appended(self.window, before)
 
     def learn(self, random: np.random.Generator) -> float | None:
+        self.random = random
         settings, steps = self.settings, self.setup.schedule.round_steps
         rounds = self.window.rounds
         due = settings.updates_after(rounds * steps) - settings.updates_after((rounds - 1) * steps)

@@ -91,7 +91,7 @@ def low_dimensional(n: int, batch: int, rounds: int) -> None:
     schedule = Schedule(streams=8, envs_per_stream=8, fragment_steps=128)
     n -= n % schedule.round_steps
     window = filled(Window(spec_of(observation, action), schedule, capacity=n), n, random)
-    uniform = samplers.make(window, None)
+    uniform = samplers.make(window.ring, None)
 
     columns = {
         "obs": random.standard_normal((n, OBS), dtype=np.float32),
@@ -163,7 +163,7 @@ def low_dimensional(n: int, batch: int, rounds: int) -> None:
         packages=packages,
     )
 
-    prioritised = samplers.make(window, 0.6)
+    prioritised = samplers.make(window.ring, 0.6)
     prioritised.appended(window, (window.first, window.first))
     td_error = np.abs(random.standard_normal((64, batch))).astype(np.float32)
     turn = iter(range(10**9))
@@ -210,7 +210,7 @@ def frames(n: int, batch: int, rounds: int) -> None:
     one, stacked = (spaces.Box(0, 255, shape, np.uint8) for shape in ((84, 84), (4, 84, 84)))
     action = spaces.Discrete(6)
     window = filled(Window(spec_of(one, action), schedule, capacity=n, frame_stack=4), n, random)
-    uniform = samplers.make(window, None)
+    uniform = samplers.make(window.ring, None)
     buffers = {
         "SB3 ReplayBuffer": ReplayBuffer(n, stacked, action, handle_timeout_termination=False),
         "SB3 optimize_memory_usage": ReplayBuffer(
