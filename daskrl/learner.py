@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from daskrl import seeding
-from daskrl.columns import pack, read_transitions
+from daskrl.columns import pack, read_transitions, write_atomic
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
 from daskrl.session import Published, Session, get
@@ -111,11 +111,24 @@ class Standing:
             if loss is not None:
                 self.loss = loss
                 if not np.isfinite(loss):
-                    raise DivergedError(
-                        f"the loss of version {self.version} is {loss}. Everything up to it is kept. Lower "
-                        "learning_rate, clip rewards (reward_clip), or check the environment's reward scale, and "
-                        "start a new run."
-                    )
+                    raise self._diverged(loss, head)
+
+    def _diverged(self, loss: float, head: int) -> DivergedError:
+        kept = ""
+        batch = getattr(self.learner, "last_batch", None)
+        if batch is not None:
+            folder = self.layout.root / ".diverged"
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{self.version:08d}.safetensors"
+            write_atomic(path, _safetensors(batch(), {"version": str(self.version)}))
+            kept = f" The batch is in {path} (safetensors.numpy.load_file)."
+        checkpoints = (r["version"] for r in self.layout.log.backwards(head) if r.get("checkpoint"))
+        newest = next(checkpoints, None)
+        where = "no checkpoint was made before" if newest is None else f"the last good checkpoint is that of {newest}"
+        return DivergedError(
+            f"the loss of version {self.version} is {loss}; {where}. Everything up to it is kept.{kept} Lower "
+            "learning_rate, clip rewards (reward_clip), or check the environment's reward scale, and start a new run."
+        )
 
     def read_ahead(self, rounds: range, head: int) -> Iterator[list[dict[str, Array]]]:
         """The fragments of some rounds, in order; the next round is read while one is learned."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import gymnasium
 import pytest
+from safetensors.numpy import load_file
 
 import daskrl
 from daskrl import errors, learner, rollout, session
@@ -542,7 +543,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_learned(
         run = faulty(store, "huge_reward", trouble)
     with pytest.raises(errors.DivergedError) as raised:
         run.wait()
-    says(raised, "loss of version", "learning_rate", "reward_clip", "new run")
+    says(raised, "loss of version", "checkpoint", "learning_rate", "reward_clip", "new run")
+    (batch,) = (store / ".diverged").iterdir()
+    says(raised, str(batch))
+    assert len(load_file(batch)["action"]) == SETTINGS["batch_size"]
     assert run.report is not None
     assert run.report.loss is None or abs(run.report.loss) < float("inf")
     assert daskrl.evaluate(store, episodes=2).weights_version == 0

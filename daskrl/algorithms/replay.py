@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +131,7 @@ class ReplayLearner(TorchLearner):
             device=self.device,
         )
         self.sampler = samplers.make(self.window.ring, settings.priority_alpha)
+        self._batch: Batch | None = None
         self.memory = self.window.window_rows // setup.schedule.fragment_steps
 
     def skip(self, rounds: int) -> None:
@@ -154,10 +156,22 @@ class ReplayLearner(TorchLearner):
             batch = self.window.gather(positions, weight, batch)
             loss, td_error = self.update(self, batch)
             self.updates += 1
+            total = total + loss
+            if self.device.type == "cpu" and not math.isfinite(loss):  # on a GPU that would wait for every update
+                break
             if weight is not None and td_error is not None:
                 self.sampler.update(positions, td_error.cpu().numpy())
-            total = total + loss
+        self._batch = batch
         return float(total) / due
+
+    def last_batch(self) -> dict[str, Array]:
+        """What the newest update learned from, to be looked at."""
+        batch = self._batch
+        assert batch is not None
+        tensors = {"action": batch.action, "reward": batch.reward, "discount": batch.discount}
+        for kind, observation in (("", batch.observation), ("next_", batch.next_observation)):
+            tensors.update({f"{kind}{name}": value for name, value in observation.items()})
+        return {name: value.cpu().numpy() for name, value in tensors.items()}
 
     @property
     def learning_rate(self) -> float:
