@@ -64,7 +64,7 @@ class RunConfig:
     ----------
     seed : the only source of randomness, ``>= 0``.
     environment : how the environment is named: ``{"kind": "id", ...}`` or ``{"kind": "callable", ...}``.
-    algorithm : ``{"name": ..., "settings": {...}, "source_sha256": ...}``.
+    algorithm : ``{"name": ..., "settings": {...}, "source_sha256": ..., "packages": [...]}``.
     schedule : see `Schedule`.
     frame_stack : newest frames an algorithm sees as one observation; each is stored once.
     torch_threads : torch threads of the learner. Rollouts always use one.
@@ -90,6 +90,11 @@ class RunConfig:
         require_integer("recheck_every", self.recheck_every, 0)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device: expected 'auto', 'cpu' or 'cuda', got {self.device!r}.")
+
+    @property
+    def packages(self) -> list[str]:
+        """Distributions, besides those of all runs, whose versions may decide what the run computes."""
+        return sorted({*self.environment["packages"], *self.algorithm.get("packages", ())})
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

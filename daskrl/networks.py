@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -185,15 +186,28 @@ class Convolutions(nn.Module):
         return features
 
 
+ACTION_MASK = "observation.action_mask"
+"""The leaf that says which actions of a discrete space may be taken: ``[A]``, 0 for those that may not."""
+
+
+def masked(values: torch.Tensor, observation: Mapping[str, torch.Tensor], low: float = -math.inf) -> torch.Tensor:
+    """Values ``[..., A]`` of actions, those that may not be taken set to ``low``."""
+    mask = observation.get(ACTION_MASK)
+    if mask is None:
+        return values
+    if mask.dim() > values.dim():  # stacked frames: the newest counts
+        mask = mask[..., -1, :]
+    return values.masked_fill(mask == 0, low)
+
+
 class Encoder(nn.Module):
-    """All leaves of an observation to one feature vector. ``{leaf: [B, ...]} -> [B, F]``."""
+    """All leaves of an observation but `ACTION_MASK` to one feature vector. ``{leaf: [B, ...]} -> [B, F]``."""
 
     def __init__(self, spec: SpaceSpec, frame_stack: int) -> None:
         super().__init__()
-        self.names = [leaf.name for leaf in spec.observation]
-        self.parts = nn.ModuleList(
-            (Convolutions if is_image(leaf) else Vector)(leaf, frame_stack) for leaf in spec.observation
-        )
+        leaves = [leaf for leaf in spec.observation if leaf.name != ACTION_MASK]
+        self.names = [leaf.name for leaf in leaves]
+        self.parts = nn.ModuleList((Convolutions if is_image(leaf) else Vector)(leaf, frame_stack) for leaf in leaves)
         self.out_features = sum(part.out_features for part in self.parts)  # type: ignore[misc]
 
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -242,7 +256,7 @@ class LSTM(nn.Module):
 
 def normalised(spec: SpaceSpec) -> list[Leaf]:
     """Leaves that `Normalise` shifts and scales: those with values on a scale, images not among them."""
-    return [leaf for leaf in spec.observation if leaf.kind == "box" and not is_image(leaf)]
+    return [leaf for leaf in spec.observation if leaf.kind == "box" and not is_image(leaf) and leaf.name != ACTION_MASK]
 
 
 class Normalise(nn.Module):

@@ -173,7 +173,7 @@ def introduction(layout: Layout) -> dict[str, Any]:
     torch.set_num_threads(1)  # other numbers of threads give other bits
     cuda = torch.cuda.is_available()
     return {
-        "versions": versions(layout.config.environment["packages"]),
+        "versions": versions(layout.config.packages),
         "cpu": fingerprint("cpu"),
         "cuda": fingerprint("cuda") if cuda else None,
         "cuda_name": torch.cuda.get_device_name() if cuda else None,

@@ -417,7 +417,7 @@ def train(
         made = Store.create(
             store, config, source.spec, extras=getattr(algorithm, "columns", {}),
             state=recurrent_state(algorithm, setup), env_steps=env_steps, options=options,
-            versions=versions(source.identity["packages"]), overwrite=overwrite,
+            versions=versions(config.packages), overwrite=overwrite,
         )  # fmt: skip
     except OSError as error:  # zarr makes the arrays, and says it in its own way
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, StoreFullError):
@@ -520,6 +520,7 @@ def _algorithm_identity(algorithm: Algorithm) -> dict[str, Any]:
         "name": cls.__name__,
         "settings": json.loads(json.dumps(settings(algorithm), default=str)),
         "source_sha256": None if cls.__module__.startswith("daskrl.algorithms.") else envs.source_sha256(cls),
+        "packages": sorted(getattr(algorithm, "packages", ())),
     }
 
 

@@ -235,11 +235,11 @@ class Hidden(gymnasium.ObservationWrapper):  # type: ignore[type-arg]
 
 
 CASES: dict[str, tuple[Any, Any, int]] = {
-    "ppo": (lambda: PPO(epochs=2, minibatch_size=16), "CartPole-v1", 0),
+    "ppo": (lambda: PPO(epochs=2, batch_size=16), "CartPole-v1", 0),
     "ppo, box, normalised": (
-        lambda: PPO(epochs=2, minibatch_size=16, normalise_observation=True, normalise_reward=True), "Pendulum-v1", 0,
+        lambda: PPO(epochs=2, batch_size=16, normalise_observation=True, normalise_reward=True), "Pendulum-v1", 0,
     ),
-    "ppo, lstm": (lambda: PPO(epochs=2, minibatch_size=16, lstm=8), Hidden, 0),
+    "ppo, lstm": (lambda: PPO(epochs=2, batch_size=16, lstm=8), Hidden, 0),
     "impala": (lambda: IMPALA(batch_lanes=2, normalise_reward=True), "CartPole-v1", 2),
     "impala, lstm": (lambda: IMPALA(batch_lanes=2, lstm=8), Hidden, 1),
 }  # fmt: skip
@@ -297,7 +297,7 @@ def test_the_learner_computes_the_log_probabilities_that_acting_stored(tmp_path)
                     file.write(f"{float((learned - some.behavior_log_prob.flatten()).abs().max())}\n")
             return super().loss(learner, round_, advantage, target, lanes, rows)
 
-    algorithm = Watching(epochs=1, minibatch_size=16, lstm=8)
+    algorithm = Watching(epochs=1, batch_size=16, lstm=8)
     daskrl.train(
         algorithm, Hidden, store=tmp_path / "run", env_steps=10 * 64, streams=2, envs_per_stream=4, fragment_steps=8,
         progress=False, recheck_every=0,

@@ -17,7 +17,7 @@ from daskrl.algorithms.base import Moment, Setup, Weights
 from daskrl.algorithms.torch_learner import TorchLearner
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, UnsupportedSpaceError
-from daskrl.networks import LSTM, Encoder, Normalise, is_image, mlp, orthogonal, tensors
+from daskrl.networks import LSTM, Encoder, Normalise, is_image, masked, mlp, orthogonal, tensors
 from daskrl.spaces import Array
 from daskrl.window import Window
 
@@ -211,7 +211,8 @@ class ActorCriticNetwork(nn.Module):
         value = self.critic(features).squeeze(1)
         distribution: Distribution
         if self.log_std is None:
-            distribution = Categorical(logits=head, validate_args=False)
+            # Not -inf: its entropy would be NaN.
+            distribution = Categorical(logits=masked(head, observation, -1e9), validate_args=False)
         else:
             mean = head.view(-1, *self.shape)
             normal = Normal(mean, self.log_std.exp().view(self.shape).expand_as(mean), validate_args=False)

@@ -111,6 +111,8 @@ class Algorithm(Protocol):
 
     - ``columns``: name -> dtype of columns that ``act`` adds to the store, each ``(time, env)``;
     - ``recurrent_state(setup)``: name -> shape of the recurrent state of one environment;
+    - ``packages``: distributions whose versions decide what it computes, e.g. ``("tensorflow_cpu", "keras")``; all
+      processes of a run must have the same. (torch and NumPy are always among them.)
     - ``lag``, ``batch_size``: the schedule's lag unless one is asked for, and what replay ratios are counted with.
     """
 
@@ -125,6 +127,8 @@ class Algorithm(Protocol):
 
     def act(self, policy: Any, moment: Moment) -> Array | tuple[Array, Mapping[str, Array]]:
         """Actions ``[N, ...]`` (discrete ones counted from 0), and the values of ``columns``, each ``[N]``.
+
+        Actions beyond the bounds of a Box are stored as they are, and given to the environment clipped.
 
         Rollout tasks and evaluations, under ``torch.inference_mode``, once for each step.
         """

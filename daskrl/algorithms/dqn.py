@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
-from daskrl.networks import QNetwork, tensors
+from daskrl.networks import ACTION_MASK, QNetwork, masked, tensors
 from daskrl.spaces import Array
 from daskrl.window import Batch
 
@@ -63,9 +62,9 @@ class DQN(Replay):
     def policy(self, setup: Setup) -> nn.Module:
         return QNetwork(setup.spec, setup.frame_stack, setup.actions, self.hidden, self.dueling)
 
-    def q(self, policy: nn.Module, observation: Mapping[str, Array]) -> torch.Tensor:
+    def q(self, policy: nn.Module, moment: Moment) -> torch.Tensor:
         """The action values to act by, ``[N, A]``."""
-        values: torch.Tensor = policy(tensors(observation))
+        values: torch.Tensor = policy(tensors(moment.observation))
         return values
 
     def epsilon(self, env_steps: int) -> float:
@@ -74,12 +73,17 @@ class DQN(Replay):
         return self.epsilon_start + done * (self.epsilon_end - self.epsilon_start)
 
     def act(self, policy: nn.Module, moment: Moment) -> Array:
-        q = self.q(policy, moment.observation)  # [N, A]
+        q = self.q(policy, moment)  # [N, A]
+        if ACTION_MASK in moment.observation:
+            q = masked(q, {ACTION_MASK: torch.tensor(moment.observation[ACTION_MASK])})
         best: Array = q.argmax(dim=1).numpy()
         if moment.greedy:
             return best
         explore = moment.random.random(len(q)) < self.epsilon(moment.env_steps)
-        anything = moment.random.integers(0, q.shape[1], size=len(q))
+        if ACTION_MASK in moment.observation:
+            anything = np.where(q.isinf(), -1.0, moment.random.random(q.shape)).argmax(axis=1)
+        else:
+            anything = moment.random.integers(0, q.shape[1], size=len(q))
         return np.where(explore, anything, best)
 
     def learner(self, setup: Setup, random: np.random.Generator) -> ReplayLearner:
@@ -99,9 +103,10 @@ class DQN(Replay):
         """The mean loss of a batch, and what its priorities are made of ``[B]``."""
         assert learner.target is not None
         with torch.no_grad():
-            q_t = learner.target(batch.next_observation)  # [B, A]
+            following = batch.next_observation
+            q_t = masked(learner.target(following), following)  # [B, A]
             if self.double:
-                a_t = learner.online(batch.next_observation).argmax(dim=1, keepdim=True)  # [B, 1]
+                a_t = masked(learner.online(following), following).argmax(dim=1, keepdim=True)  # [B, 1]
                 v_t = q_t.gather(1, a_t).squeeze(1)  # [B]
             else:
                 v_t = q_t.amax(dim=1)

@@ -28,7 +28,7 @@ class PPO(ActorCritic):
     clip : how far a probability ratio counts.
     clip_anneal : it falls with the learning rate.
     epochs : passes over a round.
-    minibatch_size : transitions in one update; with an LSTM, whole environments of about as many.
+    batch_size : transitions in one update; with an LSTM, whole environments of about as many.
     normalise_advantage : in each minibatch.
     """
 
@@ -36,7 +36,7 @@ class PPO(ActorCritic):
     clip: float = 0.2
     clip_anneal: bool = False
     epochs: int = 10
-    minibatch_size: int = 64
+    batch_size: int = 64
     normalise_advantage: bool = True
 
     lag = 0
@@ -44,7 +44,7 @@ class PPO(ActorCritic):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_integer("epochs", self.epochs, 1)
-        require_integer("minibatch_size", self.minibatch_size, 2)
+        require_integer("batch_size", self.batch_size, 2)
         if not 0 <= self.gae_lambda <= 1:
             raise ConfigError(f"gae_lambda: expected a number in [0, 1], got {self.gae_lambda!r}.")
         if not self.clip > 0:
@@ -85,13 +85,13 @@ class PPO(ActorCritic):
         """Which environments or, without an LSTM, which of the T * L transitions are in each minibatch."""
         steps, lanes = round_.reward.shape
         if self.lstm:
-            count = max(1, lanes // max(1, self.minibatch_size // steps))
+            count = max(1, lanes // max(1, self.batch_size // steps))
             return [
                 (torch.from_numpy(part).to(round_.reward.device), None)
                 for part in np.array_split(random.permutation(lanes), count)
             ]
         order = random.permutation(steps * lanes)
-        count = max(1, round(steps * lanes / self.minibatch_size))
+        count = max(1, round(steps * lanes / self.batch_size))
         return [(None, torch.from_numpy(part).to(round_.reward.device)) for part in np.array_split(order, count)]
 
     def loss(

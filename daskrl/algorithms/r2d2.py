@@ -17,7 +17,7 @@ from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
-from daskrl.networks import LSTM, Encoder, mlp, tensors
+from daskrl.networks import LSTM, Encoder, masked, mlp, tensors
 from daskrl.spaces import Array
 from daskrl.window import Positions, Window
 
@@ -122,19 +122,20 @@ class R2D2(DQN):
         q, after = learner.online.unroll(observation, states[0], begins[warm:])  # type: ignore[operator]
         with torch.no_grad():
             q_target, after_target = learner.target.unroll(observation, states[1], begins[warm:])  # type: ignore[operator]
-            value = self._best(q, q_target)  # [T + n, B], of each step's own observation
+            value = self._best(q, q_target, observation)  # [T + n, B], of each step's own observation
             steps = sequences.reward.shape[0]
             following = value[self.n_step : self.n_step + steps].clone()
             for lasts in sequences.truncated:  # few: the last observations of truncated episodes
                 q_last, _ = learner.online(lasts.observation, after[lasts.row, lasts.lane])
                 q_last_target, _ = learner.target(lasts.observation, after_target[lasts.row, lasts.lane])
-                following[lasts.step, lasts.lane] = self._best(q_last, q_last_target)
+                following[lasts.step, lasts.lane] = self._best(q_last, q_last_target, lasts.observation)
             target = self.h(sequences.reward + sequences.discount * self.h_inverse(following))
         taken = q[:steps].gather(2, sequences.action.unsqueeze(2)).squeeze(2)  # [T, B]
         error: torch.Tensor = target - taken
         return error
 
-    def _best(self, q: torch.Tensor, q_target: torch.Tensor) -> torch.Tensor:
+    def _best(self, q: torch.Tensor, q_target: torch.Tensor, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        q, q_target = masked(q, observation), masked(q_target, observation)
         if not self.double:
             return q_target.amax(dim=-1)
         return q_target.gather(-1, q.argmax(dim=-1, keepdim=True)).squeeze(-1)

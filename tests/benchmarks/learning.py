@@ -1,4 +1,4 @@
-"""What DQN learns: seeds of one task, each evaluated greedily on 100 episodes.
+"""What an algorithm learns: seeds of one task, each evaluated greedily on 100 episodes.
 
     python tests/benchmarks/learning.py cartpole --seeds 5
 
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import daskrl
+from daskrl.algorithms import by_name
 
 # Settings are those of RL Zoo where it has some; schedules are daskrl's defaults unless named.
 TASKS: dict[str, dict[str, Any]] = {
@@ -46,6 +47,41 @@ TASKS: dict[str, dict[str, Any]] = {
             "target_update": 250, "epsilon_steps": 60_000, "epsilon_end": 0.05, "discount": 0.99,
         },
     },
+    "ppo-cartpole": {
+        "method": "ppo",
+        "env": "CartPole-v1",
+        "env_steps": 100_000,
+        "target": 475,
+        "algorithm": {
+            "discount": 0.98, "gae_lambda": 0.8, "learning_rate": 1e-3, "anneal_steps": 100_000, "clip_anneal": True,
+            "epochs": 20, "batch_size": 256,
+        },
+        "schedule": {"streams": 2, "envs_per_stream": 4, "fragment_steps": 32},
+    },
+    "impala-cartpole": {
+        "method": "impala",
+        "env": "CartPole-v1",
+        "env_steps": 200_000,
+        "target": 475,
+        "algorithm": {},
+        "schedule": {"streams": 4, "envs_per_stream": 8, "fragment_steps": 32},
+    },
+    "sac-pendulum": {
+        "method": "sac",
+        "env": "Pendulum-v1",
+        "env_steps": 20_000,
+        "target": -200,
+        "algorithm": {"learning_rate": 1e-3, "batch_size": 128, "replay_ratio": 128, "learning_starts": 500},
+        "schedule": {"streams": 1, "envs_per_stream": 4, "fragment_steps": 16},
+    },
+    "td3-pendulum": {
+        "method": "td3",
+        "env": "Pendulum-v1",
+        "env_steps": 20_000,
+        "target": -200,
+        "algorithm": {"discount": 0.98, "batch_size": 128, "replay_ratio": 128, "learning_starts": 500},
+        "schedule": {"streams": 1, "envs_per_stream": 4, "fragment_steps": 16},
+    },
 }  # fmt: skip
 
 
@@ -68,12 +104,12 @@ def main(
     store
         Keep the runs in this directory.
     settings
-        A Python dict of other settings of DQN, to try.
+        A Python dict of other settings of the algorithm, to try.
     env_steps
         Another budget.
     """
     chosen = TASKS[task]
-    algorithm = daskrl.DQN(**{**chosen["algorithm"], **eval(settings)})
+    algorithm = by_name(chosen.get("method", "dqn"))(**{**chosen["algorithm"], **eval(settings)})
     table = Table(title=f"{chosen['env']}, {env_steps or chosen['env_steps']} env steps, {algorithm}")
     for column in ("seed", "mean", "median", "lowest", f">= {chosen['target']}", "seconds"):
         table.add_column(column)

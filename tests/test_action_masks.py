@@ -1,0 +1,73 @@
+"""Actions that may not be taken are neither taken nor learned from, by any algorithm for discrete actions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import daskrl
+from daskrl.algorithms import by_name
+from daskrl.envs import ActionMask
+
+
+class Doors(gymnasium.Env):  # type: ignore[type-arg]
+    """Of four actions those with the parity of the step may be taken; another one ends the process's patience."""
+
+    observation_space = spaces.Box(0, 10, (2,), np.float32)
+    action_space = spaces.Discrete(4)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _mask(self) -> dict[str, Any]:
+        return {"action_mask": np.array([(a + self.count) % 2 == 0 for a in range(4)], np.int8)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(2, np.float32), self._mask()
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if (action + self.count) % 2:
+            raise ValueError(f"action {action} may not be taken at step {self.count}")
+        self.count += 1
+        return np.full(2, self.count, np.float32), float(action), self.count == 6, False, self._mask()
+
+
+SMALL: dict[str, Any] = {"hidden": (8,), "learning_starts": 32, "batch_size": 8, "window": 640}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dqn": SMALL, "c51": {**SMALL, "atoms": 11}, "qr-dqn": {**SMALL, "quantiles": 5}, "rainbow": {**SMALL, "atoms": 11},
+    "r2d2": {**SMALL, "lstm": 4, "n_step": 2}, "ppo": {"epochs": 2, "batch_size": 16}, "impala": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_no_forbidden_action_is_ever_taken(tmp_path: Path, name: str) -> None:
+    algorithm = by_name(name)(**SETTINGS[name])
+    run = daskrl.train(
+        algorithm, lambda: ActionMask(Doors()), store=tmp_path / "run", env_steps=640, streams=2, envs_per_stream=2,
+        fragment_steps=8, progress=False,
+    ).wait()  # fmt: skip
+    assert run.report is not None
+    assert run.report.learner_updates > 0
+    assert np.isfinite(run.report.loss)
+    result = daskrl.evaluate(run.store, episodes=4, env=run.source.factory)
+    assert result.lengths == (6,) * 4
+
+
+def test_the_value_of_what_follows_is_that_of_the_best_action_that_may_be_taken() -> None:
+    import torch
+
+    from daskrl.networks import ACTION_MASK, masked
+
+    q = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0]])
+    observation = {ACTION_MASK: torch.tensor([[1, 0, 1], [1, 1, 1]], dtype=torch.bool)}
+    assert masked(q, observation).argmax(dim=1).tolist() == [2, 1]
+    stacked = {ACTION_MASK: torch.tensor([[[1, 1, 1], [1, 0, 1]], [[0, 0, 0], [1, 1, 1]]], dtype=torch.bool)}
+    assert masked(q, stacked).argmax(dim=1).tolist() == [2, 1]
+    assert masked(q, {}) is q

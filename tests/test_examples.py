@@ -1,0 +1,71 @@
+"""The examples run, briefly: what is written in them is what a user would write, so they must not rot."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import daskrl
+from daskrl.testing import AlgorithmTests
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    """An example as a module."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def test_discrete_cql_trains_and_plays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mean = example("discrete_cql").main(["--workers", "0", "--env-steps", "3000", "--store", str(tmp_path / "run")])
+    assert 8 <= mean <= 500
+    assert "greedy mean return" in capsys.readouterr().out
+
+
+def test_the_keras_example_learns_without_torch_and_the_same_in_processes(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    keras = example("keras_q_learning")
+    assert "torch" not in keras.__dict__
+    arguments = ["--env-steps", "3000", "--store"]
+    keras.main([*arguments, str(tmp_path / "here"), "--workers", "0"])
+    keras.main([*arguments, str(tmp_path / "there"), "--workers", "1"])
+    here, there = (daskrl.Store.open(tmp_path / name) for name in ("here", "there"))
+    assert here.summary()["learner_updates"] > 500
+    assert here.digest() == there.digest()
+
+
+def test_the_keras_example_passes_the_tests_of_algorithms() -> None:
+    pytest.importorskip("tensorflow")
+    algorithm = example("keras_q_learning").KerasQLearning
+
+    class Suite(AlgorithmTests):
+        def make(self) -> Any:
+            return algorithm(hidden=(64,), n_step=1, learning_starts=200, epsilon_steps=2000)
+
+    Suite().run()
+
+
+def test_an_own_algorithm_is_one_cell_of_a_notebook_and_passes_the_tests_of_algorithms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASKRL_QUICK", "1")
+    notebook = nbformat.read(EXAMPLES / "own_algorithm.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.outputs for cell in code] == [[]] * len(code)
+    assert max(len(cell.source.splitlines()) for cell in code) < 60
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client.execute()  # raises where a cell does
+    assert "test_it_learns" in str(code[-2].outputs)
