@@ -62,7 +62,7 @@ def says(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
         ("no_such_package:Walk-v0", errors.UnknownEnvironmentError, ("no_such_package", "PYTHONPATH")),
         ("tests.environments:Run-v0", errors.UnknownEnvironmentError, ("Run", "pprint_registry")),
         ("tests.environments:TextWalk-v0", errors.UnsupportedSpaceError, ("observation", "Text", "Box", "wrapper")),
-        ("tests.environments:PushedWalk-v0", errors.UnsupportedSpaceError, ("Discrete", "box[1]", "Wrap")),
+        ("tests.environments:PushedWalk-v0", errors.UnsupportedSpaceError, ("Discrete", "box[1]", "sac", "wrap")),
         (lambda: "not an environment", errors.UnknownEnvironmentError, ("gymnasium.Env", "str")),
         (lambda: 1 // 0, errors.ConfigError, ("ZeroDivisionError", "when it was made")),
         (7, errors.ConfigError, ("env", "CartPole-v1", "7")),

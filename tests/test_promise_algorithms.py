@@ -1,0 +1,66 @@
+"""The promise for every algorithm: on real processes, with all of them killed on the way, the digest of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+import daskrl
+from daskrl import clusters
+from daskrl.algorithms import BUILT_IN, by_name
+
+SMALL: dict[str, Any] = {"hidden": (16,), "learning_starts": 64, "batch_size": 8, "replay_ratio": 2.0, "window": 640}
+CASES: dict[str, tuple[dict[str, Any], str, int]] = {
+    "q-learning": ({}, "FrozenLake-v1", 1),
+    "dqn": ({**SMALL, "priority_alpha": 0.6, "n_step": 3}, "CartPole-v1", 1),
+    "c51": ({**SMALL, "atoms": 11}, "CartPole-v1", 1),
+    "qr-dqn": ({**SMALL, "quantiles": 5}, "CartPole-v1", 2),
+    "rainbow": ({**SMALL, "atoms": 11}, "CartPole-v1", 1),
+    "r2d2": ({**SMALL, "lstm": 8, "n_step": 3}, "CartPole-v1", 1),
+    "ppo": ({"epochs": 2, "batch_size": 32, "lstm": 8, "normalise_reward": True}, "CartPole-v1", 0),
+    "impala": ({"normalise_observation": True, "lstm": 8, "batch_lanes": 4}, "CartPole-v1", 2),
+    "sac": (SMALL, "Pendulum-v1", 1),
+    "td3": (SMALL, "Pendulum-v1", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with clusters.local(2) as cluster, Client(cluster) as made:
+        yield made
+
+
+def start(store: Path, name: str, client: Client | None = None) -> daskrl.Run:
+    settings, env, lag = CASES[name]
+    return daskrl.train(
+        by_name(name)(**settings), env, store=store, env_steps=10 * 128, seed=5, streams=4, envs_per_stream=2,
+        fragment_steps=16, lag=lag, checkpoint_every=3, weights_every=4, recheck_every=5, client=client,
+        progress=False,
+    )  # fmt: skip
+
+
+def test_every_built_in_algorithm_is_here() -> None:
+    assert set(CASES) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_sigkill_to_the_learner_and_to_every_rollout_worker(client: Client, tmp_path: Path, name: str) -> None:
+    expected = start(tmp_path / "one", name).wait()
+    assert expected.report is not None
+    assert expected.report.learner_updates > 0
+    client.wait_for_workers(3, timeout=60)
+    run = start(tmp_path / "many", name, client)
+    killed = 0
+    for report in run:
+        if report.weights_version == 4:
+            for pid in client.run(os.getpid).values():
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+    assert killed == 3
+    assert run.store.digest() == expected.store.digest()
