@@ -234,12 +234,18 @@ class Hidden(gymnasium.ObservationWrapper):  # type: ignore[type-arg]
         return observation[[0, 2]]
 
 
+def stacked() -> Any:
+    """PPO that is shown stacks of frames reaching back beyond the round."""
+    return PPO(epochs=2, batch_size=16)
+
+
 CASES: dict[str, tuple[Any, Any, int]] = {
     "ppo": (lambda: PPO(epochs=2, batch_size=16), "CartPole-v1", 0),
     "ppo, box, normalised": (
         lambda: PPO(epochs=2, batch_size=16, normalise_observation=True, normalise_reward=True), "Pendulum-v1", 0,
     ),
     "ppo, lstm": (lambda: PPO(epochs=2, batch_size=16, lstm=8), Hidden, 0),
+    "ppo, 12 stacked frames": (stacked, "CartPole-v1", 0),
     "impala": (lambda: IMPALA(batch_lanes=2, normalise_reward=True), "CartPole-v1", 2),
     "impala, lstm": (lambda: IMPALA(batch_lanes=2, lstm=8), Hidden, 1),
 }  # fmt: skip
@@ -250,6 +256,7 @@ def start(store: Path, case: str) -> daskrl.Run:
     return daskrl.train(
         make(), env, store=store, env_steps=10 * 64, seed=3, streams=2, envs_per_stream=4, fragment_steps=8, lag=lag,
         checkpoint_every=3, weights_every=2, recheck_every=4, progress=False,
+        frame_stack=12 if make is stacked else None,
     )  # fmt: skip
 
 

@@ -291,14 +291,14 @@ class RoundLearner(TorchLearner):
     update : called once for each round.
     """
 
-    memory = 0
-
     def __init__(self, settings: ActorCritic, setup: Setup, random: np.random.Generator, update: Update) -> None:
         super().__init__(setup, random, settings.policy(setup))
         self.settings, self.update = settings, update
         schedule = setup.schedule
+        # The first stacks of a round are made of frames from the rounds before.
+        self.memory = -(-(setup.frame_stack - 1) // schedule.fragment_steps)
         self.window = Window(
-            setup.spec, schedule, capacity=schedule.round_steps, frame_stack=setup.frame_stack, n_step=1,
+            setup.spec, schedule, capacity=(1 + self.memory) * schedule.round_steps, frame_stack=setup.frame_stack, n_step=1,
             discount=settings.discount, reward_clip=settings.reward_clip, device=self.device,
         )  # fmt: skip
         self._observed = {leaf.name: Moments(leaf.flat_size) for leaf in networks.normalised(setup.spec)}
