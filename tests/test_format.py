@@ -285,5 +285,5 @@ def test_the_checked_in_store_is_small_and_holds_no_path_of_the_machine_that_mad
 
 
 # What `python -m tests.data.make_store` printed.
-DIGEST = "da4c0fa51d69db5bf9fad48c2b1fd005a2ca01cce1250358aa92e3c7bca0f6be"
+DIGEST = "e9b18609a094f4ca25b398cb788b0e6206a44aff6ddd5a55e865162adc9cf27a"
 FIRST_OBSERVATION = [0.03029589168727398, 0.004252856131643057, 0.02396821603178978, -0.04443350434303284]

@@ -182,7 +182,7 @@ def test_a_restored_sampler_draws_what_the_first_one_draws():
 def test_the_state_of_a_sampler_is_a_copy():
     window, sampler = filled(2)
     state = sampler.state()
-    kept = {name: value.clone() for name, value in state.items()}
+    kept = {name: value.copy() for name, value in state.items()}
     sampler.update(window.positions_of_rows(0, 2), np.full(8, 100.0))
     assert all((state[name] == kept[name]).all() for name in kept)
 
