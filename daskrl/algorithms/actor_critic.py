@@ -298,8 +298,8 @@ class RoundLearner(TorchLearner):
         # The first stacks of a round are made of frames from the rounds before.
         self.memory = -(-(setup.frame_stack - 1) // schedule.fragment_steps)
         self.window = Window(
-            setup.spec, schedule, capacity=(1 + self.memory) * schedule.round_steps, frame_stack=setup.frame_stack, n_step=1,
-            discount=settings.discount, reward_clip=settings.reward_clip, device=self.device,
+            setup.spec, schedule, capacity=(1 + self.memory) * schedule.round_steps, frame_stack=setup.frame_stack,
+            n_step=1, discount=settings.discount, reward_clip=settings.reward_clip, device=self.device,
         )  # fmt: skip
         self._observed = {leaf.name: Moments(leaf.flat_size) for leaf in networks.normalised(setup.spec)}
         self._returned, self._return = Moments(1), np.zeros(schedule.lanes)
