@@ -70,7 +70,7 @@ def train(
     env_steps
         Transitions to take, rounded up to whole rounds.
     algorithm
-        dqn, or module:Class for your own.
+        q-learning, dqn, c51, qr-dqn, rainbow, r2d2, ppo, impala, sac, td3, or module:Class for your own.
     seed
         The only source of randomness.
     workers

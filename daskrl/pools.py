@@ -333,8 +333,9 @@ class DaskPool:
         weights_version: int | None = None,
     ) -> None:
         self._submitted += 1
-        if self._submitted % _TRIM_EVERY == 0:
-            self._client.run_on_scheduler(trim_spans)
+        if self._submitted % _TRIM_EVERY == 0 and self._client.status == "running":
+            with contextlib.suppress(OSError, TimeoutError):  # the scheduler is lost: `wait` will say so
+                self._client.run_on_scheduler(trim_spans)
         key = f"{prefix}-{self.token}-{self._submitted}"
         future = self._client.submit(
             tell,

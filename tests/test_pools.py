@@ -457,3 +457,22 @@ def test_environments_are_closed_when_another_execution_or_the_end_replaces_them
     assert second.closed
     assert late.closed
     assert made.take_stream(0) == (-1, None)
+
+
+def _remembered(dask_scheduler: Any) -> int:
+    spans = dask_scheduler.extensions["spans"].spans.values()
+    return max((len(span._metadata["collections"]) for span in spans if span._metadata), default=0)
+
+
+def test_the_scheduler_does_not_remember_what_every_task_was_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"threads_per_worker": 1, "dashboard_address": None, "processes": False}
+    with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster) as client:
+        remembered = []
+        for every in (10**9, 10):
+            monkeypatch.setattr(pools, "_TRIM_EVERY", every)
+            start(tmp_path / str(every), client=client).wait()
+            remembered.append(client.run_on_scheduler(_remembered))
+    assert remembered[0] > 40  # else Dask does it by itself now, and trim_spans can go
+    assert remembered[1] <= 20
