@@ -18,7 +18,6 @@ _IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 # over a long run tens of megabytes, of use to nobody but Dask's own developers.
 _LOG_LENGTH, _LOGGED = "distributed.admin.low-level-log-length", 20
 
-
 # What Dask samples and checks many times a second takes a few percent of every core from what its tasks compute.
 # Placement is the driver's: there is nothing to steal.
 _QUIET = {"distributed.admin.tick.interval": "1s", "distributed.scheduler.work-stealing": False}

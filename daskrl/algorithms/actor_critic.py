@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
 from daskrl import networks
-from daskrl.algorithms.base import Moment, Setup, Weights
+from daskrl.algorithms.base import Moment, Setup, Weights, shown
 from daskrl.algorithms.torch_learner import TorchLearner
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, UnsupportedSpaceError
@@ -74,10 +74,9 @@ class ActorCritic:
         leaves = setup.spec.action
         box = len(leaves) == 1 and leaves[0].kind == "box" and np.dtype(leaves[0].dtype).kind == "f"
         if not box and (len(leaves) != 1 or leaves[0].kind != "discrete"):
-            kinds = ", ".join(f"{leaf.name}: {leaf.kind}{list(leaf.shape)}" for leaf in leaves)
             raise UnsupportedSpaceError(
-                f"{type(self).__name__} acts in a Discrete space or a Box of floats, this environment has {kinds}. "
-                "Flatten it in a wrapper to one list of actions."
+                f"{type(self).__name__} acts in a Discrete space or a Box of floats, this environment has "
+                f"{shown(leaves)}. Flatten it in a wrapper to one list of actions."
             )
 
     def recurrent_state(self, setup: Setup) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 `Algorithm` and `Learner` are protocols: an algorithm is any object with these methods, in one file or one
 notebook cell, registered nowhere. Nothing here knows a framework; weights are named arrays. What most
 algorithms share is in `daskrl.algorithms.replay` (learning from batches of the window) and
-`daskrl.algorithms.rounds` (learning from each round once), both for torch.
+`daskrl.algorithms.actor_critic` (learning from each round once), both for torch.
 
 Acting and learning both run again on other machines. So an algorithm draws randomness only from the generators
 it is given, and keeps nothing on itself.
@@ -150,12 +150,18 @@ def settings(algorithm: object) -> dict[str, Any]:
     return {name: value for name, value in vars(algorithm).items() if not name.startswith("_")}
 
 
+def linear(start: float, end: float, over: int, at: int) -> float:
+    """What falls or rises linearly from ``start`` to ``end`` while ``at`` goes from 0 to ``over``, and stays there."""
+    done = min(1.0, at / over) if over else 1.0
+    return start + done * (end - start)
+
+
 def require_discrete(setup: Setup, who: str) -> None:
     """Raise `UnsupportedSpaceError` unless actions are one ``Discrete``."""
     leaves = setup.spec.action
     if len(leaves) != 1 or leaves[0].kind != "discrete":
         raise UnsupportedSpaceError(
-            f"{who} acts in a Discrete action space, this environment has {_shown(leaves)}. For a Box use sac, td3, "
+            f"{who} acts in a Discrete action space, this environment has {shown(leaves)}. For a Box use sac, td3, "
             "ppo or impala, or wrap it so that it has a fixed list of actions."
         )
 
@@ -165,11 +171,12 @@ def require_box(setup: Setup, who: str) -> None:
     leaves = setup.spec.action
     if len(leaves) != 1 or leaves[0].kind != "box" or np.dtype(leaves[0].dtype).kind != "f" or not leaves[0].low:
         raise UnsupportedSpaceError(
-            f"{who} acts in a Box of floats with finite bounds, this environment has {_shown(leaves)}. For a Discrete "
+            f"{who} acts in a Box of floats with finite bounds, this environment has {shown(leaves)}. For a Discrete "
             "space use dqn, c51, qr-dqn, rainbow, r2d2, ppo or impala; else rescale it "
             "(gymnasium.wrappers.RescaleAction)."
         )
 
 
-def _shown(leaves: Sequence[Leaf]) -> str:
+def shown(leaves: Sequence[Leaf]) -> str:
+    """Leaves as messages name them."""
     return ", ".join(f"{leaf.name}: {leaf.kind}{list(leaf.shape)}" for leaf in leaves)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from daskrl.algorithms.base import Moment, Setup, require_discrete
+from daskrl.algorithms.base import Moment, Setup, linear, require_discrete
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
@@ -69,8 +69,7 @@ class DQN(Replay):
 
     def epsilon(self, env_steps: int) -> float:
         """The chance of a random action after ``env_steps`` transitions."""
-        done = min(1.0, env_steps / self.epsilon_steps) if self.epsilon_steps else 1.0
-        return self.epsilon_start + done * (self.epsilon_end - self.epsilon_start)
+        return linear(self.epsilon_start, self.epsilon_end, self.epsilon_steps, env_steps)
 
     def act(self, policy: nn.Module, moment: Moment) -> Array:
         q = self.q(policy, moment)  # [N, A]

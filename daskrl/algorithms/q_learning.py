@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daskrl.algorithms.base import Moment, Setup, Weights, require_discrete
+from daskrl.algorithms.base import Moment, Setup, Weights, linear, require_discrete
 from daskrl.config import require_integer
 from daskrl.envs import final_name
 from daskrl.errors import ConfigError, UnsupportedSpaceError
@@ -115,8 +115,7 @@ class QLearning:
 
     def epsilon(self, env_steps: int) -> float:
         """The chance of a random action after ``env_steps`` transitions."""
-        done = min(1.0, env_steps / self.epsilon_steps) if self.epsilon_steps else 1.0
-        return self.epsilon_start + done * (self.epsilon_end - self.epsilon_start)
+        return linear(self.epsilon_start, self.epsilon_end, self.epsilon_steps, env_steps)
 
     def act(self, policy: Table, moment: Moment) -> Array:
         q: Array = policy.values[policy.rows(moment.observation)]  # [N, A]

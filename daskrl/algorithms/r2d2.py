@@ -311,15 +311,15 @@ class SequenceLearner(ReplayLearner):
         length = self.burn_in + self.unroll + settings.n_step
         rows = (round_ * index.steps + np.arange(length)[:, None]) % window.ring_rows  # [W + T + n, B]
         where = rows * index.lanes + lane
-        before, learned = window.steps(where[:-1]), window.steps(where[self.burn_in : self.burn_in + self.unroll])
+        before, learned = window.steps(where[:-1]), slice(self.burn_in, self.burn_in + self.unroll)
         begins = np.concatenate([np.zeros((1, len(positions)), np.bool_), before.ended])
         return Sequences(
             observation=window.observations(where),
             state=torch.tensor(self._states[round_, lane], device=self.device),
             begins=torch.tensor(begins, device=self.device),
-            action=learned.action,
-            reward=learned.reward,
-            discount=learned.discount,
+            action=before.action[learned],
+            reward=before.reward[learned],
+            discount=before.discount[learned],
             truncated=self._lasts(before.ended[self.burn_in :], before.terminated[self.burn_in :], before.final),
             weight=None if weight is None else torch.tensor(weight, device=self.device),
         )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from daskrl import networks, samplers
-from daskrl.algorithms.base import Setup, Weights
+from daskrl.algorithms.base import Setup, Weights, linear
 from daskrl.algorithms.torch_learner import TorchLearner
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
@@ -84,13 +84,11 @@ class Replay:
         """The optimizer's learning rate after some updates."""
         if self.learning_rate_end is None:
             return self.learning_rate
-        done = min(1.0, updates / self.learning_rate_updates)
-        return self.learning_rate + done * (self.learning_rate_end - self.learning_rate)
+        return linear(self.learning_rate, self.learning_rate_end, self.learning_rate_updates, updates)
 
     def beta(self, updates: int) -> float:
         """The importance exponent after some updates."""
-        done = min(1.0, updates / self.priority_beta_updates)
-        return self.priority_beta + done * (1.0 - self.priority_beta)
+        return linear(self.priority_beta, 1.0, self.priority_beta_updates, updates)
 
 
 class ReplayLearner(TorchLearner):
