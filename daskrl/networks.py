@@ -151,14 +151,27 @@ class Vector(nn.Module):
         return torch.cat(parts, dim=-1).reshape(x.shape[0], -1).to(torch.float32)
 
 
+CONVOLUTIONS = ("nature", "impala")
+
+
+def require_convolutions(kind: str) -> None:
+    """Raise `ConfigError` unless there are convolutions of that name."""
+    if kind not in CONVOLUTIONS:
+        raise ConfigError(f"convolutions: expected one of {', '.join(CONVOLUTIONS)}, got {kind!r}.")
+
+
 class Convolutions(nn.Module):
     """Images to features. ``[B, (K,) H, W(, C)]`` bytes or bits ``-> [B, F]``.
 
-    From 36 x 36 up the three layers of Mnih et al. (2015, https://doi.org/10.1038/nature14236); smaller images
-    get one layer of 16 filters of 3 x 3 (Young and Tian 2019, https://arxiv.org/abs/1903.03176).
+    Parameters
+    ----------
+    kind : ``"nature"``, the three layers of Mnih et al. (2015, https://doi.org/10.1038/nature14236), or for images
+        smaller than 36 x 36 one layer of 16 filters of 3 x 3 (Young and Tian 2019,
+        https://arxiv.org/abs/1903.03176); ``"impala"``, the residual network of Espeholt et al. (2018,
+        https://arxiv.org/abs/1802.01561, figure 3 right): sections of 16, 32 and 32 filters.
     """
 
-    def __init__(self, leaf: Leaf, frame_stack: int) -> None:
+    def __init__(self, leaf: Leaf, frame_stack: int, kind: str = "nature") -> None:
         super().__init__()
         shape = leaf.shape
         self.channels_last = len(shape) == 3 and shape[2] < shape[0]
@@ -167,7 +180,10 @@ class Convolutions(nn.Module):
         self.image = (channels * frame_stack, height, width)
         self.scale = 1 / 255 if leaf.dtype == "uint8" else 1.0
         layers: Sequence[nn.Module]
-        if min(height, width) >= 36:
+        if kind == "impala":
+            sizes = itertools.pairwise((self.image[0], 16, 32, 32))
+            layers = [*(Section(inputs, filters) for inputs, filters in sizes), nn.ReLU()]
+        elif min(height, width) >= 36:
             layers = [
                 nn.Conv2d(self.image[0], 32, 8, 4), nn.ReLU(),
                 nn.Conv2d(32, 64, 4, 2), nn.ReLU(),
@@ -186,6 +202,27 @@ class Convolutions(nn.Module):
         return features
 
 
+class Section(nn.Module):
+    """A convolution, a max-pooling that halves height and width, and two residual blocks (figure 3 of IMPALA)."""
+
+    def __init__(self, inputs: int, filters: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, filters, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(), nn.Conv2d(filters, filters, 3, padding=1),
+                nn.ReLU(), nn.Conv2d(filters, filters, 3, padding=1),
+            )
+            for _ in range(2)
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.first(x), 3, stride=2, padding=1)
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
 ACTION_MASK = "observation.action_mask"
 """The leaf that says which actions of a discrete space may be taken: ``[A]``, 0 for those that may not."""
 
@@ -201,13 +238,25 @@ def masked(values: torch.Tensor, observation: Mapping[str, torch.Tensor], low: f
 
 
 class Encoder(nn.Module):
-    """All leaves of an observation but `ACTION_MASK` to one feature vector. ``{leaf: [B, ...]} -> [B, F]``."""
+    """All leaves of an observation but `ACTION_MASK` to one feature vector. ``{leaf: [B, ...]} -> [B, F]``.
 
-    def __init__(self, spec: SpaceSpec, frame_stack: int) -> None:
+    Parameters
+    ----------
+    convolutions : see `Convolutions`; what images pass through.
+
+    Attributes
+    ----------
+    out_features : F.
+    """
+
+    def __init__(self, spec: SpaceSpec, frame_stack: int, convolutions: str = "nature") -> None:
         super().__init__()
         leaves = [leaf for leaf in spec.observation if leaf.name != ACTION_MASK]
         self.names = [leaf.name for leaf in leaves]
-        self.parts = nn.ModuleList((Convolutions if is_image(leaf) else Vector)(leaf, frame_stack) for leaf in leaves)
+        self.parts = nn.ModuleList(
+            Convolutions(leaf, frame_stack, convolutions) if is_image(leaf) else Vector(leaf, frame_stack)
+            for leaf in leaves
+        )
         self.out_features = sum(part.out_features for part in self.parts)  # type: ignore[misc]
 
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -287,12 +336,15 @@ class QNetwork(nn.Module):
     """Action values of a discrete space. ``{leaf: [B, ...]} -> [B, A]``.
 
     With ``dueling``: ``q = v + a - mean(a)`` (Wang et al. 2016, https://arxiv.org/abs/1511.06581, equation 9).
+
+    Parameters
+    ----------
+    encoder : an `Encoder`, or any module that takes what it takes and has ``out_features``.
     """
 
-    def __init__(self, spec: SpaceSpec, frame_stack: int, actions: int, hidden: Sequence[int], dueling: bool) -> None:
+    def __init__(self, encoder: Encoder, actions: int, hidden: Sequence[int], dueling: bool = False) -> None:
         super().__init__()
-        self.encoder = Encoder(spec, frame_stack)
-        features = self.encoder.out_features
+        self.encoder, features = encoder, encoder.out_features
         self.advantage = mlp(features, hidden, actions)
         self.value = mlp(features, hidden, 1) if dueling else None
 
@@ -342,7 +394,7 @@ def fingerprint(device: str = "cpu") -> str:
     with torch.enable_grad():
         for image in (False, True):
             leaf = Leaf("x", "box", (40, 40), "uint8") if image else Leaf("x", "box", (8,), "float32")
-            network = QNetwork(SpaceSpec((leaf,), ()), 1, 4, [256, 256], dueling=True)
+            network = QNetwork(Encoder(SpaceSpec((leaf,), ()), 1), 4, [256, 256], dueling=True)
             flat = Flat(initialise(network, random), device)
             optimizer = torch.optim.Adam([flat.weights], lr=1e-3, fused=True)
             for batch in (1, 4, 32, 64, 256):

@@ -209,7 +209,7 @@ def test_greedy_actions_are_those_of_a_network_whose_noise_is_zero() -> None:
 
 
 def test_dueling_streams_add_up_for_each_atom() -> None:
-    network = DistributionNetwork(BOX, 1, 4, 6, [8], dueling=True)
+    network = DistributionNetwork(networks.Encoder(BOX, 1), 4, 6, [8], dueling=True)
     networks.initialise(network, np.random.default_rng(0))
     x = {"observation": torch.randn(5, 3)}
     with torch.no_grad():

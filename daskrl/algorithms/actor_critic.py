@@ -36,7 +36,8 @@ class ActorCritic:
     entropy_coef, value_coef : weights of the entropy bonus and of the value loss.
     max_grad_norm : the gradient is scaled down to this norm; None leaves it.
     hidden : sizes of the hidden layers of policy and values, each with its own; images pass the convolutions and
-        one layer of 512 before.
+        one layer of 512 instead.
+    convolutions : ``"nature"`` or ``"impala"``, see `daskrl.networks.Convolutions`.
     lstm : features of an LSTM between observations and heads; 0 for none.
     normalise_observation : observations that are no images are shifted and scaled by the running mean and deviation
         of the rounds learned, and clipped to [-10, 10].
@@ -52,6 +53,7 @@ class ActorCritic:
     value_coef: float = 0.5
     max_grad_norm: float | None = 0.5
     hidden: tuple[int, ...] = (64, 64)
+    convolutions: str = "nature"
     lstm: int = 0
     normalise_observation: bool = False
     normalise_reward: bool = False
@@ -62,6 +64,7 @@ class ActorCritic:
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         require_integer("lstm", self.lstm, 0)
+        networks.require_convolutions(self.convolutions)
         if not 0 <= self.discount <= 1:
             raise ConfigError(f"discount: expected a number in [0, 1], got {self.discount!r}.")
         if not self.learning_rate > 0:
@@ -83,7 +86,11 @@ class ActorCritic:
         return {"lstm": (2, self.lstm)} if self.lstm else {}
 
     def policy(self, setup: Setup) -> ActorCriticNetwork:
-        return ActorCriticNetwork(setup, self.hidden, self.lstm, self.normalise_observation)
+        return ActorCriticNetwork(setup, self.encoder(setup), self.hidden, self.lstm, self.normalise_observation)
+
+    def encoder(self, setup: Setup) -> Encoder:
+        """What observations pass through first; a module of your own with ``out_features`` does as well."""
+        return Encoder(setup.spec, setup.frame_stack, self.convolutions)
 
     def load(self, policy: nn.Module, weights: Weights) -> None:
         networks.load_named(policy, weights)
@@ -151,15 +158,14 @@ class ActorCriticNetwork(nn.Module):
     the distribution of actions of T * B steps, values ``[T * B]``, the recurrent state after each ``[T * B, 2, H]``.
     """
 
-    def __init__(self, setup: Setup, hidden: Sequence[int], lstm: int, normalise: bool) -> None:
+    def __init__(self, setup: Setup, encoder: Encoder, hidden: Sequence[int], lstm: int, normalise: bool) -> None:
         super().__init__()
         action = setup.action
         self.discrete = action.kind == "discrete"
         self.shape = action.shape
         outputs = action.sizes[0] if self.discrete else math.prod(action.shape)
         self.normalise = Normalise(setup.spec) if normalise else None
-        self.encoder = Encoder(setup.spec, setup.frame_stack)
-        features = self.encoder.out_features
+        self.encoder, features = encoder, encoder.out_features
         heads = tuple(hidden)
         self.shared: nn.Module = nn.Identity()
         if any(is_image(leaf) for leaf in setup.spec.observation):

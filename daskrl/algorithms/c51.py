@@ -16,7 +16,6 @@ from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
 from daskrl.networks import Encoder, masked, tensors, uniform
-from daskrl.spaces import SpaceSpec
 from daskrl.window import Batch
 
 
@@ -52,10 +51,8 @@ class C51(DQN):
             raise ConfigError(f"noise: expected a number >= 0, got {self.noise!r}.")
 
     def policy(self, setup: Setup) -> nn.Module:
-        return DistributionNetwork(
-            setup.spec, setup.frame_stack, setup.actions, self.atoms, self.hidden, self.dueling,
-            self.noise if self.noisy else None,
-        )  # fmt: skip
+        noise = self.noise if self.noisy else None
+        return DistributionNetwork(self.encoder(setup), setup.actions, self.atoms, self.hidden, self.dueling, noise)
 
     def support(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """The returns ``z``, ``[K]``."""
@@ -127,8 +124,7 @@ class DistributionNetwork(nn.Module):
 
     def __init__(
         self,
-        spec: SpaceSpec,
-        frame_stack: int,
+        encoder: Encoder,
         actions: int,
         atoms: int,
         hidden: Sequence[int],
@@ -137,8 +133,7 @@ class DistributionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.atoms = atoms
-        self.encoder = Encoder(spec, frame_stack)
-        features = self.encoder.out_features
+        self.encoder, features = encoder, encoder.out_features
         self.advantage = Layers([features, *hidden, actions * atoms], noise)
         self.value = Layers([features, *hidden, atoms], noise) if dueling else None
 

@@ -45,11 +45,11 @@ class Bounds:
 class Actor(nn.Module):
     """``{leaf: [B, ...]} -> [B, outputs * D]``, ``outputs`` numbers for each of the D elements of an action."""
 
-    def __init__(self, setup: Setup, hidden: Sequence[int], outputs: int) -> None:
+    def __init__(self, setup: Setup, encoder: Encoder, hidden: Sequence[int], outputs: int) -> None:
         super().__init__()
         self.bounds = Bounds(setup.action, setup.device)
-        self.encoder = Encoder(setup.spec, setup.frame_stack)
-        self.head = mlp(self.encoder.out_features, hidden, outputs * self.bounds.size)
+        self.encoder = encoder
+        self.head = mlp(encoder.out_features, hidden, outputs * self.bounds.size)
 
     def forward(self, observation: Observation) -> torch.Tensor:
         outputs: torch.Tensor = self.head(self.encoder(observation))
@@ -59,10 +59,10 @@ class Actor(nn.Module):
 class Critics(nn.Module):
     """Two estimates of ``q(s, a)`` behind one encoder. Actions are ``[B, D]`` in ``[-1, 1]``."""
 
-    def __init__(self, setup: Setup, hidden: Sequence[int]) -> None:
+    def __init__(self, setup: Setup, encoder: Encoder, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.encoder = Encoder(setup.spec, setup.frame_stack)
-        inputs = self.encoder.out_features + len(setup.action.low)
+        self.encoder = encoder
+        inputs = encoder.out_features + len(setup.action.low)
         self.one, self.other = mlp(inputs, hidden, 1), mlp(inputs, hidden, 1)
 
     def forward(self, observation: Observation, action: torch.Tensor) -> torch.Tensor:

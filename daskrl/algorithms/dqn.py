@@ -60,7 +60,7 @@ class DQN(Replay):
         require_discrete(setup, type(self).__name__)
 
     def policy(self, setup: Setup) -> nn.Module:
-        return QNetwork(setup.spec, setup.frame_stack, setup.actions, self.hidden, self.dueling)
+        return QNetwork(self.encoder(setup), setup.actions, self.hidden, self.dueling)
 
     def q(self, policy: nn.Module, moment: Moment) -> torch.Tensor:
         """The action values to act by, ``[N, A]``."""

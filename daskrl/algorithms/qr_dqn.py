@@ -40,9 +40,7 @@ class QRDQN(DQN):
             raise ConfigError(f"kappa: expected a number > 0, got {self.kappa!r}.")
 
     def policy(self, setup: Setup) -> nn.Module:
-        return DistributionNetwork(
-            setup.spec, setup.frame_stack, setup.actions, self.quantiles, self.hidden, self.dueling
-        )
+        return DistributionNetwork(self.encoder(setup), setup.actions, self.quantiles, self.hidden, self.dueling)
 
     def q(self, policy: nn.Module, moment: Moment) -> torch.Tensor:
         theta: torch.Tensor = policy(tensors(moment.observation))  # [N, A, K]

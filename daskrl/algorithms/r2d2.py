@@ -79,7 +79,7 @@ class R2D2(DQN):
         return {"lstm": (2, self.lstm)}
 
     def policy(self, setup: Setup) -> RecurrentQNetwork:
-        return RecurrentQNetwork(setup, self.hidden, self.lstm, self.dueling)
+        return RecurrentQNetwork(self.encoder(setup), setup.actions, self.hidden, self.lstm, self.dueling)
 
     def q(self, policy: nn.Module, moment: Moment) -> torch.Tensor:
         q: torch.Tensor
@@ -161,12 +161,12 @@ class RecurrentQNetwork(nn.Module):
     ``forward(observation [B, ...], state [B, 2, H])`` is one step: values ``[B, A]``, the state after ``[B, 2, H]``.
     """
 
-    def __init__(self, setup: Setup, hidden: Sequence[int], lstm: int, dueling: bool) -> None:
+    def __init__(self, encoder: Encoder, actions: int, hidden: Sequence[int], lstm: int, dueling: bool) -> None:
         super().__init__()
-        self.encoder = Encoder(setup.spec, setup.frame_stack)
-        self.shared = nn.Sequential(nn.Linear(self.encoder.out_features, hidden[0]), nn.ReLU())
+        self.encoder = encoder
+        self.shared = nn.Sequential(nn.Linear(encoder.out_features, hidden[0]), nn.ReLU())
         self.lstm = LSTM(hidden[0], lstm)
-        self.advantage = mlp(lstm, hidden[1:], setup.actions)
+        self.advantage = mlp(lstm, hidden[1:], actions)
         self.value = mlp(lstm, hidden[1:], 1) if dueling else None
 
     def forward(

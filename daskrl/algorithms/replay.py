@@ -41,6 +41,7 @@ class Replay:
     priority_beta : exponent of its importance weights, rising linearly to 1.
     priority_beta_updates : updates over which it rises.
     reward_clip : the learner sees rewards in ``[-reward_clip, reward_clip]``; None leaves them.
+    convolutions : of images, ``"nature"`` or ``"impala"``, see `daskrl.networks.Convolutions`.
     """
 
     discount: float = 0.99
@@ -56,6 +57,7 @@ class Replay:
     priority_beta: float = 0.4
     priority_beta_updates: int = 100_000
     reward_clip: float | None = None
+    convolutions: str = "nature"
 
     def __post_init__(self) -> None:
         for name, low in (("n_step", 1), ("batch_size", 1), ("learning_starts", 0), ("window", 1)):
@@ -63,6 +65,7 @@ class Replay:
         for name in ("learning_rate", "replay_ratio"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: expected a number > 0, got {getattr(self, name)!r}.")
+        networks.require_convolutions(self.convolutions)
         require_integer("learning_rate_updates", self.learning_rate_updates, 1)
         if self.learning_rate_end is not None and not self.learning_rate_end > 0:
             raise ConfigError(f"learning_rate_end: expected a number > 0 or None, got {self.learning_rate_end!r}.")
@@ -72,6 +75,10 @@ class Replay:
     def check(self, setup: Setup) -> None:
         """Raise `ConfigError` unless the window can be sampled."""
         check_capacity(self.window, self.n_step, setup.schedule, setup.frame_stack)
+
+    def encoder(self, setup: Setup) -> networks.Encoder:
+        """What observations pass through first; a module of your own with ``out_features`` does as well."""
+        return networks.Encoder(setup.spec, setup.frame_stack, self.convolutions)
 
     def load(self, policy: nn.Module, weights: Weights) -> None:
         networks.load_named(policy, weights)

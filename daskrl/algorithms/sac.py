@@ -69,7 +69,7 @@ class SAC(Replay):
         super().check(setup)
 
     def policy(self, setup: Setup) -> Actor:
-        return Actor(setup, self.hidden, outputs=2)
+        return Actor(setup, self.encoder(setup), self.hidden, outputs=2)
 
     def act(self, policy: Actor, moment: Moment) -> Array:
         count = len(next(iter(moment.observation.values())))
@@ -81,11 +81,14 @@ class SAC(Replay):
         action, _ = squashed(mean, log_std, noise(moment.random, mean))
         return policy.bounds.box(action.numpy())
 
+    def critics(self, setup: Setup) -> Critics:
+        return Critics(setup, self.encoder(setup), self.hidden)
+
     def learner(self, setup: Setup, random: np.random.Generator) -> ReplayLearner:
         online = Networks(self, setup)
         learner = ReplayLearner(
             self, setup, random, self.update,
-            online=online, policy=online.actor, target=Critics(setup, self.hidden), follows=online.critics,
+            online=online, policy=online.actor, target=self.critics(setup), follows=online.critics,
         )  # fmt: skip
         for name, part in online.named_children():
             learner.optimize(adam(self.learning_rate), part, name)
@@ -139,7 +142,7 @@ class Networks(nn.Module):
     def __init__(self, settings: SAC, setup: Setup) -> None:
         super().__init__()
         self.actor = settings.policy(setup)
-        self.critics = Critics(setup, settings.hidden)
+        self.critics = settings.critics(setup)
         self.temperature = Temperature(settings.temperature)
 
     def sample(self, observation: Observation, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:

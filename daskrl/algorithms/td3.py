@@ -71,7 +71,7 @@ class TD3(Replay):
         super().check(setup)
 
     def policy(self, setup: Setup) -> Actor:
-        return Actor(setup, self.hidden, outputs=1)
+        return Actor(setup, self.encoder(setup), self.hidden, outputs=1)
 
     def act(self, policy: Actor, moment: Moment) -> Array:
         count = len(next(iter(moment.observation.values())))
@@ -128,7 +128,7 @@ class Networks(nn.Module):
     def __init__(self, settings: TD3, setup: Setup) -> None:
         super().__init__()
         self.actor = settings.policy(setup)
-        self.critics = Critics(setup, settings.hidden)
+        self.critics = Critics(setup, settings.encoder(setup), settings.hidden)
 
     def action(self, observation: Observation) -> torch.Tensor:
         """``[B, D]`` in ``[-1, 1]``."""
