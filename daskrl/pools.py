@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from daskrl import learner, rollout, schedule, session
-from daskrl.algorithms.base import Algorithm
+from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.commits import Record
 from daskrl.config import Options
 from daskrl.envs import EnvironmentFactory
@@ -59,6 +59,12 @@ class Plan:
     factory: EnvironmentFactory
     options: Options
     arithmetic: Record | None = None
+
+    @property
+    def transitions_per_update(self) -> float:
+        """What replay ratios are counted with."""
+        config = self.layout.config
+        return transitions_per_update(self.algorithm, Setup(self.layout.spec, config.schedule, config.frame_stack))
 
 
 class Pool(Protocol):

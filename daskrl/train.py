@@ -41,7 +41,8 @@ class Report:
     episodes : finished episodes.
     loss : mean loss of the round; None before the first update.
     policy_lag : rounds between the newest committed fragment and the weights it acted with.
-    replay_ratio : gradient updates x batch size per transition, so far.
+    replay_ratio : how often a transition was learned from, in the mean so far: gradient updates x transitions in each,
+        per transition.
     workers : workers running rollouts now; 0 in-process.
     seconds : since this driver started.
     time_left : seconds to go at this driver's pace; None at first.
@@ -164,9 +165,7 @@ def _report(
         episodes=progress.episodes,
         loss=losses[-1] if losses else None,
         policy_lag=newest - config.schedule.weights_version(newest) if newest >= 0 else 0,
-        replay_ratio=progress.learner_updates * getattr(plan.algorithm, "batch_size", 1) / env_steps
-        if env_steps
-        else 0.0,
+        replay_ratio=progress.learner_updates * plan.transitions_per_update / env_steps if env_steps else 0.0,
         workers=pool.workers(),
         seconds=seconds,
         time_left=seconds / done * (rounds - progress.published) if done > 0 else None,

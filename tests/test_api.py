@@ -6,12 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import matplotlib as mpl
 import numpy as np
 import pytest
 
 import daskrl
 from daskrl import errors
+from daskrl.algorithms.base import Setup, transitions_per_update
+from daskrl.config import Schedule
+from daskrl.spaces import spec_of
 from tests.test_bad_input import ROUND, STEPS, start
 
 mpl.use("agg")
@@ -20,6 +24,23 @@ mpl.use("agg")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> daskrl.Run:
     return start(tmp_path_factory.mktemp("api") / "run", weights_every=4).wait()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (daskrl.DQN(batch_size=32), 32),
+        (daskrl.R2D2(batch_size=4, unroll=2), 4 * 2 * 16),  # sequences of two fragments
+        (daskrl.PPO(batch_size=50), 128 / 3),  # 2.56 minibatches become 3
+        (daskrl.PPO(batch_size=32, lstm=8), 128 / 4),  # two whole environments
+        (daskrl.IMPALA(batch_lanes=3), 128 / 2),  # 8 environments in 2 parts
+        (daskrl.QLearning(), 1),
+    ],
+)
+def test_a_replay_ratio_counts_the_transitions_of_an_update(algorithm: Any, expected: float) -> None:
+    spec = spec_of(gymnasium.spaces.Box(-1, 1, (4,)), gymnasium.spaces.Discrete(2))
+    setup = Setup(spec, Schedule(streams=2, envs_per_stream=4, fragment_steps=16))
+    assert transitions_per_update(algorithm, setup) == pytest.approx(expected)
 
 
 def test_reports_follow_every_version_and_add_up(tmp_path: Path, whole: daskrl.Run) -> None:

@@ -113,7 +113,8 @@ class Algorithm(Protocol):
     - ``recurrent_state(setup)``: name -> shape of the recurrent state of one environment;
     - ``packages``: distributions whose versions decide what it computes, e.g. ``("tensorflow_cpu", "keras")``; all
       processes of a run must have the same. (torch and NumPy are always among them.)
-    - ``lag``, ``batch_size``: the schedule's lag unless one is asked for, and what replay ratios are counted with.
+    - ``lag``: the schedule's lag unless one is asked for;
+    - ``transitions_per_update(setup)``, else ``batch_size``: what replay ratios are counted with.
     """
 
     def check(self, setup: Setup) -> None:
@@ -141,6 +142,12 @@ def recurrent_state(algorithm: object, setup: Setup) -> dict[str, tuple[int, ...
     """The recurrent state of an algorithm, name -> shape; empty where it has none."""
     declared = getattr(algorithm, "recurrent_state", None)
     return {} if declared is None else dict(declared(setup))
+
+
+def transitions_per_update(algorithm: object, setup: Setup) -> float:
+    """Transitions that one gradient update learns from."""
+    declared = getattr(algorithm, "transitions_per_update", None)
+    return float(getattr(algorithm, "batch_size", 1) if declared is None else declared(setup))
 
 
 def settings(algorithm: object) -> dict[str, Any]:

@@ -45,6 +45,13 @@ class IMPALA(ActorCritic):
         if not self.rho_clip >= self.c_clip > 0:
             raise ConfigError(f"rho_clip, c_clip: expected rho_clip >= c_clip > 0, got {self.rho_clip}, {self.c_clip}.")
 
+    def transitions_per_update(self, setup: Setup) -> float:
+        return setup.schedule.round_steps / self._parts(setup.schedule.lanes)
+
+    def _parts(self, lanes: int) -> int:
+        """Updates of one round."""
+        return max(1, lanes // self.batch_lanes)
+
     def learner(self, setup: Setup, random: np.random.Generator) -> RoundLearner:
         learner = RoundLearner(self, setup, random, self.update)
         learner.optimize(adam(self.learning_rate, eps=1e-5))
@@ -52,7 +59,7 @@ class IMPALA(ActorCritic):
 
     def update(self, learner: RoundLearner, round_: Trajectories, random: np.random.Generator) -> float:
         lanes = round_.reward.shape[1]
-        parts = np.array_split(random.permutation(lanes), max(1, lanes // self.batch_lanes))
+        parts = np.array_split(random.permutation(lanes), self._parts(lanes))
         total = torch.zeros((), device=learner.device)
         for part in parts:
             loss = self.loss(learner, round_.lanes(torch.from_numpy(part).to(learner.device)))

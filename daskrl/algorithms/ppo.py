@@ -58,6 +58,16 @@ class PPO(ActorCritic):
                 "use IMPALA, which corrects for the lag."
             )
 
+    def transitions_per_update(self, setup: Setup) -> float:
+        schedule = setup.schedule
+        return schedule.round_steps / self._parts(schedule.fragment_steps, schedule.lanes)
+
+    def _parts(self, steps: int, lanes: int) -> int:
+        """Minibatches of one round."""
+        if self.lstm:
+            return max(1, lanes // max(1, self.batch_size // steps))
+        return max(1, round(steps * lanes / self.batch_size))
+
     def learner(self, setup: Setup, random: np.random.Generator) -> RoundLearner:
         learner = RoundLearner(self, setup, random, self.update)
         learner.optimize(adam(self.learning_rate, eps=1e-5))
@@ -84,14 +94,13 @@ class PPO(ActorCritic):
     ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
         """Which environments or, without an LSTM, which of the T * L transitions are in each minibatch."""
         steps, lanes = round_.reward.shape
+        count = self._parts(steps, lanes)
         if self.lstm:
-            count = max(1, lanes // max(1, self.batch_size // steps))
             return [
                 (torch.from_numpy(part).to(round_.reward.device), None)
                 for part in np.array_split(random.permutation(lanes), count)
             ]
         order = random.permutation(steps * lanes)
-        count = max(1, round(steps * lanes / self.batch_size))
         return [(None, torch.from_numpy(part).to(round_.reward.device)) for part in np.array_split(order, count)]
 
     def loss(

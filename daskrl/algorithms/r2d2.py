@@ -91,6 +91,9 @@ class R2D2(DQN):
         # A sequence is as many transitions as it is learned from; how many that is, only a learner knows.
         raise NotImplementedError("R2D2's learner counts its updates itself")
 
+    def transitions_per_update(self, setup: Setup) -> float:
+        return self.batch_size * self.unroll * setup.schedule.fragment_steps
+
     def learner(self, setup: Setup, random: np.random.Generator) -> SequenceLearner:
         learner = SequenceLearner(self, setup, random)
         learner.optimize(adam(self.learning_rate, eps=1e-3))
