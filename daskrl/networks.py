@@ -154,12 +154,6 @@ class Vector(nn.Module):
 CONVOLUTIONS = ("nature", "impala")
 
 
-def require_convolutions(kind: str) -> None:
-    """Raise `ConfigError` unless there are convolutions of that name."""
-    if kind not in CONVOLUTIONS:
-        raise ConfigError(f"convolutions: expected one of {', '.join(CONVOLUTIONS)}, got {kind!r}.")
-
-
 class Convolutions(nn.Module):
     """Images to features. ``[B, (K,) H, W(, C)]`` bytes or bits ``-> [B, F]``.
 

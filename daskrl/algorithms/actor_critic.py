@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Independent, Normal
 
 from daskrl import networks
 from daskrl.algorithms.base import Moment, Setup, Weights, shown
-from daskrl.algorithms.torch_learner import TorchLearner
+from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.networks import LSTM, Encoder, Normalise, is_image, masked, mlp, orthogonal, tensors
@@ -25,8 +25,8 @@ Distribution = torch.distributions.Distribution
 
 
 @dataclass(frozen=True)
-class ActorCritic:
-    """Settings of methods that learn a policy and its values from each round once.
+class ActorCritic(TorchSettings):
+    """Settings of methods that learn a policy and its values from each round once, besides `TorchSettings`.
 
     Parameters
     ----------
@@ -37,7 +37,6 @@ class ActorCritic:
     max_grad_norm : the gradient is scaled down to this norm; None leaves it.
     hidden : sizes of the hidden layers of policy and values, each with its own; images pass the convolutions and
         one layer of 512 instead.
-    convolutions : ``"nature"`` or ``"impala"``, see `daskrl.networks.Convolutions`.
     lstm : features of an LSTM between observations and heads; 0 for none.
     normalise_observation : observations that are no images are shifted and scaled by the running mean and deviation
         of the rounds learned, and clipped to [-10, 10].
@@ -53,7 +52,6 @@ class ActorCritic:
     value_coef: float = 0.5
     max_grad_norm: float | None = 0.5
     hidden: tuple[int, ...] = (64, 64)
-    convolutions: str = "nature"
     lstm: int = 0
     normalise_observation: bool = False
     normalise_reward: bool = False
@@ -62,9 +60,9 @@ class ActorCritic:
     columns: ClassVar[Mapping[str, str]] = {"behavior_log_prob": "float32"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "hidden", tuple(self.hidden))
         require_integer("lstm", self.lstm, 0)
-        networks.require_convolutions(self.convolutions)
         if not 0 <= self.discount <= 1:
             raise ConfigError(f"discount: expected a number in [0, 1], got {self.discount!r}.")
         if not self.learning_rate > 0:
@@ -87,10 +85,6 @@ class ActorCritic:
 
     def policy(self, setup: Setup) -> ActorCriticNetwork:
         return ActorCriticNetwork(setup, self.encoder(setup), self.hidden, self.lstm, self.normalise_observation)
-
-    def encoder(self, setup: Setup) -> Encoder:
-        """What observations pass through first; a module of your own with ``out_features`` does as well."""
-        return Encoder(setup.spec, setup.frame_stack, self.convolutions)
 
     def load(self, policy: nn.Module, weights: Weights) -> None:
         networks.load_named(policy, weights)
@@ -297,7 +291,7 @@ class RoundLearner(TorchLearner):
     """
 
     def __init__(self, settings: ActorCritic, setup: Setup, random: np.random.Generator, update: Update) -> None:
-        super().__init__(setup, random, settings.policy(setup))
+        super().__init__(settings, setup, random, settings.policy(setup))
         self.settings, self.update = settings, update
         schedule = setup.schedule
         # The first stacks of a round are made of frames from the rounds before.
@@ -366,7 +360,8 @@ class RoundLearner(TorchLearner):
 
     def learn(self, random: np.random.Generator) -> float | None:
         assert self._round is not None
-        loss = self.update(self, self._round, random)
+        with self.precision():
+            loss = self.update(self, self._round, random)
         normalise = self.online.normalise
         if isinstance(normalise, Normalise):  # after learning: the round was acted with what it was so far
             for name, moments in self._observed.items():

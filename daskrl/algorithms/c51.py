@@ -67,8 +67,10 @@ class C51(DQN):
         assert learner.target is not None
         support, random = self.support(learner.device), learner.random  # every call draws noise of its own
         with torch.no_grad():
-            p_t = learner.target(batch.next_observation, random).softmax(dim=2)  # [B, A, K]
-            judge = learner.online(batch.next_observation, random).softmax(dim=2) if self.double else p_t
+            p_t = learner.target(batch.next_observation, random).softmax(dim=2, dtype=torch.float32)  # [B, A, K]
+            judge = p_t
+            if self.double:
+                judge = learner.online(batch.next_observation, random).softmax(dim=2, dtype=torch.float32)
             a_t = masked(judge @ support, batch.next_observation).argmax(dim=1)  # [B]
             target = project(of_action(p_t, a_t), batch.reward, batch.discount, support)  # [B, K]
         logits = of_action(learner.online(batch.observation, random), batch.action)  # [B, K]

@@ -301,7 +301,8 @@ class SequenceLearner(ReplayLearner):
             positions, weight = self.sampler.draw(
                 self.index, self.settings.batch_size, random, self.settings.beta(self.updates)
             )
-            loss, priority = self.settings.update_from(self, self.gather(positions, weight))
+            with self.precision():
+                loss, priority = self.settings.update_from(self, self.gather(positions, weight))
             self.updates += 1
             self.sampler.update(positions, priority)
             total = total + loss

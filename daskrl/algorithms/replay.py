@@ -13,7 +13,7 @@ from torch import nn
 
 from daskrl import networks, samplers
 from daskrl.algorithms.base import Setup, Weights, linear
-from daskrl.algorithms.torch_learner import TorchLearner
+from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
 from daskrl.spaces import Array
@@ -24,8 +24,8 @@ Update = Callable[["ReplayLearner", Batch], tuple[torch.Tensor, torch.Tensor | N
 
 
 @dataclass(frozen=True)
-class Replay:
-    """Settings of learning from replay.
+class Replay(TorchSettings):
+    """Settings of learning from replay, besides those of `TorchSettings`.
 
     Parameters
     ----------
@@ -41,7 +41,6 @@ class Replay:
     priority_beta : exponent of its importance weights, rising linearly to 1.
     priority_beta_updates : updates over which it rises.
     reward_clip : the learner sees rewards in ``[-reward_clip, reward_clip]``; None leaves them.
-    convolutions : of images, ``"nature"`` or ``"impala"``, see `daskrl.networks.Convolutions`.
     """
 
     discount: float = 0.99
@@ -57,15 +56,14 @@ class Replay:
     priority_beta: float = 0.4
     priority_beta_updates: int = 100_000
     reward_clip: float | None = None
-    convolutions: str = "nature"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, low in (("n_step", 1), ("batch_size", 1), ("learning_starts", 0), ("window", 1)):
             require_integer(name, getattr(self, name), low)
         for name in ("learning_rate", "replay_ratio"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: expected a number > 0, got {getattr(self, name)!r}.")
-        networks.require_convolutions(self.convolutions)
         require_integer("learning_rate_updates", self.learning_rate_updates, 1)
         if self.learning_rate_end is not None and not self.learning_rate_end > 0:
             raise ConfigError(f"learning_rate_end: expected a number > 0 or None, got {self.learning_rate_end!r}.")
@@ -75,10 +73,6 @@ class Replay:
     def check(self, setup: Setup) -> None:
         """Raise `ConfigError` unless the window can be sampled."""
         check_capacity(self.window, self.n_step, setup.schedule, setup.frame_stack)
-
-    def encoder(self, setup: Setup) -> networks.Encoder:
-        """What observations pass through first; a module of your own with ``out_features`` does as well."""
-        return networks.Encoder(setup.spec, setup.frame_stack, self.convolutions)
 
     def load(self, policy: nn.Module, weights: Weights) -> None:
         networks.load_named(policy, weights)
@@ -123,7 +117,7 @@ class ReplayLearner(TorchLearner):
         online: nn.Module,
         **others: Any,
     ) -> None:
-        super().__init__(setup, random, online, **others)
+        super().__init__(settings, setup, random, online, **others)
         self.settings, self.update = settings, update
         self.window = Window(
             setup.spec,
@@ -159,7 +153,8 @@ class ReplayLearner(TorchLearner):
         for _ in range(due):
             positions, weight = self.sampler.draw(self.window, settings.batch_size, random, settings.beta(self.updates))
             batch = self.window.gather(positions, weight, batch)
-            loss, td_error = self.update(self, batch)
+            with self.precision():
+                loss, td_error = self.update(self, batch)
             self.updates += 1
             total = total + loss
             if self.device.type == "cpu" and not math.isfinite(loss):  # on a GPU that would wait for every update

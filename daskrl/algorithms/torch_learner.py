@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,39 @@ from torch import nn
 
 from daskrl import networks
 from daskrl.algorithms.base import Setup, Weights
-from daskrl.networks import Flat
+from daskrl.errors import ConfigError
+from daskrl.networks import CONVOLUTIONS, Encoder, Flat
 from daskrl.spaces import Array
 
 MakeOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """Settings of networks, and of how a learner computes them.
+
+    Parameters
+    ----------
+    convolutions : of images, ``"nature"`` or ``"impala"``, see `daskrl.networks.Convolutions`.
+    precision : ``"float32"``, or ``"bfloat16"``: the learner's matrix products and convolutions are computed in
+        bfloat16, while weights, losses and optimizers stay float32 (Micikevicius et al. 2018,
+        https://arxiv.org/abs/1710.03740). Acting is always in float32.
+    compiled : the learner's networks go through ``torch.compile``. It needs a compiler on the learner's machine,
+        and another one may give other bits: learn on machines with the same.
+    """
+
+    convolutions: str = "nature"
+    precision: str = "float32"
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("convolutions", CONVOLUTIONS), ("precision", ("float32", "bfloat16"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}.")
+
+    def encoder(self, setup: Setup) -> Encoder:
+        """What observations pass through first; a module of your own with ``out_features`` does as well."""
+        return Encoder(setup.spec, setup.frame_stack, self.convolutions)
 
 
 class TorchLearner:
@@ -22,6 +52,7 @@ class TorchLearner:
 
     Parameters
     ----------
+    settings : how to compute.
     random : the first weights are drawn from it.
     online : what is learned. ``policy``, itself or a part of it, is what is published.
     target : a slowly following copy of ``follows`` (``online`` by default), where there is one.
@@ -34,6 +65,7 @@ class TorchLearner:
 
     def __init__(
         self,
+        settings: TorchSettings,
         setup: Setup,
         random: np.random.Generator,
         online: nn.Module,
@@ -52,6 +84,12 @@ class TorchLearner:
         if target is not None:
             self.flat_target = Flat(target.to(self.device), self.device)
             self.follow()
+        if settings.compiled:
+            for module in filter(None, (online, target)):
+                module.compile()
+                for child in module.children():  # some are called by themselves
+                    child.compile()
+        self._mixed = settings.precision == "bfloat16"
         self._optimizers: dict[str, tuple[torch.optim.Optimizer, torch.Tensor, torch.Tensor, list[nn.Parameter]]] = {}
         self.updates = 0
 
@@ -62,6 +100,11 @@ class TorchLearner:
         weights, gradient = self.flat_online.weights[where], self.flat_online.gradient[where]
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._optimizers[name] = (make([weights]), weights, gradient, parameters)
+
+    def precision(self) -> torch.autocast:
+        """The precision of what is computed under it; ``minimise`` goes back to float32."""
+        # No cache: it would keep the weights of before an update.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed, cache_enabled=False)
 
     def minimise(
         self,
@@ -74,7 +117,8 @@ class TorchLearner:
         """One step of an optimizer on the gradient of ``loss`` with respect to its part, and to nothing else."""
         optimizer, weights, gradient, parameters = self._optimizers[name]
         gradient.zero_()
-        loss.backward(inputs=parameters)
+        with torch.autocast(self.device.type, enabled=False):
+            loss.backward(inputs=parameters)
         if max_grad_norm is not None:
             norm = torch.linalg.vector_norm(gradient)
             gradient.mul_(torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0))

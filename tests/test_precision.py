@@ -1,0 +1,108 @@
+"""How a learner computes: mixed precision and compiled networks, under the promise."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import daskrl
+from daskrl.algorithms import by_name
+from daskrl.algorithms.base import Setup
+from daskrl.algorithms.replay import ReplayLearner
+from daskrl.config import Schedule
+from daskrl.errors import ConfigError
+from tests.test_promise_algorithms import CASES
+
+TORCH = [name for name in CASES if name != "q-learning"]
+
+
+def train(store: Path, name: str, env_steps: int, **settings: Any) -> daskrl.Run:
+    given, env, lag = CASES[name]
+    return daskrl.train(
+        by_name(name)(**{**given, **settings}), env, store=store, env_steps=env_steps, seed=5, streams=2,
+        envs_per_stream=2, fragment_steps=16, lag=lag, checkpoint_every=3, progress=False,
+    ).wait()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_mixed_precision_is_another_computation_and_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", name, 640)
+    whole = train(tmp_path / "whole", name, 640, precision="bfloat16")
+    train(tmp_path / "part", name, 320, precision="bfloat16")
+    again = daskrl.resume(tmp_path / "part", env_steps=640, progress=False).wait()
+    weights = whole.store.weights()[1]
+    assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
+    assert all(np.isfinite(array).all() for array in weights.values())
+    assert whole.store.digest() != plain.store.digest()
+    assert again.store.digest() == whole.store.digest()
+
+
+def test_under_mixed_precision_networks_multiply_in_bfloat16_and_gradients_are_float32() -> None:
+    seen: list[torch.dtype] = []
+    algorithm = daskrl.DQN(precision="bfloat16", hidden=(8,), learning_starts=0, batch_size=4, window=64)
+    learner, rows = _learner(algorithm, fragment_steps=8)
+    learner.online.advantage[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))  # type: ignore[index,operator]
+    learner.append([rows])
+    loss = learner.learn(np.random.default_rng(0))
+    assert loss is not None
+    assert set(seen) == {torch.bfloat16}
+    assert learner.flat_online.gradient.dtype == torch.float32
+    assert learner.flat_online.gradient.abs().sum() > 0
+
+
+def test_an_update_under_mixed_precision_sees_the_weights_of_the_update_before() -> None:
+    """Two updates in one context differ from two updates from the same weights: no cast of weights is kept."""
+    algorithm = daskrl.DQN(
+        precision="bfloat16", hidden=(), double=False, learning_starts=0, batch_size=4, window=64, learning_rate=0.5,
+        max_grad_norm=None,
+    )  # fmt: skip
+    learner, _ = _learner(algorithm, fragment_steps=8)
+    x = {"observation": torch.ones(4, 4)}
+    with learner.precision():
+        before = learner.online(x)
+        learner.minimise(before.sum(), learning_rate=0.5)
+        after = learner.online(x)
+    assert not torch.equal(before, after)
+
+
+def _learner(algorithm: daskrl.DQN, fragment_steps: int) -> tuple[ReplayLearner, dict[str, Any]]:
+    from gymnasium import spaces
+
+    from daskrl.spaces import spec_of
+
+    spec = spec_of(spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2))
+    learner = algorithm.learner(Setup(spec, Schedule(1, 1, fragment_steps)), np.random.default_rng(1))
+    random = np.random.default_rng(2)
+    rows = {
+        "observation": random.random((fragment_steps + 1, 1, 4), np.float32),
+        "final_observation": np.zeros((fragment_steps, 4), np.float32),
+        "action": random.integers(0, 2, (fragment_steps, 1)),
+        "reward": random.random((fragment_steps, 1), np.float32),
+        "terminated": np.zeros((fragment_steps, 1), np.bool_),
+        "truncated": np.zeros((fragment_steps, 1), np.bool_),
+        "episode_step": np.zeros(1, np.int64),
+        "continues": np.asarray(True),
+    }
+    return learner, rows
+
+
+def test_an_unknown_precision_is_named() -> None:
+    with pytest.raises(ConfigError, match="precision: expected one of float32, bfloat16, got 'float16'"):
+        daskrl.PPO(precision="float16")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_learn_the_same_up_to_rounding_and_resume_to_the_same_bits(tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", "dqn", 192)
+    whole = train(tmp_path / "whole", "dqn", 192, compiled=True)
+    train(tmp_path / "part", "dqn", 128, compiled=True)
+    again = daskrl.resume(tmp_path / "part", env_steps=192, progress=False).wait()
+    assert again.store.digest() == whole.store.digest()
+    expected, got = plain.store.weights()[1], whole.store.weights()[1]
+    for name in expected:
+        np.testing.assert_allclose(got[name], expected[name], atol=1e-4)
