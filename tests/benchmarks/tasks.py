@@ -119,17 +119,15 @@ _LUNARLANDER_200K: dict[str, Any] = {
     **_LUNARLANDER, "batch_size": 64, "replay_ratio": 16.0, "window": 200_000, "learning_rate_updates": 48_000,
     "epsilon_steps": 40_000,
 }  # fmt: skip
+_CARTPOLE = {"n_step": 3, "learning_rate_end": 1e-4, "learning_rate_updates": 24_000}
 _NOISY = {"epsilon_start": 0.0, "epsilon_end": 0.0}
 
 TASKS = {
     "q-learning-taxi": Task("taxi", "q-learning", against=("optimum-taxi",)),
     "q-learning-frozenlake": Task("frozenlake", "q-learning", against=("optimum-frozenlake",)),
-    "cartpole": Task(
-        "cartpole", "dqn", {"n_step": 3, "learning_rate_end": 1e-4, "learning_rate_updates": 24_000},
-        against=("sb3-dqn-cartpole",),
-    ),
-    "c51-cartpole": Task("cartpole", "c51", {"n_step": 3}, against=("sb3-qrdqn-cartpole", "sb3-dqn-cartpole")),
-    "qr-dqn-cartpole": Task("cartpole", "qr-dqn", {"n_step": 3}, against=("sb3-qrdqn-cartpole",)),
+    "cartpole": Task("cartpole", "dqn", _CARTPOLE, against=("sb3-dqn-cartpole",)),
+    "c51-cartpole": Task("cartpole", "c51", _CARTPOLE, against=("sb3-qrdqn-cartpole", "sb3-dqn-cartpole")),
+    "qr-dqn-cartpole": Task("cartpole", "qr-dqn", _CARTPOLE, against=("sb3-qrdqn-cartpole",)),
     "rainbow-cartpole": Task("cartpole", "rainbow", against=("sb3-qrdqn-cartpole", "sb3-dqn-cartpole")),
     "lunarlander": Task("lunarlander", "dqn", _LUNARLANDER, against=("sb3-dqn-lunarlander",)),
     "c51-lunarlander": Task(
@@ -155,7 +153,15 @@ TASKS = {
         "minatar-breakout", "rainbow", {**_MINATAR, **_NOISY, "atoms": 51, "v_min": -1.0, "v_max": 10.0},
         against=("sb3-qrdqn-minatar", "sb3-dqn-minatar"), seeds=3,
     ),
-    "r2d2-no-velocity": Task("no-velocity", "r2d2", against=("sb3-recurrent-ppo-no-velocity",)),
+    "r2d2-no-velocity": Task(
+        "no-velocity", "r2d2",
+        {
+            "batch_size": 32, "replay_ratio": 16.0, "learning_rate": 1e-3, "learning_rate_end": 1e-4,
+            "learning_rate_updates": 3000, "target_update": 100, "n_step": 3, "epsilon_steps": 10_000,
+            "epsilon_end": 0.02, "lstm": 64, "hidden": (64,),
+        },
+        {"fragment_steps": 16}, against=("sb3-recurrent-ppo-no-velocity",),
+    ),
     "ppo-lstm-no-velocity": Task(
         "no-velocity", "ppo",
         {
@@ -191,8 +197,8 @@ TASKS = {
     ),
     "impala-lunarlander": Task(
         "lunarlander", "impala",
-        {"discount": 0.995, "normalise_observation": True, "normalise_reward": True, "anneal_steps": 500_000},
-        {"streams": 4, "envs_per_stream": 4, "fragment_steps": 20},
+        {"discount": 0.995, "learning_rate": 8e-4, "anneal_steps": 500_000, "entropy_coef": 1e-3},
+        {"streams": 2, "envs_per_stream": 4, "fragment_steps": 8},
         against=("sb3-a2c-lunarlander", "sb3-ppo-lunarlander"),
     ),
     "sac-pendulum": Task(
