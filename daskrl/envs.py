@@ -41,6 +41,10 @@ Policy = Callable[[Mapping[str, Array], State, int], tuple[Array, Mapping[str, A
 
 # Packages that register their environments on import, and the extra that installs them.
 _REGISTERED_BY = {"ALE": "ale_py", "MinAtar": "minatar"}
+_BY_POLICY = (
+    " It comes from the policy, not from the environment: learning has diverged, and earlier versions of the weights "
+    "are kept. Lower learning_rate or clip rewards (reward_clip), and start a new run."
+)
 _EXTRAS = {"ale_py": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d", "cv2": "atari"}
 
 
@@ -485,13 +489,14 @@ class Stream:
         return {leaf.name: actions.astype(leaf.dtype)}
 
     def _check_finite(self, fragment: Fragment) -> None:
+        known = {"reward", *self.observation, *map(final_name, self.observation)}
         for name, column in fragment.items():
             if column.dtype.kind == "f" and not np.isfinite(column).all():
                 place = np.argwhere(~np.isfinite(column))[0]
                 raise NonFiniteError(
                     f"{name} of {self.where or f'stream {self.index}'} holds a value that is NaN or infinite, "
                     f"first at {tuple(int(i) for i in place)}: {column[tuple(place)]}. The fragment was not "
-                    "committed; no learner saw it."
+                    f"committed; no learner saw it.{'' if name in known else _BY_POLICY}"
                 )
 
     def replay(self, actions: Mapping[int, Array], where: str) -> None:

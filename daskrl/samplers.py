@@ -13,7 +13,14 @@ from daskrl.window import Positions
 
 
 class Sampled(Protocol):
-    """What is drawn from: rows of ``lanes`` items each, in a ring. A `Window`, or an index of its sequences."""
+    """What is drawn from: rows of ``lanes`` items each, in a ring. A `Window`, or an index of its sequences.
+
+    Attributes
+    ----------
+    ring : positions there are.
+    """
+
+    ring: int
 
     @property
     def first(self) -> int:

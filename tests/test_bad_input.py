@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -552,6 +553,41 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_learned(
     assert daskrl.evaluate(store, episodes=2).weights_version == 0
     with pytest.raises(errors.DivergedError):  # the same settings diverge again, after every version kept
         daskrl.resume(store, progress=False).wait()
+
+
+def test_a_policy_that_gives_nan_is_told_from_an_environment_that_does(tmp_path: Path) -> None:
+    algorithm = daskrl.R2D2(**{**SETTINGS, "window": 16 * ROUND, "learning_rate": 1e30}, lstm=4, n_step=2)
+    run = start(tmp_path / "run", algorithm=algorithm)
+    with pytest.raises(errors.NonFiniteError, match="recurrent_state") as raised:
+        run.wait()
+    says(raised, "learning has diverged", "learning_rate", "version")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env"),
+    [
+        (daskrl.C51(**SETTINGS, atoms=11), "CartPole-v1"),
+        (daskrl.R2D2(**{**SETTINGS, "window": 16 * ROUND, "replay_ratio": 16.0}, lstm=4, n_step=2), "CartPole-v1"),
+        (daskrl.PPO(batch_size=16), "CartPole-v1"),
+        (daskrl.IMPALA(), "CartPole-v1"),
+        (daskrl.SAC(**SETTINGS), "Pendulum-v1"),
+        (daskrl.TD3(**SETTINGS), "Pendulum-v1"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_loss_that_is_not_finite_stops_every_algorithm_and_its_batch_is_kept(
+    tmp_path: Path, algorithm: Any, env: str
+) -> None:
+    run = daskrl.train(
+        dataclasses.replace(algorithm, learning_rate=1e30), env, store=tmp_path / "run", env_steps=20 * ROUND, seed=0,
+        streams=2, envs_per_stream=2, fragment_steps=8, progress=False,
+    )  # fmt: skip
+    with pytest.raises(errors.DivergedError, match="loss of version") as raised:
+        run.wait()
+    (batch,) = (tmp_path / "run" / ".diverged").iterdir()
+    says(raised, str(batch))
+    kept = load_file(batch)
+    assert {"observation", "action", "reward", "discount"} <= set(kept)
 
 
 def test_every_error_survives_pickling_and_is_also_a_standard_exception() -> None:

@@ -370,6 +370,13 @@ class RoundLearner(TorchLearner):
                 normalise.set(name, moments.mean, moments.deviation)
         return loss
 
+    def last_batch(self) -> dict[str, Array]:
+        """The round learned last, to be looked at; each array is ``[T, L, ...]``."""
+        assert self._round is not None
+        columns = ("action", "reward", "discount", "ended", "behavior_log_prob")
+        tensors = {**self._round.observation, **{name: getattr(self._round, name) for name in columns}}
+        return {name: value.cpu().numpy() for name, value in tensors.items()}
+
     def state(self) -> dict[str, Array]:
         kept = {"return": self._return.copy(), **self._returned.state("returned")}
         for name, moments in self._observed.items():

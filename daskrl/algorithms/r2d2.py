@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from daskrl import samplers
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.dqn import DQN
 from daskrl.algorithms.replay import ReplayLearner
@@ -87,10 +86,6 @@ class R2D2(DQN):
         moment.state["lstm"][...] = after.numpy()
         return q
 
-    def updates_after(self, env_steps: int) -> int:
-        # A sequence is as many transitions as it is learned from; how many that is, only a learner knows.
-        raise NotImplementedError("R2D2's learner counts its updates itself")
-
     def transitions_per_update(self, setup: Setup) -> float:
         return self.batch_size * self.unroll * setup.schedule.fragment_steps
 
@@ -99,16 +94,17 @@ class R2D2(DQN):
         learner.optimize(adam(self.learning_rate, eps=1e-3))
         return learner
 
-    def update_from(self, learner: SequenceLearner, sequences: Sequences) -> tuple[torch.Tensor, Array]:
+    def update(self, learner: ReplayLearner, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         """One update: the loss, and the priority of each sequence before its exponent ``[B]``."""
+        assert isinstance(learner, SequenceLearner)
         td_error = self.td_errors(learner, sequences)  # [T, B]
         loss = 0.5 * td_error.square().mean(dim=0)  # [B]
         loss = loss.mean() if sequences.weight is None else (sequences.weight * loss).mean()
         learner.minimise(loss, max_grad_norm=self.max_grad_norm, learning_rate=learner.learning_rate)
         if (learner.updates + 1) % self.target_update == 0:
             learner.follow()
-        error = td_error.detach().abs().cpu().numpy()
-        return loss.detach(), self.priority_eta * error.max(axis=0) + (1 - self.priority_eta) * error.mean(axis=0)
+        error = td_error.detach().abs()
+        return loss.detach(), self.priority_eta * error.amax(dim=0) + (1 - self.priority_eta) * error.mean(dim=0)
 
     def td_errors(self, learner: SequenceLearner, sequences: Sequences) -> torch.Tensor:
         """Differences of targets and values at the steps learned from, ``[T, B]`` (section 2.3, equation 1)."""
@@ -275,38 +271,22 @@ class SequenceLearner(ReplayLearner):
         steps = setup.schedule.fragment_steps
         self.burn_in, self.unroll = settings.burn_in * steps, settings.unroll * steps
         self.index = SequenceIndex(self.window, settings.burn_in + settings.unroll)
-        self.sampler = samplers.make(self.index.ring, settings.priority_alpha)
+        self.draw_from(self.index)
         self._states = np.zeros((self.index.rounds, self.index.lanes, 2, settings.lstm), np.float32)
 
     def append(self, fragments: Sequence[Mapping[str, Array]]) -> None:
-        before = (self.index.first, self.index.stop)
         self._states[self.window.rounds % self.index.rounds] = np.concatenate(
             [fragment["recurrent_state.lstm"][0] for fragment in fragments]
         )
-        self.window.append(fragments)
-        self.sampler.appended(self.index, before)
+        super().append(fragments)
 
-    def _due(self, env_steps: int) -> int:
-        settings = self.settings
-        learned = max(0, env_steps - settings.learning_starts) * settings.replay_ratio
-        return int(learned / (settings.batch_size * self.unroll))
-
-    def learn(self, random: np.random.Generator) -> float | None:
-        steps, rounds = self.setup.schedule.round_steps, self.window.rounds
-        due = self._due(rounds * steps) - self._due((rounds - 1) * steps)
-        if not due or not len(self.index):
-            return None
-        total = torch.zeros((), device=self.device)
-        for _ in range(due):
-            positions, weight = self.sampler.draw(
-                self.index, self.settings.batch_size, random, self.settings.beta(self.updates)
-            )
-            with self.precision():
-                loss, priority = self.settings.update_from(self, self.gather(positions, weight))
-            self.updates += 1
-            self.sampler.update(positions, priority)
-            total = total + loss
-        return float(total) / due
+    def last_batch(self) -> dict[str, Array]:
+        one: Sequences = self._batch
+        tensors = {
+            "state": one.state, "begins": one.begins, "action": one.action, "reward": one.reward,
+            "discount": one.discount, **one.observation,
+        }  # fmt: skip
+        return {name: value.cpu().numpy() for name, value in tensors.items()}
 
     def gather(self, positions: Positions, weight: Array | None = None) -> Sequences:
         """The sequences at some positions of the index."""

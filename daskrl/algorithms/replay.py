@@ -17,10 +17,11 @@ from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
 from daskrl.spaces import Array
-from daskrl.window import Batch, Window, check_capacity
+from daskrl.window import Batch, Positions, Window, check_capacity
 
-Update = Callable[["ReplayLearner", Batch], tuple[torch.Tensor, torch.Tensor | None]]
-"""One update of a learner from a batch: the loss (scalar), and the TD error ``[B]`` of each transition or None."""
+Update = Callable[["ReplayLearner", Any], tuple[torch.Tensor, torch.Tensor | None]]
+"""One update of a learner from a `daskrl.window.Batch`, or whatever its ``gather`` returns: the loss (scalar), and the
+TD error ``[B]`` of each transition, or what else priorities are made of, or None."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,14 @@ class Replay(TorchSettings):
     def load(self, policy: nn.Module, weights: Weights) -> None:
         networks.load_named(policy, weights)
 
-    def updates_after(self, env_steps: int) -> int:
+    def transitions_per_update(self, setup: Setup) -> float:
+        """How many transitions an update learns from."""
+        return self.batch_size
+
+    def updates_after(self, env_steps: int, setup: Setup) -> int:
         """Updates made in all once ``env_steps`` transitions are in: a number fixed by the settings."""
-        return int(max(0, env_steps - self.learning_starts) * self.replay_ratio / self.batch_size)
+        learned = max(0, env_steps - self.learning_starts) * self.replay_ratio
+        return int(learned / self.transitions_per_update(setup))
 
     def learning_rate_after(self, updates: int) -> float:
         """The optimizer's learning rate after some updates."""
@@ -104,9 +110,11 @@ class ReplayLearner(TorchLearner):
     Attributes
     ----------
     random : the generator of the round being learned; every draw of an update comes from it.
+    items : what is drawn from and what its positions mean to `gather`: the window's transitions.
     """
 
     random: np.random.Generator
+    items: samplers.Sampled
 
     def __init__(
         self,
@@ -129,45 +137,52 @@ class ReplayLearner(TorchLearner):
             reward_clip=settings.reward_clip,
             device=self.device,
         )
-        self.sampler = samplers.make(self.window.ring, settings.priority_alpha)
-        self._batch: Batch | None = None
+        self.draw_from(self.window)
+        self._batch: Any = None
         self.memory = self.window.window_rows // setup.schedule.fragment_steps
 
     def skip(self, rounds: int) -> None:
         self.window.skip(rounds)
 
+    def draw_from(self, items: samplers.Sampled) -> None:
+        """Have a new sampler, of these."""
+        self.items = items
+        self.sampler = samplers.make(items.ring, self.settings.priority_alpha)
+
     def append(self, fragments: Sequence[Mapping[str, Array]]) -> None:
-        before = (self.window.first, self.window.stop)
+        before = (self.items.first, self.items.stop)
         self.window.append(fragments)
-        self.sampler.appended(self.window, before)
+        self.sampler.appended(self.items, before)
+
+    def gather(self, positions: Positions, weight: Array | None) -> Any:
+        """The batch at some positions. It may be written over by the next."""
+        return self.window.gather(positions, weight, self._batch)
 
     def learn(self, random: np.random.Generator) -> float | None:
         self.random = random
         settings, steps = self.settings, self.setup.schedule.round_steps
         rounds = self.window.rounds
-        due = settings.updates_after(rounds * steps) - settings.updates_after((rounds - 1) * steps)
-        if not due or not len(self.window):
+        due = settings.updates_after(rounds * steps, self.setup)
+        due -= settings.updates_after((rounds - 1) * steps, self.setup)
+        if not due or not len(self.items):
             return None
         total = torch.zeros((), device=self.device)
-        batch: Batch | None = None
         for _ in range(due):
-            positions, weight = self.sampler.draw(self.window, settings.batch_size, random, settings.beta(self.updates))
-            batch = self.window.gather(positions, weight, batch)
+            positions, weight = self.sampler.draw(self.items, settings.batch_size, random, settings.beta(self.updates))
+            self._batch = self.gather(positions, weight)
             with self.precision():
-                loss, td_error = self.update(self, batch)
+                loss, td_error = self.update(self, self._batch)
             self.updates += 1
             total = total + loss
             if self.device.type == "cpu" and not math.isfinite(loss):  # on a GPU that would wait for every update
                 break
             if weight is not None and td_error is not None:
                 self.sampler.update(positions, td_error.cpu().numpy())
-        self._batch = batch
         return float(total) / due
 
     def last_batch(self) -> dict[str, Array]:
         """What the newest update learned from, to be looked at."""
-        batch = self._batch
-        assert batch is not None
+        batch: Batch = self._batch
         tensors = {"action": batch.action, "reward": batch.reward, "discount": batch.discount}
         for kind, observation in (("", batch.observation), ("next_", batch.next_observation)):
             tensors.update({f"{kind}{name}": value for name, value in observation.items()})
