@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def _initialise(module: nn.Module, random: np.random.Generator) -> None:
         return
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         bound = (module.weight[0].numel()) ** -0.5
-    elif isinstance(module, nn.LSTMCell):
+    elif isinstance(module, nn.LSTM):
         bound = module.hidden_size**-0.5
     else:
         for child in module.children():
@@ -267,34 +268,61 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: type[nn.Mo
     return nn.Sequential(*layers, nn.Linear(inputs, outputs))
 
 
+@dataclass
+class States:
+    """Recurrent states of B sequences: after each of T steps that is followed by the first step of an episode in any
+    of them, and after the last.
+
+    Attributes
+    ----------
+    steps : ``[S]`` int64, rising. states : ``[S, B, 2, H]``.
+    """
+
+    steps: torch.Tensor
+    states: torch.Tensor
+
+    @property
+    def last(self) -> torch.Tensor:
+        """After the last step, ``[B, 2, H]``."""
+        return self.states[-1]
+
+    def at(self, step: torch.Tensor, lane: torch.Tensor) -> torch.Tensor:
+        """After ``[M]`` of the steps of as many sequences, ``[M, 2, H]``."""
+        return self.states[torch.searchsorted(self.steps, step), lane]
+
+
 class LSTM(nn.Module):
     """An LSTM (Hochreiter and Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735) over T steps.
 
     ``forward(features [T, B, F], state [B, 2, H], begins [T, B])``: ``state`` holds h and c before the first step; they
-    are zeros again at steps that begin an episode. Without ``begins`` none does.
+    are zeros again at steps that begin an episode. Without ``begins`` none does. Steps between such are one call of
+    torch's LSTM.
 
     Returns
     -------
-    outputs ``[T, B, H]`` and the state after each step ``[T, B, 2, H]``.
+    outputs ``[T, B, H]``, and `States`.
     """
 
     def __init__(self, inputs: int, features: int) -> None:
         super().__init__()
-        self.cell = nn.LSTMCell(inputs, features)
+        self.layer = nn.LSTM(inputs, features)
 
     def forward(
         self, features: torch.Tensor, state: torch.Tensor, begins: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        h, c = state.unbind(1)
-        states = []
-        for t, x in enumerate(features.unbind(0)):
-            if begins is not None:
-                goes_on = (~begins[t]).to(x.dtype).unsqueeze(1)
+    ) -> tuple[torch.Tensor, States]:
+        h, c = state.transpose(0, 1).unsqueeze(1).contiguous()  # [1, B, H] each
+        anew = set() if begins is None else set(begins.any(dim=1).nonzero().flatten().tolist())
+        edges = sorted({0, *anew, len(features)})
+        outputs, states = [], []
+        for first, stop in itertools.pairwise(edges):
+            if begins is not None and first in anew:
+                goes_on = (~begins[first]).to(h.dtype).unsqueeze(1)
                 h, c = h * goes_on, c * goes_on
-            h, c = self.cell(x, (h, c))
-            states.append(torch.stack([h, c], dim=1))
-        after = torch.stack(states)
-        return after[:, :, 0], after
+            output, (h, c) = self.layer(features[first:stop], (h, c))
+            outputs.append(output)
+            states.append(torch.stack((h[0], c[0]), dim=1))
+        steps = torch.tensor(edges[1:], device=features.device) - 1
+        return torch.cat(outputs), States(steps, torch.stack(states))
 
 
 def normalised(spec: SpaceSpec) -> list[Leaf]:

@@ -183,17 +183,59 @@ def test_moments_of_parts_are_those_of_the_whole():
     np.testing.assert_allclose(moments.deviation, values.std(axis=0), rtol=1e-6)
 
 
-def test_an_lstm_forgets_where_an_episode_begins():
-    lstm = initialise(LSTM(3, 5), np.random.default_rng(0))
-    x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
-    state = torch.ones(2, 2, 5)
-    begins = torch.zeros(4, 2, dtype=torch.bool)
-    begins[2, 1] = True
+@pytest.mark.parametrize("often", [0.0, 0.1, 0.5, 1.0])
+def test_an_lstm_is_a_cell_step_by_step_that_forgets_where_an_episode_begins(often):
+    lstm, random = initialise(LSTM(3, 5), np.random.default_rng(0)), np.random.default_rng(1)
+    cell = torch.nn.LSTMCell(3, 5)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.layer.state_dict().items()})
+    x = torch.from_numpy(random.standard_normal((9, 4, 3)).astype(np.float32))
+    state = torch.from_numpy(random.standard_normal((4, 2, 5)).astype(np.float32))
+    begins = torch.from_numpy(random.random((9, 4)) < often)
     outputs, after = lstm(x, state, begins)
-    fresh, _ = lstm(x[2:, 1:], torch.zeros(1, 2, 5))
-    torch.testing.assert_close(outputs[2:, 1:], fresh)
-    on, _ = lstm(x[2:, :1], after[1, :1])
-    torch.testing.assert_close(outputs[2:, :1], on)
+    h, c = state[:, 0], state[:, 1]
+    expected = []
+    for t in range(9):
+        goes_on = (~begins[t]).float()[:, None]
+        h, c = cell(x[t], (h * goes_on, c * goes_on))
+        expected.append(torch.stack([h, c], dim=1))
+    torch.testing.assert_close(outputs, torch.stack(expected)[:, :, 0])
+    torch.testing.assert_close(after.last, expected[-1])
+    step, lane = torch.nonzero(begins[1:], as_tuple=True)  # steps before one at which an episode begins
+    torch.testing.assert_close(after.at(step, lane), torch.stack(expected)[step, lane])
+
+
+@pytest.mark.parametrize("lstm", [0, 6])
+def test_next_values_are_those_of_the_observation_after_each_step_also_where_an_episode_is_cut_off(lstm):
+    spec = spec_of(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
+    setup = Setup(spec, Schedule(1, 4, 9, 0))
+    network = initialise(PPO(lstm=lstm, hidden=(8, 8)).policy(setup), np.random.default_rng(0))
+    random = np.random.default_rng(2)
+    shape = (9, 4)
+    rows = torch.from_numpy(random.standard_normal((10, 4, 3)).astype(np.float32))
+    ended = torch.from_numpy(random.random(shape) < 0.3)
+    terminated = ended & torch.from_numpy(random.random(shape) < 0.5)
+    last = torch.from_numpy(random.standard_normal((9, 4, 3)).astype(np.float32))
+    following = torch.where(ended[:, :, None], last, rows[1:])
+    begins = torch.cat([torch.zeros(1, 4, dtype=torch.bool), ended[:-1]])
+    zeros = torch.zeros(shape)
+    state = torch.from_numpy(random.standard_normal((4, 2, lstm)).astype(np.float32)) if lstm else None
+    round_ = Trajectories(
+        {"observation": rows[:-1]}, {"observation": following}, zeros.long(), zeros, 0.9 * (~terminated).float(), ended,
+        begins, zeros, state,
+    )  # fmt: skip
+    _, _, got = round_.evaluated(network)
+    with torch.no_grad():
+        for lane in range(4):
+            now = None if state is None else state[lane : lane + 1]
+            for t in range(9):
+                if begins[t, lane] and now is not None:
+                    now = torch.zeros_like(now)
+                _, _, after = network({"observation": rows[t, lane : lane + 1]}, now)
+                now = None if after is None else after.last
+                _, value, _ = network({"observation": following[t, lane : lane + 1]}, now)
+                if not terminated[t, lane]:
+                    torch.testing.assert_close(got[t, lane], value[0])
+    assert got.isfinite().all()
 
 
 def test_ppo_moves_the_probability_of_good_actions_up_and_no_further_than_the_clip():

@@ -17,7 +17,7 @@ from daskrl.algorithms.base import Moment, Setup, Weights, shown
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, UnsupportedSpaceError
-from daskrl.networks import LSTM, Encoder, Normalise, is_image, masked, mlp, orthogonal, tensors
+from daskrl.networks import LSTM, Encoder, Normalise, States, is_image, masked, mlp, orthogonal, tensors
 from daskrl.spaces import Array
 from daskrl.window import Window
 
@@ -93,7 +93,7 @@ class ActorCritic(TorchSettings):
         state = torch.tensor(moment.state["lstm"]) if self.lstm else None
         distribution, _, after = policy(tensors(moment.observation), state)
         if after is not None:
-            moment.state["lstm"][...] = after.numpy()
+            moment.state["lstm"][...] = after.last.numpy()
         action = greedy(distribution) if moment.greedy else sample(distribution, moment.random)
         return action, {"behavior_log_prob": log_prob(distribution, torch.from_numpy(action)).numpy()}
 
@@ -149,7 +149,7 @@ class ActorCriticNetwork(nn.Module):
 
     Returns
     -------
-    the distribution of actions of T * B steps, values ``[T * B]``, the recurrent state after each ``[T * B, 2, H]``.
+    the distribution of actions of T * B steps, values ``[T * B]``, and recurrent states, or None without an LSTM.
     """
 
     def __init__(self, setup: Setup, encoder: Encoder, hidden: Sequence[int], lstm: int, normalise: bool) -> None:
@@ -181,11 +181,12 @@ class ActorCriticNetwork(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 orthogonal(module.weight, math.sqrt(2), random)
                 module.bias.zero_()  # type: ignore[union-attr]
-            elif isinstance(module, nn.LSTMCell):
-                for weight in (module.weight_ih, module.weight_hh):
-                    orthogonal(weight, 1.0, random)
-                module.bias_ih.zero_()
-                module.bias_hh.zero_()
+            elif isinstance(module, nn.LSTM):
+                for parameter in module.parameters():
+                    if parameter.dim() == 2:
+                        orthogonal(parameter, 1.0, random)
+                    else:
+                        parameter.zero_()
         orthogonal(self.actor[-1].weight, 0.01, random)  # type: ignore[arg-type]
         orthogonal(self.critic[-1].weight, 1.0, random)  # type: ignore[arg-type]
         if self.log_std is not None:
@@ -196,7 +197,7 @@ class ActorCriticNetwork(nn.Module):
         observation: Mapping[str, torch.Tensor],
         state: torch.Tensor | None = None,
         begins: torch.Tensor | None = None,
-    ) -> tuple[Distribution, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Distribution, torch.Tensor, States | None]:
         if self.normalise is not None:
             observation = self.normalise(observation)
         features = self.shared(self.encoder(observation))
@@ -204,8 +205,8 @@ class ActorCriticNetwork(nn.Module):
         if self.lstm is not None:
             assert state is not None
             steps = 1 if begins is None else len(begins)
-            outputs, states = self.lstm(features.view(steps, -1, features.shape[1]), state, begins)
-            features, after = outputs.flatten(0, 1), states.flatten(0, 1)
+            outputs, after = self.lstm(features.view(steps, -1, features.shape[1]), state, begins)
+            features = outputs.flatten(0, 1)
         head = self.actor(features)
         value = self.critic(features).squeeze(1)
         distribution: Distribution
@@ -267,9 +268,17 @@ class Trajectories:
         distribution, value, after = network(
             flat(self.observation), self.state, self.begins if self.state is not None else None
         )
+        value = value.view(shape)
         with torch.no_grad():
-            _, following, _ = network(flat(self.next_observation), after)
-        return distribution, value.view(shape), following.view(shape)
+            following = value.roll(-1, dims=0)  # of the step after
+            # What follows the last step, and what a truncated episode ended at, are no steps of the round.
+            alone = self.ended & (self.discount > 0)
+            alone[-1] = True
+            step, lane = alone.nonzero(as_tuple=True)
+            observation = {name: x[step, lane] for name, x in self.next_observation.items()}
+            _, last, _ = network(observation, None if after is None else after.at(step, lane))
+            following[step, lane] = last.to(following.dtype)
+        return distribution, value, following
 
 
 def flat(observation: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -75,8 +75,8 @@ def quantile_huber_loss(theta: torch.Tensor, target: torch.Tensor, kappa: float)
     """
     count = theta.shape[1]
     tau = (torch.arange(count, device=theta.device) + 0.5) / count  # [K]
-    u = target[:, None, :] - theta[:, :, None]  # [B, K, J]
-    size = u.abs()
-    huber = torch.where(size <= kappa, 0.5 * u * u, kappa * (size - 0.5 * kappa))
-    below = (u < 0).to(u.dtype)
-    return ((tau[:, None] - below).abs() * huber).mean(dim=2).sum(dim=1)
+    one, other = torch.broadcast_tensors(theta[:, :, None], target[:, None, :])  # [B, K, J]
+    huber = nn.functional.huber_loss(one, other, reduction="none", delta=kappa)
+    share = (tau[:, None] - (other < one).to(tau.dtype)).abs_()
+    loss: torch.Tensor = (share * huber).mean(dim=2).sum(dim=1)
+    return loss

@@ -16,7 +16,7 @@ from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
-from daskrl.networks import LSTM, Encoder, masked, mlp, tensors
+from daskrl.networks import LSTM, Encoder, States, masked, mlp, tensors
 from daskrl.spaces import Array
 from daskrl.window import Positions, Window
 
@@ -38,6 +38,7 @@ class R2D2(DQN):
     lstm : features of the LSTM, between one layer of ``hidden[0]`` and heads of the other ``hidden`` sizes.
     rescale : epsilon of the value rescaling; None leaves values as they are.
     priority_eta : a sequence's priority is ``eta * max + (1 - eta) * mean`` of its absolute TD errors.
+    adam_eps : of Adam. With the paper's 1e-3 small problems learn slowly: their gradients are not much larger.
     """
 
     n_step: int = 5
@@ -55,6 +56,7 @@ class R2D2(DQN):
     lstm: int = 128
     rescale: float | None = 1e-3
     priority_eta: float = 0.9
+    adam_eps: float = 1e-8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +93,7 @@ class R2D2(DQN):
 
     def learner(self, setup: Setup, random: np.random.Generator) -> SequenceLearner:
         learner = SequenceLearner(self, setup, random)
-        learner.optimize(adam(self.learning_rate, eps=1e-3))
+        learner.optimize(adam(self.learning_rate, self.adam_eps))
         return learner
 
     def update(self, learner: ReplayLearner, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
@@ -114,7 +116,7 @@ class R2D2(DQN):
         if warm:
             with torch.no_grad():
                 early = {name: value[:warm] for name, value in observation.items()}
-                states = [net.unroll(early, state, begins[:warm])[1][-1] for net in (learner.online, learner.target)]  # type: ignore[operator]
+                states = [net.unroll(early, state, begins[:warm])[1].last for net in (learner.online, learner.target)]  # type: ignore[operator]
             observation = {name: value[warm:] for name, value in observation.items()}
         else:
             states = [state, state]
@@ -125,8 +127,9 @@ class R2D2(DQN):
             steps = sequences.reward.shape[0]
             following = value[self.n_step : self.n_step + steps].clone()
             for lasts in sequences.truncated:  # few: the last observations of truncated episodes
-                q_last, _ = learner.online(lasts.observation, after[lasts.row, lasts.lane])
-                q_last_target, _ = learner.target(lasts.observation, after_target[lasts.row, lasts.lane])
+                where = torch.from_numpy(lasts.row).to(q.device), torch.from_numpy(lasts.lane).to(q.device)
+                q_last, _ = learner.online(lasts.observation, after.at(*where))
+                q_last_target, _ = learner.target(lasts.observation, after_target.at(*where))
                 following[lasts.step, lasts.lane] = self._best(q_last, q_last_target, lasts.observation)
             target = self.h(sequences.reward + sequences.discount * self.h_inverse(following))
         taken = q[:steps].gather(2, sequences.action.unsqueeze(2)).squeeze(2)  # [T, B]
@@ -172,12 +175,12 @@ class RecurrentQNetwork(nn.Module):
         self, observation: Mapping[str, torch.Tensor], state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         outputs, after = self.lstm(self.shared(self.encoder(observation)).unsqueeze(0), state)
-        return self._values(outputs[0]), after[0]
+        return self._values(outputs[0]), after.last
 
     def unroll(
         self, observation: Mapping[str, torch.Tensor], state: torch.Tensor, begins: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """T steps: values ``[T, B, A]`` and states after each ``[T, B, 2, H]``; ``begins`` ``[T, B]``."""
+    ) -> tuple[torch.Tensor, States]:
+        """T steps: values ``[T, B, A]`` and recurrent states; ``begins`` ``[T, B]``."""
         flat = {name: value.flatten(0, 1) for name, value in observation.items()}
         features = self.shared(self.encoder(flat)).view(*begins.shape, -1)
         outputs, after = self.lstm(features, state, begins)
