@@ -30,16 +30,24 @@ def train(store: Path, name: str, env_steps: int, **settings: Any) -> daskrl.Run
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_mixed_precision_is_another_computation_and_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
-    plain = train(tmp_path / "plain", name, 640)
-    whole = train(tmp_path / "whole", name, 640, precision="bfloat16")
-    train(tmp_path / "part", name, 320, precision="bfloat16")
-    again = daskrl.resume(tmp_path / "part", env_steps=640, progress=False).wait()
+def test_a_run_in_mixed_precision_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", name, 384, precision="bfloat16")
+    train(tmp_path / "part", name, 192, precision="bfloat16")
+    again = daskrl.resume(tmp_path / "part", env_steps=384, progress=False).wait()
     weights = whole.store.weights()[1]
     assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
     assert all(np.isfinite(array).all() for array in weights.values())
-    assert whole.store.digest() != plain.store.digest()
+    assert whole.report is not None
+    assert whole.report.learner_updates > 0
     assert again.store.digest() == whole.store.digest()
+
+
+def test_mixed_precision_is_another_computation_with_nearly_the_same_result(tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", "dqn", 256).store.weights()[1]
+    mixed = train(tmp_path / "mixed", "dqn", 256, precision="bfloat16").store.weights()[1]
+    assert any(not np.array_equal(plain[name], mixed[name]) for name in plain)
+    for name in plain:
+        np.testing.assert_allclose(mixed[name], plain[name], atol=0.02)
 
 
 def test_under_mixed_precision_networks_multiply_in_bfloat16_and_gradients_are_float32() -> None:

@@ -111,7 +111,7 @@ def project(p: torch.Tensor, reward: torch.Tensor, discount: torch.Tensor, suppo
 
 def of_action(values: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
     """What belongs to one action of each transition. ``[B, A, K], [B] -> [B, K]``."""
-    return torch.take_along_dim(values, action[:, None, None], dim=1).squeeze(1)
+    return values[torch.arange(len(action), device=action.device), action]
 
 
 class DistributionNetwork(nn.Module):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from daskrl.algorithms.actor_critic import ActorCritic, RoundLearner, Trajectories, entropy, log_prob
+from daskrl.algorithms.actor_critic import ActorCritic, RoundLearner, Trajectories, backwards, entropy, log_prob
 from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
@@ -117,11 +117,7 @@ def vtrace(
     rho, c = ratio.clamp(max=rho_clip), lambda_ * ratio.clamp(max=c_clip)
     delta = rho * (reward + discount * next_value - value)
     trace = discount * c * (~ended).to(delta.dtype)
-    beyond = torch.empty_like(delta)  # v_t - V_t
-    following = torch.zeros_like(delta[0])
-    for t in range(len(delta) - 1, -1, -1):
-        following = delta[t] + trace[t] * following
-        beyond[t] = following
+    beyond = backwards(delta, trace)  # v_t - V_t
     target = value + beyond
     # What follows an episode's last step, and the round's, has no target of its own here.
     after = next_value.clone()

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from daskrl.algorithms.actor_critic import ActorCritic, RoundLearner, Trajectories, entropy, flat, log_prob
+from daskrl.algorithms.actor_critic import (
+    ActorCritic,
+    RoundLearner,
+    Trajectories,
+    backwards,
+    entropy,
+    flat,
+    log_prob,
+)
 from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
@@ -151,9 +159,4 @@ def gae(
     """
     delta = reward + discount * next_value - value
     keep = decay * (~ended).to(delta.dtype)
-    advantage = torch.empty_like(delta)
-    following = torch.zeros_like(delta[0])
-    for t in range(len(delta) - 1, -1, -1):
-        following = delta[t] + keep[t] * following
-        advantage[t] = following
-    return advantage
+    return backwards(delta, keep)

@@ -137,9 +137,9 @@ def qr_dqn_loss(algorithm: QRDQN, batch: Batch, random: np.random.Generator) -> 
 
 
 class UnrolledLSTM(nn.Module):
-    """`torch.nn.LSTM`, over all steps up to the next at which an episode begins. It gives the last state ``[B, 2, H]`` only.
+    """`torch.nn.LSTM`, over all steps up to the next at which an episode begins.
 
-    In place of `daskrl.networks.LSTM` in a bare loop's network.
+    In place of `daskrl.networks.LSTM` in a bare loop's network. Of the states it gives only the last, ``[B, 2, H]``.
     """
 
     def __init__(self, lstm: nn.LSTM) -> None:
