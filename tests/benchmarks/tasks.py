@@ -127,7 +127,7 @@ TASKS = {
     "q-learning-frozenlake": Task("frozenlake", "q-learning", against=("optimum-frozenlake",)),
     "cartpole": Task("cartpole", "dqn", _CARTPOLE, against=("sb3-dqn-cartpole",)),
     "c51-cartpole": Task("cartpole", "c51", _CARTPOLE, against=("sb3-qrdqn-cartpole", "sb3-dqn-cartpole")),
-    "qr-dqn-cartpole": Task("cartpole", "qr-dqn", _CARTPOLE, against=("sb3-qrdqn-cartpole",)),
+    "qr-dqn-cartpole": Task("cartpole", "qr-dqn", {**_CARTPOLE, "n_step": 1}, against=("sb3-qrdqn-cartpole",)),
     "rainbow-cartpole": Task("cartpole", "rainbow", against=("sb3-qrdqn-cartpole", "sb3-dqn-cartpole")),
     "lunarlander": Task("lunarlander", "dqn", _LUNARLANDER, against=("sb3-dqn-lunarlander",)),
     "c51-lunarlander": Task(
@@ -156,9 +156,9 @@ TASKS = {
     "r2d2-no-velocity": Task(
         "no-velocity", "r2d2",
         {
-            "batch_size": 32, "replay_ratio": 16.0, "learning_rate": 1e-3, "learning_rate_end": 1e-4,
-            "learning_rate_updates": 3000, "target_update": 100, "n_step": 3, "epsilon_steps": 10_000,
-            "epsilon_end": 0.02, "lstm": 64, "hidden": (64,),
+            "batch_size": 16, "replay_ratio": 32.0, "learning_rate": 1e-3, "learning_rate_end": 1e-4,
+            "learning_rate_updates": 12_000, "target_update": 200, "epsilon_steps": 10_000, "epsilon_end": 0.02,
+            "lstm": 64, "hidden": (64,),
         },
         {"fragment_steps": 16}, against=("sb3-recurrent-ppo-no-velocity",),
     ),
@@ -197,8 +197,11 @@ TASKS = {
     ),
     "impala-lunarlander": Task(
         "lunarlander", "impala",
-        {"discount": 0.995, "learning_rate": 8e-4, "anneal_steps": 500_000, "entropy_coef": 1e-3},
-        {"streams": 2, "envs_per_stream": 4, "fragment_steps": 8},
+        {
+            "discount": 0.995, "learning_rate": 1e-3, "anneal_steps": 500_000, "entropy_coef": 0.005, "batch_lanes": 4,
+            "normalise_observation": True, "normalise_reward": True,
+        },
+        {"streams": 2, "envs_per_stream": 4, "fragment_steps": 10},
         against=("sb3-a2c-lunarlander", "sb3-ppo-lunarlander"),
     ),
     "sac-pendulum": Task(
