@@ -56,14 +56,15 @@ def hardware() -> str:
 
 
 def show(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, packages: Sequence[str] = (), note: str = ""
-) -> None:
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, packages: Sequence[str] = (), note: str = "",
+    width: int = 110,
+) -> None:  # fmt: skip
     """Print a table; below it the hardware, the versions of ``packages``, and a note."""
     table = Table(*columns, title=title, title_justify="left")
     for index, row in enumerate(rows):
         table.columns[0].no_wrap = True
         table.add_row(*row, style="bold" if index == len(rows) - 1 and row[0].startswith("target") else None)
-    console = Console(width=max(110, Console().width))
+    console = Console(width=max(width, Console().width))
     console.print(table)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", *packages))
     console.print(f"{hardware()}\n{versions}", style="dim", highlight=False)

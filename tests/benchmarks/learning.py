@@ -272,9 +272,10 @@ def table(*, scores: Path = SCORES, problem: str | None = None) -> None:
         ["task", "environment", "env steps", "seeds", "IQM", "95 %", "beside", "seconds", "to score", "score"],
         rows,
         packages=("torch", "gymnasium", "stable-baselines3", "sb3-contrib", "rliable"),
-        note="beside: the IQM lies in, above or below the interval of the reference that is the same algorithm, or the "
-        "nearest. seconds: the processor's, median of training. to score: median seconds until the mean return of the newest training "
-        "episodes was the score, in how many seeds.",
+        width=190,
+        note="beside: whether the IQM lies in the interval of the same algorithm, or the nearest. "
+        "seconds: the processor's, median of training. to score: median env steps and seconds until the mean return of "
+        "the newest training episodes was the score, and in how many seeds it was.",
     )
 
 
@@ -288,14 +289,17 @@ def _row(
             _, least, most = intervals[other]
             verdict = "below" if middle < least else "above" if middle > most else "in"
             beside.append(f"{verdict} {other}")
-    times = [result["seconds"] for result in found if result["seconds"] is not None]
-    reached = [r["seconds_to_target"] for r in found if r["seconds_to_target"] is not None]
     return [
         name, problem.env, f"{problem.env_steps:,}", str(len(found)), f"{middle:.2f}", f"[{low:.2f}, {high:.2f}]",
-        ", ".join(beside), f"{np.median(times):.0f}" if times else "",
-        f"{np.median(reached):.0f} ({len(reached)} of {len(found)})" if reached else f"- (0 of {len(found)})",
-        f"{problem.training_target:g}",
+        ", ".join(beside), _median(found, "seconds"),
+        f"{_median(found, 'steps_to_target')} / {_median(found, 'seconds_to_target')} s",
+        f"{problem.training_target:g}, {sum(r['steps_to_target'] is not None for r in found)} of {len(found)}",
     ]  # fmt: skip
+
+
+def _median(results: list[Result], name: str) -> str:
+    values = [result[name] for result in results if result[name] is not None]
+    return f"{np.median(values):,.0f}" if values else "-"
 
 
 def aggregate(scores: dict[str, list[float]], *, reps: int = 50_000) -> dict[str, tuple[float, float, float]]:
