@@ -124,7 +124,9 @@ _NOISY = {"epsilon_start": 0.0, "epsilon_end": 0.0}
 
 TASKS = {
     "q-learning-taxi": Task("taxi", "q-learning", against=("optimum-taxi",)),
-    "q-learning-frozenlake": Task("frozenlake", "q-learning", against=("optimum-frozenlake",)),
+    "q-learning-frozenlake": Task(
+        "frozenlake", "q-learning", {"learning_rate_decay": 0.02}, against=("optimum-frozenlake",)
+    ),
     "cartpole": Task("cartpole", "dqn", _CARTPOLE, against=("sb3-dqn-cartpole",)),
     "c51-cartpole": Task("cartpole", "c51", _CARTPOLE, against=("sb3-qrdqn-cartpole", "sb3-dqn-cartpole")),
     "qr-dqn-cartpole": Task("cartpole", "qr-dqn", {**_CARTPOLE, "n_step": 1}, against=("sb3-qrdqn-cartpole",)),
