@@ -12,14 +12,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import daskrl
 from daskrl import errors, learner, rollout, session
+from daskrl.algorithms.base import Moment
 from tests import environments
 
 SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 8}
@@ -555,12 +557,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_learned(
         daskrl.resume(store, progress=False).wait()
 
 
+@dataclasses.dataclass(frozen=True)
+class Diverged(daskrl.DQN):
+    """Its policy gives NaN from the second round on."""
+
+    columns: ClassVar[dict[str, str]] = {"score": "float32"}
+
+    def act(self, policy: Any, moment: Moment) -> Any:
+        score = np.full(len(moment.observation["observation"]), np.nan if moment.env_steps >= ROUND else 0.0)
+        return super().act(policy, moment), {"score": score.astype(np.float32)}
+
+
 def test_a_policy_that_gives_nan_is_told_from_an_environment_that_does(tmp_path: Path) -> None:
-    algorithm = daskrl.R2D2(**{**SETTINGS, "window": 16 * ROUND, "learning_rate": 1e30}, lstm=4, n_step=2)
-    run = start(tmp_path / "run", algorithm=algorithm)
-    with pytest.raises(errors.NonFiniteError, match="recurrent_state") as raised:
+    run = start(tmp_path / "run", algorithm=Diverged(**SETTINGS))
+    with pytest.raises(errors.NonFiniteError, match="score of fragment") as raised:
         run.wait()
-    says(raised, "learning has diverged", "learning_rate", "version")
+    says(raised, "from the policy", "learning has diverged", "learning_rate", "reproduce")
 
 
 @pytest.mark.parametrize(
