@@ -53,7 +53,7 @@ def test_a_section_adds_what_two_convolutions_make_of_its_input_to_it() -> None:
 @pytest.mark.parametrize(
     "algorithm",
     [
-        daskrl.DQN(convolutions="impala", learning_starts=16, batch_size=4),
+        daskrl.DQN(convolutions="impala", learning_starts=16, batch_size=4, replay_ratio=1.0),
         daskrl.PPO(convolutions="impala", epochs=1, batch_size=16),
     ],
     ids=["dqn", "ppo"],
@@ -105,7 +105,7 @@ def test_a_run_with_a_module_of_the_users_own_resumes_to_the_same_bits(tmp_path:
         def encoder(self, setup: Setup) -> Any:
             return Squares()
 
-    algorithm = Own(learning_starts=64, hidden=(16,))
+    algorithm = Own(learning_starts=64, hidden=(16,), replay_ratio=4.0)
 
     def train(name: str, env_steps: int) -> daskrl.Run:
         return daskrl.train(

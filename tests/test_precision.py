@@ -31,9 +31,9 @@ def train(store: Path, name: str, env_steps: int, **settings: Any) -> daskrl.Run
 
 @pytest.mark.parametrize("name", TORCH)
 def test_a_run_in_mixed_precision_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", name, 384, precision="bfloat16")
-    train(tmp_path / "part", name, 192, precision="bfloat16")
-    again = daskrl.resume(tmp_path / "part", env_steps=384, progress=False).wait()
+    whole = train(tmp_path / "whole", name, 256, precision="bfloat16")
+    train(tmp_path / "part", name, 128, precision="bfloat16")
+    again = daskrl.resume(tmp_path / "part", env_steps=256, progress=False).wait()
     weights = whole.store.weights()[1]
     assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
     assert all(np.isfinite(array).all() for array in weights.values())
