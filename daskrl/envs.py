@@ -41,11 +41,12 @@ Policy = Callable[[Mapping[str, Array], State, int], tuple[Array, Mapping[str, A
 
 # Packages that register their environments on import, and the extra that installs them.
 _REGISTERED_BY = {"ALE": "ale_py", "MinAtar": "minatar"}
+_EXTRAS = {"ale_py": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d", "cv2": "atari"}
+
 _BY_POLICY = (
     " It comes from the policy, not from the environment: learning has diverged, and earlier versions of the weights "
     "are kept. Lower learning_rate or clip rewards (reward_clip), and start a new run."
 )
-_EXTRAS = {"ale_py": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d", "cv2": "atari"}
 
 
 def atari(id: str, **kwargs: Any) -> Environment:

@@ -52,7 +52,7 @@ def run(
     workers
         Rollout workers; 0 is in-process. The result does not depend on it.
     scores
-        The file of results. A seed that is there already is run again and compared where it has a digest.
+        The file of results. A seed that is there already is run again and compared.
     store
         Keep the runs in this directory.
     settings, env_steps
@@ -76,11 +76,12 @@ def run(
 
 
 def keep(result: Result, scores: Path) -> None:
-    """Add a result, unless the same seed is there: then their digests have to be equal."""
+    """Add a result, unless the same seed is there: then their digests, or means, have to be equal."""
     for before in read(scores):
         if (before["task"], before["seed"]) == (result["task"], result["seed"]):
-            same = before.get("digest") == result.get("digest")
-            print("as before" if same else f"DIFFERS from {scores}: {before}", flush=True)
+            compared = "digest" if "digest" in result else "mean"  # references have no digest
+            same = before[compared] == result[compared]
+            print(f"{compared} as before" if same else f"DIFFERS from {scores}: {before}", flush=True)
             return
     with scores.open("a") as file:
         file.write(json.dumps(result) + "\n")
@@ -116,14 +117,11 @@ def ours(task: Task, problem: Problem, seed: int, workers: int, store: Path | No
             cluster.close()
         curve = daskrl.learning_curve(place)
         steps = steps_to_target(curve.env_steps, curve.episode_return, problem)
-        returns = daskrl.evaluate(place, episodes=problem.episodes, seed=EVALUATION_SEED, env=_given(env)).returns
+        own = ENVIRONMENTS.get(problem.env)
+        returns = daskrl.evaluate(place, episodes=problem.episodes, seed=EVALUATION_SEED, env=own).returns
         digest = daskrl.Store.open(place).digest()
     reached = None if steps is None else float(np.interp(steps, *np.array(times).T))
     return {**summary(returns, seconds, steps, reached), "digest": digest}
-
-
-def _given(env: Any) -> Any:
-    return env if callable(env) else None
 
 
 def steps_to_target(env_steps: Any, returns: Any, problem: Problem) -> int | None:
@@ -136,12 +134,12 @@ def steps_to_target(env_steps: Any, returns: Any, problem: Problem) -> int | Non
     return int(env_steps[found[0] + count - 1]) if len(found) else None
 
 
-def summary(returns: Any, seconds: float, steps: int | None, reached: float | None) -> Result:
+def summary(returns: Any, seconds: float | None, steps: int | None, reached: float | None) -> Result:
     return {
         "mean": round(float(np.mean(returns)), 3),
         "median": round(float(np.median(returns)), 3),
         "lowest": round(float(np.min(returns)), 3),
-        "seconds": round(seconds, 1),
+        "seconds": None if seconds is None else round(seconds, 1),
         "steps_to_target": steps,
         "seconds_to_target": None if reached is None else round(reached, 1),
     }
@@ -242,7 +240,7 @@ def optimum(problem: Problem) -> Result:
     for _ in range(env.spec.max_episode_steps):
         value = (reward + following @ value).max(axis=1)
     best = float(known.initial_state_distrib @ value)
-    return {**summary([best], 0.0, None, None), "seconds": None}
+    return summary([best], None, None, None)
 
 
 @app.command
@@ -269,13 +267,13 @@ def table(*, scores: Path = SCORES, problem: str | None = None) -> None:
                 rows.append(_row(name, task, one, results, intervals))
     show(
         "Greedy mean return of 100 episodes (1000 on toy text), over seeds",
-        ["task", "environment", "env steps", "seeds", "IQM", "95 %", "beside", "seconds", "to score", "score"],
+        ["task", "environment", "env steps", "seeds", "IQM", "95 %", "reach", "beside", "seconds", "to score", "score"],
         rows,
         packages=("torch", "gymnasium", "stable-baselines3", "sb3-contrib", "rliable"),
         width=190,
-        note="beside: whether the IQM lies in the interval of the same algorithm, or the nearest. "
-        "seconds: the processor's, median of training. to score: median env steps and seconds until the mean return of "
-        "the newest training episodes was the score, and in how many seeds it was.",
+        note="reach: seeds whose mean is at least that. beside: whether the IQM lies in the interval of the same "
+        "algorithm, or the nearest. seconds: the processor's, median of training. to score: median env steps and "
+        "seconds until the mean return of the newest training episodes was the score, and in how many seeds it was.",
     )
 
 
@@ -291,6 +289,7 @@ def _row(
             beside.append(f"{verdict} {other}")
     return [
         name, problem.env, f"{problem.env_steps:,}", str(len(found)), f"{middle:.2f}", f"[{low:.2f}, {high:.2f}]",
+        f"{sum(result['mean'] >= problem.target for result in found)} of {len(found)}: {problem.target:g}",
         ", ".join(beside), _median(found, "seconds"),
         f"{_median(found, 'steps_to_target')} / {_median(found, 'seconds_to_target')} s",
         f"{problem.training_target:g}, {sum(r['steps_to_target'] is not None for r in found)} of {len(found)}",
