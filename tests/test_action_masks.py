@@ -39,7 +39,7 @@ class Doors(gymnasium.Env):  # type: ignore[type-arg]
         return np.full(2, self.count, np.float32), float(action), self.count == 6, False, self._mask()
 
 
-SMALL: dict[str, Any] = {"hidden": (8,), "learning_starts": 32, "batch_size": 8, "window": 640}
+SMALL: dict[str, Any] = {"hidden": (8,), "learning_starts": 32, "batch_size": 8, "replay_ratio": 2.0, "window": 640}
 SETTINGS: dict[str, dict[str, Any]] = {
     "dqn": SMALL, "c51": {**SMALL, "atoms": 11}, "qr-dqn": {**SMALL, "quantiles": 5}, "rainbow": {**SMALL, "atoms": 11},
     "r2d2": {**SMALL, "lstm": 4, "n_step": 2}, "ppo": {"epochs": 2, "batch_size": 16}, "impala": {},

@@ -280,10 +280,10 @@ def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_digest_of_a_run_never_sto
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     settings = ["train", "mine:env", "--episodes", "0", "--algorithm", "mine:Mine"]
-    here(*settings, *steps(6400), "--store", "whole", cwd=tmp_path)
+    here(*settings, *steps(3200), "--store", "whole", cwd=tmp_path)
     expected = here("digest", "whole", cwd=tmp_path).stdout
 
-    terminal = Terminal(*settings, *steps(6400, workers), "--store", "run", cwd=tmp_path)
+    terminal = Terminal(*settings, *steps(3200, workers), "--store", "run", cwd=tmp_path)
     terminal.until(r"return=")  # the progress bar after the first learned version
     terminal.press_ctrl_c()
     assert terminal.exit_code() == 130, terminal.text
@@ -291,10 +291,10 @@ def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_digest_of_a_run_never_sto
     line = re.search(r"Interrupted; everything committed is kept. Type: daskrl (.*?)\r?\n", terminal.text)
     assert line is not None, terminal.text
     assert line[1] == "resume run --env mine:env --algorithm mine:Mine"
-    assert daskrl.Store.open(tmp_path / "run").weights_versions()[-1] < 200
+    assert daskrl.Store.open(tmp_path / "run").weights_versions()[-1] < 100
 
     done = daskrl_(*shlex.split(line[1]), "--workers", "0", "--episodes", "0", "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["env_steps"] == 6400
+    assert json.loads(done.stdout)["env_steps"] == 3200
     assert here("digest", "run", cwd=tmp_path).stdout == expected
     mine = ["--env", "mine:env", "--algorithm", "mine:Mine"]
     assert "mean return" in here("evaluate", "run", "--episodes", "2", *mine, cwd=tmp_path).stdout

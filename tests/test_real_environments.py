@@ -10,7 +10,7 @@ import pytest
 import daskrl
 from daskrl.algorithms import by_name
 
-SMALL: dict[str, Any] = {"hidden": (8,), "learning_starts": 32, "batch_size": 8, "window": 320}
+SMALL: dict[str, Any] = {"hidden": (8,), "learning_starts": 16, "batch_size": 8, "window": 320}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Acrobot-v1": ("", "dqn", SMALL),
     "LunarLander-v3": ("Box2D", "c51", {**SMALL, "atoms": 11}),
@@ -32,8 +32,8 @@ def test_a_run_is_rebuilt_to_the_same_bits(tmp_path: Path, env: str) -> None:
 
     def start(store: Path) -> daskrl.Run:
         return daskrl.train(
-            by_name(name)(**settings), env, store=store, env_steps=5 * 32, seed=1, streams=2, envs_per_stream=2,
-            fragment_steps=8, recheck_every=4, checkpoint_every=2, weights_every=2, progress=False,
+            by_name(name)(**settings), env, store=store, env_steps=5 * 16, seed=1, streams=2, envs_per_stream=2,
+            fragment_steps=4, recheck_every=4, checkpoint_every=2, weights_every=2, progress=False,
         )  # fmt: skip
 
     whole = start(tmp_path / "whole").wait()
