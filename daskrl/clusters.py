@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from daskrl.config import require_integer
 
 if TYPE_CHECKING:
-    from distributed import SpecCluster
+    from distributed import Adaptive, SpecCluster
+    from distributed.deploy.cluster import Cluster
 
 
 # A terminal sends Ctrl-C to every process of ours; the driver's is the one that answers it.
@@ -70,6 +71,52 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
 
     with dask.config.set(quiet):  # read when the scheduler and the nannies start
         return Local(workers=spec, scheduler=scheduler, worker=rollout, **settings)  # type: ignore[no-untyped-call]
+
+
+def adapt(
+    cluster: Cluster,
+    minimum: int = 1,
+    maximum: int = 8,
+    *,
+    interval: float | None = None,
+    patience: float | None = None,
+    drain_timeout: float = 600.0,
+) -> Adaptive:
+    """Let the rollout workers of a cluster follow what the learners of its runs can use.
+
+    While a learner waits for rounds, workers are added; while streams wait for weights, some are taken away, those that
+    hold least first. They are drained before they close, and the learner's worker is never closed. ``minimum=maximum``
+    keeps a number and has jobs that ended submitted again. ``daskrl.demand`` says how the number comes about.
+
+    Parameters
+    ----------
+    cluster : any of Dask's that can scale.
+    minimum, maximum : rollout workers; a learner's worker comes on top.
+    interval : seconds between decisions; by default 1, on a batch system 15.
+    patience : seconds that fewer workers have to be enough before some are closed, or taken out of a queue; by default
+        10, on a batch system 120.
+    drain_timeout : seconds that a worker may take to finish its rollouts before it is closed all the same. They then
+        run again elsewhere.
+
+    Returns
+    -------
+    What acts; ``.stop()`` leaves the workers as they are.
+    """
+    from distributed import Client
+
+    from daskrl.scaling import LearnerDemand, install
+
+    require_integer("minimum", minimum, 0)
+    require_integer("maximum", maximum, max(1, minimum))
+    batch = hasattr(cluster, "job_script")
+    interval = interval or (15.0 if batch else 1.0)
+    patience = patience or (120.0 if batch else 10.0)
+    with Client(cluster, set_as_default=False) as client:
+        install(client)
+    return cluster.adapt(
+        Adaptive=LearnerDemand, minimum=minimum, maximum=maximum, interval=f"{interval}s",
+        wait_count=max(1, round(patience / interval)), drain_timeout=drain_timeout,
+    )  # fmt: skip
 
 
 def _environment(threads: int) -> dict[str, str]:

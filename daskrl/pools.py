@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from daskrl import learner, rollout, schedule, session
+from daskrl import demand, learner, rollout, schedule, session
 from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.commits import Record
 from daskrl.config import Options
@@ -99,6 +99,9 @@ class Pool(Protocol):
 
     def release(self, needed: set[int]) -> None:
         """Forget weights but those versions."""
+
+    def want(self, slots: int) -> None:
+        """Ask for that many rollout slots, of a cluster that scales."""
 
     def workers(self) -> int:
         """Workers that run rollouts now."""
@@ -216,6 +219,9 @@ class InProcessPool:
         self.held &= needed
         self._weights = {version: weights for version, weights in self._weights.items() if version in needed}
 
+    def want(self, slots: int) -> None:
+        pass
+
     def workers(self) -> int:
         return 0
 
@@ -239,6 +245,7 @@ class _Worker:
     learner_resource: bool
     info: Record | None = None  # what it said when it joined
     refused: str | None = None
+    draining: bool = False  # about to be closed
 
 
 @dataclass
@@ -263,6 +270,8 @@ class DaskPool:
     def __init__(self, plan: Plan, client: Client) -> None:
         from distributed import Client
 
+        from daskrl.scaling import install
+
         self.plan, self.token = plan, uuid.uuid4().hex[:8]
         self.held: set[int] = set()
         self.in_flight: set[Any] = set()
@@ -276,13 +285,16 @@ class DaskPool:
         self._weights: dict[int, _Flight] = {}  # weights version -> the task that has it as its result
         self._deaths: Counter[Any] = Counter()
         self._submitted = 0
+        self._asked: tuple[int, str | None] | None = None
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._address: str = client.scheduler_info(n_workers=0)["address"]
         self._client = Client(
             self._address, security=client.security, set_as_default=False, name=f"daskrl-{self.token}"
         )
+        install(self._client)
         self._client.subscribe_topic("all", lambda event: self._queue.put(("worker", event[1])))
         self._client.subscribe_topic(self._topic, lambda event: self._queue.put(("told", event[1])))
+        self._client.subscribe_topic(demand.DRAINING, lambda event: self._queue.put(("draining", event[1])))
         try:
             self._reconcile()
         except BaseException:
@@ -364,7 +376,8 @@ class DaskPool:
         """Threads of each worker that may run rollouts."""
         able = [w for w in self._known.values() if w.info is not None and w.refused is None]
         others = [w for w in able if w.address != self._learner and not w.learner_resource]
-        return {w.address: w.threads for w in (others or able)}
+        staying = [w for w in others if not w.draining]
+        return {w.address: w.threads for w in (staying or others or able)}
 
     # -- waiting ------------------------------------------------------------------------------------------
 
@@ -384,6 +397,9 @@ class DaskPool:
                 self._told(self._flights.pop(value["key"]), value["record"], outcomes)
             elif kind == "done" and value in self._flights:
                 self._silent(self._flights.pop(value))
+            elif kind == "draining":
+                for address in self._known.keys() & set(value["workers"]):
+                    self._known[address].draining = True
             elif kind == "worker" and isinstance(value, dict):
                 if value.get("action") == "remove-worker":
                     self._left(value["worker"])
@@ -448,9 +464,8 @@ class DaskPool:
             self._left(address)
         for address, info in workers.items():
             if address not in self._known:
-                resources = info.get("resources", {})
-                learner_resource = any(resources.get(name) for name in ("learner", "GPU"))
-                worker = _Worker(address, str(info.get("name", address)), info["nthreads"], learner_resource)
+                learns = demand.has_learner_resource(info.get("resources"))
+                worker = _Worker(address, str(info.get("name", address)), info["nthreads"], learns)
                 self._known[address] = worker
                 self._ask_to_join(worker)
 
@@ -554,6 +569,14 @@ class DaskPool:
             if len(self._deaths) > 1000:
                 del self._deaths[task]
 
+    def want(self, slots: int) -> None:
+        asked = (slots, self._learner)
+        if asked != self._asked and self._client.status == "running":
+            message = {"client": self._client.id, "slots": slots, "learner": self._learner}
+            with contextlib.suppress(OSError, TimeoutError):  # the scheduler is lost: `wait` will say so
+                self._client.log_event(demand.ASKED, message)
+            self._asked = asked
+
     def workers(self) -> int:
         return sum(
             w.info is not None and w.refused is None and w.address != self._learner for w in self._known.values()
@@ -574,6 +597,7 @@ class DaskPool:
             if self._client.status == "running":
                 self._client.unsubscribe_topic("all")
                 self._client.unsubscribe_topic(self._topic)
+                self._client.unsubscribe_topic(demand.DRAINING)
                 # A task, not client.run: that would wait half a minute for a worker that is just going.
                 # Behind all others, so that none of ours finds its session gone.
                 forgets = [

@@ -18,6 +18,7 @@ from daskrl import envs, schedule
 from daskrl.algorithms.base import Algorithm, Setup, recurrent_state, settings
 from daskrl.commits import Record
 from daskrl.config import Options, RunConfig, Schedule, require_integer
+from daskrl.demand import Demand
 from daskrl.errors import ConfigError, NondeterministicError, StoreFullError, StoreMismatchError
 from daskrl.pools import DaskPool, InProcessPool, Plan, Pool, Recheck
 from daskrl.session import versions
@@ -68,7 +69,7 @@ def drive(plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int)
     the store: it may stop at any point, and another driver goes on from there.
     """
     config, options, began = store.config, plan.options, time.monotonic()
-    at_start = progress.published
+    at_start, demand = progress.published, Demand(config.schedule)
 
     def keep(version: int) -> tuple[bool, bool]:
         new, last = version > progress.published, version == rounds
@@ -89,6 +90,7 @@ def drive(plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int)
         )  # fmt: skip
         pool.submit_learns(learns, store.head, keep)
         pool.submit_rollouts(rollouts, store.head)
+        pool.want(demand.slots)
 
         # What finished?
         outcomes = pool.wait()
@@ -101,6 +103,7 @@ def drive(plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int)
         published = progress.published
         for record in records:
             progress.take(record)
+            demand.take(record)
             slot = record.get("slot", 0)
             if record["kind"] == "fragment" and config.recheck_every and slot % config.recheck_every == 0:
                 pool.submit_recheck(Recheck(slot, record["weights_version"], json.dumps(record)), store.head)

@@ -14,7 +14,7 @@ import cloudpickle
 import distributed
 import pytest
 
-from daskrl import pools, schedule, session
+from daskrl import demand, pools, schedule, session
 from daskrl.errors import EnvironmentFailure, SchedulerLostError, WorkerMismatchError
 from daskrl.store import Progress
 from daskrl.train import _records
@@ -57,6 +57,8 @@ class Cluster:
         self.handlers: dict[str, Callable[[Any], None]] = {}  # by topic
         self.tasks: list[tuple[Future, str, Any, tuple[Any, ...]]] = []
         self.closed = False
+        self.id = "client"
+        self.events: list[tuple[str, Any]] = []
 
     def __call__(self, address: str, **options: Any) -> Cluster:
         return self
@@ -74,6 +76,12 @@ class Cluster:
         future = Future(key)
         self.tasks.append((future, workers[0], args[2] if function is pools.tell else function, args))
         return future
+
+    def register_plugin(self, plugin: Any) -> None:
+        pass
+
+    def log_event(self, topic: str, message: Any) -> None:
+        self.events.append((topic, message))
 
     @contextlib.contextmanager
     def as_current(self) -> Iterator[None]:
@@ -94,7 +102,7 @@ class Cluster:
 
     def tell(self, task: Future, record: dict[str, Any]) -> None:
         for topic, handler in self.handlers.items():
-            if topic != "all":
+            if topic not in ("all", demand.DRAINING):
                 handler((0.0, {"key": task.key, "record": record}))
         task.done("finished")
 

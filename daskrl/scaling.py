@@ -1,0 +1,127 @@
+"""Scaling a Dask cluster to what the learners of its runs can use.
+
+A plugin on the scheduler knows what each run asks for and which workers learn; `LearnerDemand` acts on it where the
+cluster is. Any number of runs may share a cluster: what they ask for is added up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from distributed import Adaptive, SchedulerPlugin
+
+from daskrl.demand import ASKED, DRAINING, has_learner_resource
+
+if TYPE_CHECKING:
+    from distributed import Client, Scheduler
+    from distributed.scheduler import WorkerState
+
+_LOOK_EVERY = 0.05  # seconds, at workers that drain
+
+
+class Demands(SchedulerPlugin):
+    """On the scheduler: what runs ask for. A run's is forgotten when its client goes.
+
+    No worker that learns is ever named for closing, also where Dask's own ``adapt`` decides.
+    """
+
+    name = "daskrl-demands"
+    idempotent = True
+
+    def __init__(self) -> None:
+        self.asked: dict[str, dict[str, Any]] = {}  # by client
+
+    async def start(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        scheduler.handlers.update(daskrl_demand=self.demand, daskrl_drain=self.drain)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        if topic == ASKED:
+            self.asked[msg["client"]] = msg
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        self.asked.pop(client, None)
+
+    def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:
+        return [worker for worker in workers if not self._learns(worker)]
+
+    def _learns(self, worker: WorkerState) -> bool:
+        chosen = {asked["learner"] for asked in self.asked.values()}
+        return worker.address in chosen or has_learner_resource(worker.resources)
+
+    def demand(self) -> dict[str, int]:
+        """Of all runs: rollout slots wanted, workers that learn, those of them set apart, threads of another worker."""
+        workers = list(self.scheduler.workers.values())
+        rollouts = [worker.nthreads for worker in workers if not self._learns(worker)]
+        return {
+            "runs": len(self.asked),
+            "slots": sum(asked["slots"] for asked in self.asked.values()),
+            "learners": sum(self._learns(worker) for worker in workers),
+            "set_apart": sum(has_learner_resource(worker.resources) for worker in workers),
+            "threads": min(rollouts, default=1),
+        }
+
+    async def drain(self, names: Iterable[Any], timeout: float) -> None:
+        """Have runs place nothing more on these workers, and wait until they are idle, for so many seconds at most."""
+        names = set(names)
+        going = [address for address, worker in self.scheduler.workers.items() if worker.name in names]
+        self.scheduler.log_event(DRAINING, {"workers": going})
+        deadline = asyncio.get_running_loop().time() + timeout
+        while any(self._busy(address) for address in going):
+            if asyncio.get_running_loop().time() > deadline:
+                return  # its tasks run again elsewhere, to the same bits
+            await asyncio.sleep(_LOOK_EVERY)
+
+    def _busy(self, address: str) -> bool:
+        worker = self.scheduler.workers.get(address)
+        return worker is not None and bool(worker.processing)
+
+
+def install(client: Client) -> None:
+    """Have the scheduler know what runs ask for; once is enough, more does no harm."""
+    client.register_plugin(Demands())
+
+
+class LearnerDemand(Adaptive):
+    """Scales to the slots that runs ask for. Use it through `daskrl.clusters.adapt`.
+
+    Parameters
+    ----------
+    minimum, maximum : rollout workers; learners come on top.
+    drain_timeout : seconds that a worker may take to finish what it has before it is closed all the same.
+    """
+
+    def __init__(self, cluster: Any, *, drain_timeout: float, **options: Any) -> None:
+        self.drain_timeout = drain_timeout
+        super().__init__(cluster, **options)
+
+    async def target(self) -> int:
+        """Workers that should exist, learners among them."""
+        demand = await self.scheduler.daskrl_demand()
+        wanted = math.ceil(demand["slots"] / demand["threads"]) if demand["runs"] else self.minimum
+        learners: int = max(len(self._set_apart), demand["set_apart"]) or demand["learners"]
+        return int(min(max(wanted, self.minimum), self.maximum)) + learners
+
+    async def safe_target(self) -> int:
+        return await self.target()  # within the bounds already, which do not count learners
+
+    @property
+    def _set_apart(self) -> set[Any]:
+        """Names of learners' workers that the cluster is to have, also while they are away."""
+        specs: Mapping[Any, Any] = getattr(self.cluster, "worker_spec", {})
+        return {name for name, spec in specs.items() if has_learner_resource(spec["options"].get("resources"))}
+
+    async def recommendations(self, target: int) -> dict[str, Any]:
+        found = await super().recommendations(target)
+        if found["status"] == "down":
+            # What has not arrived is closed first: that may be a learner that is just coming back.
+            found["workers"] = [name for name in found["workers"] if name not in self._set_apart]
+        return found
+
+    async def scale_down(self, workers: Any) -> None:
+        if workers:
+            await self.scheduler.daskrl_drain(names=workers, timeout=self.drain_timeout)
+        await super().scale_down(workers)
