@@ -20,7 +20,6 @@ DRAINING = "daskrl-draining"  # {"workers"}: addresses that are about to be clos
 
 # What a task costs beside its work, and how uneven fragments are: so much faster than the learner rollouts should be.
 HEADROOM = 1.2
-_LEARNS = 4  # newest rounds learned that times are taken from
 
 
 def slots_wanted(streams: int, rollout_seconds: float, learn_seconds: float, headroom: float = HEADROOM) -> int:
@@ -49,15 +48,16 @@ def has_learner_resource(resources: Mapping[str, float] | None) -> bool:
 
 
 class Demand:
-    """The slots that a run wants, as its records come in: by the newest two rounds' fragments and the newest learned.
+    """The slots that a run wants, as its records come in. All its streams until times are known.
 
-    All its streams until both are known.
+    A fragment takes the mean of the newest two rounds, learning the shorter time of the newest two: more slots are
+    wanted at once, fewer only when it is clear, and a learner that made up for a loss changes nothing.
     """
 
     def __init__(self, schedule: Schedule) -> None:
         self.streams = schedule.streams
         self._rollouts: deque[float] = deque(maxlen=2 * schedule.streams)
-        self._learns: deque[float] = deque(maxlen=_LEARNS)
+        self._learns: deque[float] = deque(maxlen=2)
 
     def take(self, record: Record) -> None:
         """Any committed record; those of fragments and learned rounds have seconds."""
@@ -70,5 +70,4 @@ class Demand:
     def slots(self) -> int:
         if not self._rollouts or not self._learns:
             return self.streams
-        # The median: one that made up for a lost learner took the time of many rounds.
-        return slots_wanted(self.streams, statistics.fmean(self._rollouts), statistics.median(self._learns))
+        return slots_wanted(self.streams, statistics.fmean(self._rollouts), min(self._learns))

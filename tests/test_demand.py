@@ -60,12 +60,15 @@ def test_demand_follows_the_newest_times() -> None:
     assert demand.slots == 4
     demand.take(learned(1, 4.8))
     assert demand.slots == 1
-    for version in range(2, 5):
-        demand.take(learned(version, 2.4))
+    demand.take(learned(2, 2.4))  # faster: more are wanted at once
     assert demand.slots == 2
+    demand.take(learned(3, 4.8))  # slower, but perhaps only this once
+    assert demand.slots == 2
+    demand.take(learned(4, 4.8))
+    assert demand.slots == 1
     for _ in range(8):  # two rounds: older ones are forgotten
         demand.take(fragment(2.0))
-    assert demand.slots == 4
+    assert demand.slots == 2
 
 
 def test_one_round_learned_again_after_a_loss_changes_nothing() -> None:

@@ -190,8 +190,12 @@ TASKS = {
         {"streams": 4, "envs_per_stream": 4, "fragment_steps": 1024}, against=("sb3-ppo-lunarlander",),
     ),
     "impala-cartpole": Task(
-        "cartpole-200k", "impala", {}, {"streams": 4, "envs_per_stream": 8, "fragment_steps": 32},
-        against=("sb3-a2c-cartpole",),
+        "cartpole-200k", "impala",
+        {
+            "learning_rate": 1e-3, "anneal_steps": 200_000, "max_grad_norm": 0.5, "batch_lanes": 4,
+            "normalise_observation": True, "normalise_reward": True,
+        },
+        {"streams": 2, "envs_per_stream": 8, "fragment_steps": 16}, against=("sb3-a2c-cartpole",),
     ),
     "impala-acrobot": Task(
         "acrobot", "impala", {"normalise_observation": True, "normalise_reward": True},
