@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskrl.config import require_integer
+from daskrl.demand import LEARNER
+from daskrl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dask_jobqueue.core import JobQueueCluster
     from distributed import Adaptive, SpecCluster
     from distributed.deploy.cluster import Cluster
 
@@ -24,6 +31,9 @@ _LOG_LENGTH, _LOGGED = "distributed.admin.low-level-log-length", 20
 _QUIET = {"distributed.admin.tick.interval": "1s", "distributed.scheduler.work-stealing": False}
 # Of use only to who looks at the dashboard.
 _UNWATCHED = {"distributed.admin.system-monitor.interval": "10s", "distributed.worker.profile.enabled": False}
+
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False, **options: Any) -> SpecCluster:
@@ -50,10 +60,10 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
     rollout = {"cls": Nanny, "options": {**common, "env": _environment(1)}}
     learner = {
         "cls": Nanny,
-        "options": {**common, "env": _environment(learner_threads), "resources": {"learner": 1}},
+        "options": {**common, "env": _environment(learner_threads), "resources": {LEARNER: 1}},
     }
     # The learner goes first: scale() takes the last ones away.
-    spec = dict(enumerate([learner, *[rollout] * workers]))
+    spec: dict[Any, Any] = {LEARNER: learner, **dict(enumerate([rollout] * workers))}
     scheduler = {
         "cls": Scheduler,
         "options": {
@@ -71,6 +81,130 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
 
     with dask.config.set(quiet):  # read when the scheduler and the nannies start
         return Local(workers=spec, scheduler=scheduler, worker=rollout, **settings)  # type: ignore[no-untyped-call]
+
+
+def slurm(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueCluster:
+    """A cluster of jobs on Slurm: a learner's, and any number of rollout jobs beside it. Needs ``daskrl[jobqueue]``.
+
+    Nothing is submitted yet: look at ``print(cluster.job_script())``, and then have `adapt` submit the jobs and submit
+    those again that ended or were taken away. Connections are encrypted and both sides have to show a certificate of
+    this cluster (TLS); the dashboard is on loopback.
+
+    Parameters
+    ----------
+    learner : what the learner's job has different from the others, e.g. ``{"queue": "gpu", "cores": 8, "walltime":
+        "12:00:00", "job_extra_directives": ["--gres=gpu:1"]}``. None for no such job: a rollout worker learns.
+    job : of every job, as for ``dask_jobqueue.SLURMCluster``, e.g. ``queue="cpu", account="lab", memory="4GB",
+        walltime="01:00:00", interface="ib0", log_directory="logs"``. One core and one process unless said. A worker
+        leaves five minutes before its walltime, and what it was at runs again elsewhere.
+
+    Raises
+    ------
+    ConfigError
+        The system's commands are not there, or a setting is unknown.
+    """
+    return _jobs("SLURMCluster", learner, job)
+
+
+def pbs(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueCluster:
+    """`slurm`, for PBS: settings as for ``dask_jobqueue.PBSCluster``."""
+    return _jobs("PBSCluster", learner, job)
+
+
+def sge(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueCluster:
+    """`slurm`, for SGE: settings as for ``dask_jobqueue.SGECluster``."""
+    return _jobs("SGECluster", learner, job)
+
+
+def lsf(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueCluster:
+    """`slurm`, for LSF: settings as for ``dask_jobqueue.LSFCluster``; a walltime has hours and minutes."""
+    return _jobs("LSFCluster", learner, job)
+
+
+def htcondor(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueCluster:
+    """`slurm`, for HTCondor: settings as for ``dask_jobqueue.HTCondorCluster``; needs ``disk``, has no walltime."""
+    return _jobs("HTCondorCluster", learner, job)
+
+
+def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) -> JobQueueCluster:
+    import dask
+    from distributed import Security
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        import dask_jobqueue  # 0.9 takes Ctrl-C for itself: Jupyter could not interrupt any more
+    except ImportError as error:
+        raise ConfigError("batch systems need dask-jobqueue. Type: pip install 'daskrl[jobqueue]'") from error
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    base = getattr(dask_jobqueue, kind)
+    command = base.job_cls.submit_command.split()[0]
+    if shutil.which(command) is None:
+        raise ConfigError(
+            f"{command} is not on the path of {os.uname().nodename}, so no job can be submitted from here. Run this "
+            "where it is, on a login node or in a job, or use daskrl.clusters.local()."
+        )
+    dask.config.set({_LOG_LENGTH: _LOGGED})
+    private = Path.home() / ".cache" / "daskrl"  # must be shared by the nodes, as home directories are
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    given = {
+        "security": Security.temporary(), "shared_temp_directory": str(private), **_job(kind, job),
+        "scheduler_options": {
+            "dashboard_address": "127.0.0.1:0", "allowed_failures": 30, **job.get("scheduler_options", {})
+        },
+    }  # fmt: skip
+
+    class Jobs(base):  # type: ignore[misc, valid-type]
+        """Jobs of two kinds."""
+
+        def job_script(self) -> str:
+            scripts = {"of each rollout job": super().job_script()}
+            if LEARNER in self.worker_spec:
+                made = self.job_cls("tls://<scheduler>", name=LEARNER, **self.worker_spec[LEARNER]["options"])
+                scripts["of the learner's job"] = made.job_script()
+            return "\n".join(f"# {what}\n{script}" for what, script in scripts.items())
+
+    try:
+        cluster = Jobs(**given)
+        if learner is not None:
+            options = cluster.new_spec["options"]
+            own = _job(kind, {**job, **learner}, learns=True)
+            own = {name: value for name, value in own.items() if name in options or name in learner}
+            # First: scale() takes the last ones away. It is submitted with the others.
+            cluster.worker_spec = {LEARNER: {"cls": cluster.job_cls, "options": {**options, **own}}}
+            cluster.job_script()  # fails where a setting is unknown
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{kind}: {error}") from error
+    return cluster
+
+
+def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str, Any]:
+    """Settings of a job for dask-jobqueue: one process, its threads fixed, leaving before the walltime."""
+    settings = {"cores": 1, "memory": "4GB", **job, "processes": 1}
+    settings.pop("scheduler_options", None)
+    arguments = ["--no-dashboard", *settings.get("worker_extra_args", [])]
+    if kind != "HTCondorCluster":
+        settings.setdefault("walltime", "01:00" if kind == "LSFCluster" else "01:00:00")
+        seconds = _seconds(settings["walltime"])
+        arguments += ["--lifetime", f"{max(seconds - 300, seconds // 2)}s"]
+    threads = 1
+    if learns:
+        arguments += ["--resources", f"{LEARNER}=1", "--nthreads", "1"]
+        threads = settings["cores"]
+    settings["worker_extra_args"] = arguments
+    exports = [f"export {name}={threads}" for name in _THREADS]
+    settings["job_script_prologue"] = [*exports, *settings.get("job_script_prologue", [])]
+    return settings
+
+
+def _seconds(walltime: str) -> int:
+    """Of ``HH:MM:SS``, ``HH:MM`` or Slurm's ``D-HH:MM:SS``."""
+    days, _, clock = walltime.rpartition("-")
+    try:
+        hours, minutes, seconds = [*map(int, clock.split(":")), 0][:3]
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    except ValueError:
+        raise ConfigError(f"walltime: expected e.g. '01:00:00', got {walltime!r}.") from None
 
 
 def adapt(
@@ -120,6 +254,5 @@ def adapt(
 
 
 def _environment(threads: int) -> dict[str, str]:
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-    return {**kept, **dict.fromkeys(names, str(threads))}
+    return {**kept, **dict.fromkeys(_THREADS, str(threads))}

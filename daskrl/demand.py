@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from daskrl.commits import Record
 from daskrl.config import Schedule
 
+LEARNER = "learner"  # the name of the worker that is set apart for learning, and the resource it offers
+
 # What runs and clusters tell one another, as events on the scheduler: topics.
 ASKED = "daskrl-demand"  # {"client", "slots", "learner"} of a run
 DRAINING = "daskrl-draining"  # {"workers"}: addresses that are about to be closed
@@ -44,7 +46,7 @@ def slots_wanted(streams: int, rollout_seconds: float, learn_seconds: float, hea
 
 def has_learner_resource(resources: Mapping[str, float] | None) -> bool:
     """Whether a worker that offers these is meant for learners."""
-    return any((resources or {}).get(name) for name in ("learner", "GPU"))
+    return any((resources or {}).get(name) for name in (LEARNER, "GPU"))
 
 
 class Demand:

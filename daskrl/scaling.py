@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from distributed import Adaptive, SchedulerPlugin
 
-from daskrl.demand import ASKED, DRAINING, has_learner_resource
+from daskrl.demand import ASKED, DRAINING, LEARNER, has_learner_resource
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
@@ -102,23 +102,17 @@ class LearnerDemand(Adaptive):
         """Workers that should exist, learners among them."""
         demand = await self.scheduler.daskrl_demand()
         wanted = math.ceil(demand["slots"] / demand["threads"]) if demand["runs"] else self.minimum
-        learners: int = max(len(self._set_apart), demand["set_apart"]) or demand["learners"]
+        learners: int = max(LEARNER in self.plan, demand["set_apart"]) or demand["learners"]
         return int(min(max(wanted, self.minimum), self.maximum)) + learners
 
     async def safe_target(self) -> int:
         return await self.target()  # within the bounds already, which do not count learners
 
-    @property
-    def _set_apart(self) -> set[Any]:
-        """Names of learners' workers that the cluster is to have, also while they are away."""
-        specs: Mapping[Any, Any] = getattr(self.cluster, "worker_spec", {})
-        return {name for name, spec in specs.items() if has_learner_resource(spec["options"].get("resources"))}
-
     async def recommendations(self, target: int) -> dict[str, Any]:
         found = await super().recommendations(target)
         if found["status"] == "down":
             # What has not arrived is closed first: that may be a learner that is just coming back.
-            found["workers"] = [name for name in found["workers"] if name not in self._set_apart]
+            found["workers"] = [name for name in found["workers"] if name != LEARNER]
         return found
 
     async def scale_down(self, workers: Any) -> None:

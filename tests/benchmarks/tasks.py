@@ -130,7 +130,10 @@ TASKS = {
     "cartpole": Task("cartpole", "dqn", _CARTPOLE, against=("sb3-dqn-cartpole",)),
     "c51-cartpole": Task("cartpole", "c51", _CARTPOLE, against=("sb3-qrdqn-cartpole", "sb3-dqn-cartpole")),
     "qr-dqn-cartpole": Task("cartpole", "qr-dqn", {**_CARTPOLE, "n_step": 1}, against=("sb3-qrdqn-cartpole",)),
-    "rainbow-cartpole": Task("cartpole", "rainbow", against=("sb3-qrdqn-cartpole", "sb3-dqn-cartpole")),
+    "rainbow-cartpole": Task(
+        "cartpole", "rainbow", {"noise": 0.2, "learning_rate_end": 1e-4, "learning_rate_updates": 24_000},
+        against=("sb3-qrdqn-cartpole", "sb3-dqn-cartpole"),
+    ),
     "lunarlander": Task("lunarlander", "dqn", _LUNARLANDER, against=("sb3-dqn-lunarlander",)),
     "c51-lunarlander": Task(
         "lunarlander-200k", "c51", {**_LUNARLANDER_200K, "v_min": -400.0, "v_max": 400.0},
