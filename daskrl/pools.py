@@ -291,11 +291,11 @@ class DaskPool:
         self._client = Client(
             self._address, security=client.security, set_as_default=False, name=f"daskrl-{self.token}"
         )
-        install(self._client)
         self._client.subscribe_topic("all", lambda event: self._queue.put(("worker", event[1])))
         self._client.subscribe_topic(self._topic, lambda event: self._queue.put(("told", event[1])))
         self._client.subscribe_topic(demand.DRAINING, lambda event: self._queue.put(("draining", event[1])))
         try:
+            install(self._client)
             self._reconcile()
         except BaseException:
             self.close()

@@ -58,7 +58,6 @@ class Cluster:
         self.tasks: list[tuple[Future, str, Any, tuple[Any, ...]]] = []
         self.closed = False
         self.id = "client"
-        self.events: list[tuple[str, Any]] = []
 
     def __call__(self, address: str, **options: Any) -> Cluster:
         return self
@@ -81,7 +80,7 @@ class Cluster:
         pass
 
     def log_event(self, topic: str, message: Any) -> None:
-        self.events.append((topic, message))
+        pass
 
     @contextlib.contextmanager
     def as_current(self) -> Iterator[None]:
