@@ -17,6 +17,7 @@ from daskrl.evaluate import Evaluation, evaluate
 from daskrl.reproduce import reproduce
 from daskrl.store import Store
 from daskrl.train import Report, Run, resume, train
+from daskrl.watch import watch
 
 if TYPE_CHECKING:
     from daskrl.algorithms import C51, DQN, IMPALA, PPO, QRDQN, R2D2, SAC, TD3, QLearning, Rainbow
@@ -46,6 +47,7 @@ __all__ = [
     "reproduce",
     "resume",
     "train",
+    "watch",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``daskrl train``, ``resume``, ``evaluate``, ``info``, ``digest``, ``reproduce``.
+"""The command line: ``daskrl train``, ``resume``, ``evaluate``, ``info``, ``digest``, ``reproduce`` and others.
 
 Each command is a function; its help is its signature and docstring.
 """
@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,8 +41,9 @@ def train(
     env_steps: int,
     algorithm: str = "dqn",
     seed: int = 0,
-    workers: int = 2,
+    workers: int | None = None,
     scheduler: str | None = None,
+    cluster: str | None = None,
     set_: Annotated[list[str] | None, Parameter(name=["--set", "-s"], negative="")] = None,
     streams: int = 8,
     envs_per_stream: int = 4,
@@ -54,12 +56,16 @@ def train(
     checkpoint_every: int = 50,
     weights_every: int = 10,
     rollout_timeout: float = 600.0,
+    learner_timeout: float | None = None,
     strict: bool = True,
     overwrite: bool = False,
+    resume: Annotated[bool, Parameter(negative="")] = False,
     episodes: int = 20,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Train, then show a table and save the learning curve beside the store, as STORE.png.
+
+    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same with --resume.
 
     Parameters
     ----------
@@ -74,9 +80,12 @@ def train(
     seed
         The only source of randomness.
     workers
-        Rollout workers of a Dask cluster on this machine, beside one for the learner; 0 runs in this process.
+        Rollout workers of a Dask cluster on this machine, beside one for the learner; 0 runs in this process. 2 unless
+        said. With --cluster, the most there may be.
     scheduler
         Address of a running Dask scheduler to use instead.
+    cluster
+        slurm, pbs, sge, lsf, htcondor, or a site file: submit jobs that do the work. See daskrl jobs.
     set_
         A setting of the algorithm, NAME=VALUE, any number of times: -s n_step=3 -s learning_rate=1e-3.
     streams
@@ -101,10 +110,14 @@ def train(
         Rounds between weights kept on disk.
     rollout_timeout
         Seconds one rollout may take.
+    learner_timeout
+        Seconds to wait for the learner's own worker; then a rollout worker learns. As long as it takes unless said.
     strict
         With --no-strict, go on where the promise cannot be kept; the store then says so.
     overwrite
         Delete the run that is in the store's directory.
+    resume
+        Go on with the run that is in the store's directory, if it is this very run.
     episodes
         Greedy episodes played for the table at the end; 0 for none.
     as_json
@@ -113,13 +126,13 @@ def train(
     import daskrl
 
     made = _made(algorithm, _settings(algorithm, set_ or []))
-    with _client(workers, scheduler, torch_threads) as client:
+    with _client(workers, scheduler, cluster, torch_threads) as client:
         run = daskrl.train(
             made, _environment(env), store=store, env_steps=env_steps, seed=seed, client=client,
             streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
             frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
             checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
-            strict=strict, overwrite=overwrite,
+            learner_timeout=learner_timeout, strict=strict, overwrite=overwrite, resume=resume,
         )  # fmt: skip
         _carry_out(run, env, algorithm)
     _show(run, episodes, as_json)
@@ -129,11 +142,13 @@ def train(
 def resume(
     store: Path,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     scheduler: str | None = None,
+    cluster: str | None = None,
     env_steps: int | None = None,
     strict: bool | None = None,
     rollout_timeout: float | None = None,
+    learner_timeout: float | None = None,
     env: str | None = None,
     algorithm: str | None = None,
     episodes: int = 20,
@@ -141,20 +156,27 @@ def resume(
 ) -> None:
     """Go on with a run from its store, on whatever workers.
 
+    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same again.
+
     Parameters
     ----------
     store
         Directory of the run.
     workers
-        Rollout workers of a Dask cluster on this machine; 0 runs in this process.
+        Rollout workers of a Dask cluster on this machine; 0 runs in this process. 2 unless said. With --cluster, the
+        most there may be.
     scheduler
         Address of a running Dask scheduler to use instead.
+    cluster
+        slurm, pbs, sge, lsf, htcondor, or a site file: submit jobs that do the work. See daskrl jobs.
     env_steps
         A larger budget; the result is that of a run started with it.
     strict
         With --no-strict, go on where the promise cannot be kept.
     rollout_timeout
         Seconds one rollout may take.
+    learner_timeout
+        Seconds to wait for the learner's own worker; then a rollout worker learns.
     env
         Again the module:function the run was made with, where it was one.
     algorithm
@@ -168,10 +190,11 @@ def resume(
 
     opened = daskrl.Store.open(store)
     given = _given(store, env, algorithm)
-    with _client(workers, scheduler, opened.config.torch_threads) as client:
+    with _client(workers, scheduler, cluster, opened.config.torch_threads) as client:
         run = daskrl.resume(
-            store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout, **given
-        )
+            store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout,
+            learner_timeout=learner_timeout, **given,
+        )  # fmt: skip
         _carry_out(run, env, algorithm)
     _show(run, episodes, as_json)
 
@@ -315,12 +338,65 @@ def reproduce(
         sys.exit(1)
 
 
+@app.command
+def watch(
+    store: Path,
+    *,
+    interval: float = 2.0,
+    once: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Show how a run is doing that another process drives, until it is finished.
+
+    Ctrl-C ends the watching; the run goes on. In a pipe it shows the run once.
+
+    Parameters
+    ----------
+    store
+        Directory of the run.
+    interval
+        Seconds between two looks.
+    once
+        Show it once and end.
+    as_json
+        Print JSON, once.
+    """
+    from daskrl.store import Store
+    from daskrl.watch import Reader, show
+
+    reader = Reader(Store.open(store))
+    if as_json:
+        print(json.dumps({"store": str(reader.store.root), **reader.read().to_json()}))
+    else:
+        show(reader, None if once or not sys.stdout.isatty() else interval)
+
+
+@app.command
+def jobs(cluster: str) -> None:
+    """Print the scripts of the jobs that --cluster would submit. Submits nothing.
+
+    Parameters
+    ----------
+    cluster
+        slurm, pbs, sge, lsf, htcondor, or a site file.
+    """
+    from daskrl import clusters
+
+    made, _ = clusters.from_file(cluster)
+    with contextlib.closing(made):  # to enter it would submit the learner's job
+        print(made.job_script())  # type: ignore[no-untyped-call]
+
+
 # -- helpers ----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _client(workers: int, scheduler: str | None, torch_threads: int) -> Iterator[Client | None]:
-    """The Dask client asked for: none, of a scheduler that runs already, or of a cluster of our own."""
+def _client(
+    workers: int | None, scheduler: str | None, cluster: str | None, torch_threads: int
+) -> Iterator[Client | None]:
+    """The Dask client asked for: none, of a scheduler that runs already, of jobs, or of a cluster of our own."""
+    if scheduler is not None and cluster is not None:
+        raise ConfigError("--scheduler and --cluster: expected one of them.")
     if scheduler is None and workers == 0:
         yield None
         return
@@ -338,22 +414,58 @@ def _client(workers: int, scheduler: str | None, torch_threads: int) -> Iterator
             ) from error
         with connected as client:
             yield client
-        return
-    with clusters.local(workers, learner_threads=torch_threads) as cluster, Client(cluster) as client:
-        yield client
+    elif cluster is not None:
+        made, bounds = clusters.from_file(cluster)
+        with made, Client(made) as client:
+            clusters.adapt(made, **(bounds if workers is None else {**bounds, "maximum": workers}))
+            yield client
+    else:
+        count = 2 if workers is None else workers
+        with clusters.local(count, learner_threads=torch_threads) as local, Client(local) as client:
+            yield client
+
+
+_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 
 
 def _carry_out(run: Run, env: str | None, algorithm: str | None) -> None:
+    with _stopped_by_signals(run):
+        try:
+            run.wait()
+        except KeyboardInterrupt:
+            _say(f"\nInterrupted; everything committed is kept. Type: {_command(run, env, algorithm)}")
+            sys.exit(130)
+    if not run.finished:
+        _say(f"Stopped by a signal; everything learned is kept. Type: {_command(run, env, algorithm)}")
+        sys.exit(_STOPPED)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(run: Run) -> Iterator[None]:
+    """Batch systems send these some time before they kill. The second one does what it did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        run.stop()
+
+    for number in before:
+        signal.signal(number, stop)
     try:
-        run.wait()
-    except KeyboardInterrupt:
-        command = ["daskrl", "resume", os.path.relpath(run.store.root)]
-        if env is not None and run.source.identity["kind"] == "callable":
-            command += ["--env", env]
-        if algorithm is not None and run.store.config.algorithm["source_sha256"] is not None:
-            command += ["--algorithm", algorithm]
-        _say(f"\nInterrupted; everything committed is kept. Type: {shlex.join(command)}")
-        sys.exit(130)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _command(run: Run, env: str | None, algorithm: str | None) -> str:
+    """What to type to go on."""
+    command = ["daskrl", "resume", os.path.relpath(run.store.root)]
+    if env is not None and run.source.identity["kind"] == "callable":
+        command += ["--env", env]
+    if algorithm is not None and run.store.config.algorithm["source_sha256"] is not None:
+        command += ["--algorithm", algorithm]
+    return shlex.join(command)
 
 
 def _say(message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import signal
@@ -126,6 +127,57 @@ def htcondor(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueu
     return _jobs("HTCondorCluster", learner, job)
 
 
+SYSTEMS = {"slurm": slurm, "pbs": pbs, "sge": sge, "lsf": lsf, "htcondor": htcondor}
+
+
+def from_file(path: str | os.PathLike[str]) -> tuple[JobQueueCluster, dict[str, Any]]:
+    """The cluster that a site file describes, and what to give to `adapt`. Nothing is submitted yet.
+
+    A site file is YAML with ``system`` (slurm, pbs, sge, lsf or htcondor), and any of ``job`` (settings of every job),
+    ``learner`` (what the learner's job has different) and ``adapt`` (``minimum``, ``maximum``, ...). ``cluster/`` has
+    one for each system. The name of a system alone stands for a file with nothing else, and takes the rest from Dask's
+    own configuration.
+
+    Raises
+    ------
+    ConfigError
+        No such file, a key or setting that is unknown, or the system's commands are not there.
+    """
+    name = os.fspath(path)
+    site: dict[str, Any] = {"system": name} if name in SYSTEMS else _site(Path(name))
+    _known(name, site, ["system", "job", "learner", "adapt"])
+    if site.get("system") not in SYSTEMS:
+        raise ConfigError(f"{name}: system: expected one of {', '.join(SYSTEMS)}, got {site.get('system')!r}.")
+    for part in ("job", "learner", "adapt"):
+        if not isinstance(site.setdefault(part, {}), dict):
+            raise ConfigError(f"{name}: {part}: expected settings, one to a line, got {site[part]!r}.")
+    _known(f"{name}: adapt", site["adapt"], [*inspect.signature(adapt).parameters][1:])
+    try:
+        return SYSTEMS[site["system"]](learner=site["learner"], **site["job"]), site["adapt"]
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _site(path: Path) -> dict[str, Any]:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        site = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: expected {', '.join(SYSTEMS)}, or a site file, but {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(site, dict):
+        raise ConfigError(f"{path}: expected keys such as system: slurm, got {site!r}.")
+    return site
+
+
+def _known(where: str, given: Mapping[str, Any], known: list[str]) -> None:
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}. Expected any of {', '.join(known)}.")
+
+
 def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) -> JobQueueCluster:
     import dask
     from distributed import Security
@@ -148,7 +200,8 @@ def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) 
     private = Path.home() / ".cache" / "daskrl"  # must be shared by the nodes, as home directories are
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
     given = {
-        "security": Security.temporary(), "shared_temp_directory": str(private), **_job(kind, job),
+        "security": job.get("security") or Security.temporary(), "shared_temp_directory": str(private),
+        **_job(kind, job),
         "scheduler_options": {
             "dashboard_address": "127.0.0.1:0", "allowed_failures": 30, **job.get("scheduler_options", {})
         },
@@ -185,7 +238,7 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
     arguments = ["--no-dashboard", *settings.get("worker_extra_args", [])]
     if kind != "HTCondorCluster":
         settings.setdefault("walltime", "01:00" if kind == "LSFCluster" else "01:00:00")
-        seconds = _seconds(settings["walltime"])
+        seconds = _seconds(settings["walltime"], minutes_first=kind == "SLURMCluster")
         arguments += ["--lifetime", f"{max(seconds - 300, seconds // 2)}s"]
     threads = 1
     if learns:
@@ -197,11 +250,14 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
     return settings
 
 
-def _seconds(walltime: str) -> int:
-    """Of ``HH:MM:SS``, ``HH:MM`` or Slurm's ``D-HH:MM:SS``."""
-    days, _, clock = walltime.rpartition("-")
+def _seconds(walltime: str, *, minutes_first: bool) -> int:
+    """Of ``HH:MM:SS`` or ``D-HH:MM:SS``; of ``MM:SS`` as Slurm reads it, elsewhere ``HH:MM``."""
+    days, dash, clock = walltime.rpartition("-")
     try:
-        hours, minutes, seconds = [*map(int, clock.split(":")), 0][:3]
+        parts = [*map(int, clock.split(":"))]
+        if minutes_first and not dash:
+            parts = [0, *parts] if len(parts) < 3 else parts
+        hours, minutes, seconds = [*parts, 0, 0][:3]
         return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
     except ValueError:
         raise ConfigError(f"walltime: expected e.g. '01:00:00', got {walltime!r}.") from None

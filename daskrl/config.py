@@ -115,18 +115,23 @@ class Options:
     rollout_timeout : seconds one fragment may take.
     strict : with False, a run goes on where the promise cannot be kept (an environment that is not
         deterministic, workers with other arithmetic or packages), and the store says so.
+    learner_timeout : seconds to wait for the worker that the cluster has set apart for learning, where it is not there;
+        then a rollout worker learns. None waits for as long as it takes.
     """
 
     checkpoint_every: int = 50
     weights_every: int = 10
     rollout_timeout: float = 600.0
     strict: bool = True
+    learner_timeout: float | None = None
 
     def __post_init__(self) -> None:
         require_integer("checkpoint_every", self.checkpoint_every, 1)
         require_integer("weights_every", self.weights_every, 1)
         if not self.rollout_timeout > 0:
             raise ConfigError(f"rollout_timeout: expected seconds > 0, got {self.rollout_timeout!r}.")
+        if self.learner_timeout is not None and not self.learner_timeout >= 0:
+            raise ConfigError(f"learner_timeout: expected None or seconds >= 0, got {self.learner_timeout!r}.")
 
 
 def require_integer(name: str, value: object, low: int) -> None:

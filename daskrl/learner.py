@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from daskrl import seeding
-from daskrl.columns import pack, read_transitions, write_atomic
+from daskrl.columns import Table, pack, read_transitions, unpack, write_atomic
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
 from daskrl.session import Published, Session, get
 from daskrl.spaces import Array
 from daskrl.store import read_checked, write_checked
+
+_PUBLISHED = "published/"  # before the names of older weights in a checkpoint
 
 
 def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoint: bool) -> Published:
@@ -52,9 +54,12 @@ def _learn(session: Session, version: int, head: int, device: str, keep: bool, c
     if version in session.published:
         return session.published[version]
     standing, session.learner = session.learner, None
-    if standing is None or standing.version > version:
+    if standing is None or (standing.version > version and version not in standing.published):
         standing = Standing(session, device)
         standing.restore(version, head)
+    if version < standing.version:  # the checkpoint had it
+        session.learner = standing
+        return {"kind": "learn", "version": version}, *standing.published[version]
     began, updates = time.time(), standing.learner.updates
     standing.advance(version, head)
     if keep or checkpoint:
@@ -70,13 +75,28 @@ def _learn(session: Session, version: int, head: int, device: str, keep: bool, c
         "weights": standing.save_weights() if keep else None,
         "checkpoint": standing.save_checkpoint() if checkpoint else None,
     }
-    # A copy: what is returned by reference changes before other workers fetch it.
-    weights = (meta, *pack(standing.learner.weights()))
+    weights = (meta, *standing.published[version])
     session.learner = standing
     session.published[version] = weights
     for old in sorted(session.published)[: -(session.config.schedule.lag + 2)]:
         del session.published[old]
     return weights
+
+
+def checkpoint(token: str) -> Record:
+    """Write a checkpoint of where the learner of this process stands, so that nothing is learned again.
+
+    Called by the driver's pool on the learner's worker when a run is stopped on the way. The record has no file where
+    there is no learner.
+    """
+    session = get(token)
+    with session.learning:
+        standing = session.learner
+        if standing is None or standing.version == 0:
+            return {"kind": "checkpoint", "version": 0, "loss": None, "checkpoint": None}
+        session.layout.require_same_run()
+        written = standing.save_checkpoint()
+        return {"kind": "checkpoint", "version": standing.version, "loss": standing.loss, "checkpoint": written}
 
 
 class Standing:
@@ -87,6 +107,7 @@ class Standing:
     learner : the algorithm's.
     version : rounds learned so far; the version of its weights.
     loss : mean loss of the last round that had updates, or None.
+    published : weights as made by `daskrl.columns.pack`, of this version and those that streams may still act with.
     """
 
     def __init__(self, session: Session, device: str) -> None:
@@ -95,6 +116,7 @@ class Standing:
         self.learner = session.algorithm.learner(session.setup(device), random)
         self.version = 0
         self.loss: float | None = None
+        self.published: dict[int, tuple[Table, Array]] = {0: pack(self.learner.weights())}
 
     # -- learning -----------------------------------------------------------------------------------------
 
@@ -112,6 +134,9 @@ class Standing:
                 self.loss = loss
                 if not np.isfinite(loss):
                     raise self._diverged(loss, head)
+            # A copy: what is returned by reference changes before other workers fetch it.
+            self.published[self.version] = pack(self.learner.weights())
+            self.published.pop(self.version - self.session.config.schedule.lag - 1, None)
 
     def _diverged(self, loss: float, head: int) -> DivergedError:
         kept = ""
@@ -160,34 +185,57 @@ class Standing:
         return write_checked(self.layout.root, f".weights/{self.version:08d}.safetensors", data)
 
     def save_checkpoint(self) -> list[Any]:
-        """Write everything the replay does not hold: networks, optimizer, priorities."""
-        data = _safetensors(self.learner.state(), None)
+        """Write everything the replay does not hold: networks, optimizer, priorities, older weights still in use."""
+        older = {
+            f"{_PUBLISHED}{version}/{name}": value
+            for version, weights in self.published.items()
+            if version < self.version
+            for name, value in unpack(*weights).items()
+        }
+        data = _safetensors({**self.learner.state(), **older}, None)
         return write_checked(self.layout.root, f".checkpoints/{self.version:08d}.safetensors", data)
 
     def restore(self, version: int, head: int) -> None:
-        """Take the newest committed checkpoint at or before ``version`` and give the learner its memory back."""
+        """Take the newest committed checkpoint that leads to ``version`` and give the learner its memory back.
+
+        It stands at or before ``version``, or after it and has its weights.
+        """
+        from safetensors.numpy import load
+
+        newest = version + self.session.config.schedule.lag
         for record in self.layout.log.backwards(head):
-            if record["kind"] != "learn" or not record.get("checkpoint") or record["version"] > version:
+            if not record.get("checkpoint") or record["version"] > newest:
                 continue
             if not (self.layout.root / record["checkpoint"][0]).exists():
                 continue  # only the newest few are kept
             try:
-                data = read_checked(self.layout.root, record["checkpoint"])
+                arrays = load(read_checked(self.layout.root, record["checkpoint"]))
             except DamagedError as error:
                 warnings.warn(f"{error} Learning again from an older checkpoint.", stacklevel=2)
                 continue
-            self._restore(record, data, head)
-            return
+            older = _take_published(arrays)
+            if record["version"] <= version or version in older:
+                self._restore(record, arrays, head)
+                self.published.update(older)
+                return
 
-    def _restore(self, record: Record, data: bytes, head: int) -> None:
-        from safetensors.numpy import load
-
+    def _restore(self, record: Record, arrays: dict[str, Array], head: int) -> None:
         self.version, self.loss = record["version"], record["loss"]
         first = max(0, self.version - self.learner.memory)
         self.learner.skip(first)
         for fragments in self.read_ahead(range(first, self.version), head):
             self.learner.append(fragments)
-        self.learner.restore(load(data))
+        self.learner.restore(arrays)
+        self.published = {self.version: pack(self.learner.weights())}
+
+
+def _take_published(arrays: dict[str, Array]) -> dict[int, tuple[Table, Array]]:
+    """Out of the arrays of a checkpoint, the older weights in it by version."""
+    found: dict[int, dict[str, Array]] = {}
+    for key in [key for key in arrays if key.startswith(_PUBLISHED)]:
+        version, _, name = key.removeprefix(_PUBLISHED).partition("/")
+        found.setdefault(int(version), {})[name] = arrays.pop(key)
+    return {version: pack(weights) for version, weights in found.items()}
 
 
 def _safetensors(arrays: Mapping[str, Array], metadata: dict[str, str] | None) -> bytes:

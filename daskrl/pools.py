@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import queue
+import time
 import uuid
 import warnings
 from collections import Counter, deque
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory of them is cleared
 
+_SAY_AFTER = 60.0  # seconds without a worker that a run cannot do without
+
 _DEATHS = 10  # workers that may die under one rollout before it is taken for their killer
 
 
@@ -40,6 +43,11 @@ class Recheck:
     slot: int
     weights_version: int
     record: str  # JSON, so that tasks can be members of sets
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Write a checkpoint of where the learner stands."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,9 @@ class Pool(Protocol):
 
     def submit_recheck(self, task: Recheck, head: int) -> None:
         """Start the recheck of a fragment."""
+
+    def submit_checkpoint(self) -> None:
+        """Have the learner write where it stands, if there is one."""
 
     def wait(self) -> list[Outcome]:
         """Block until something happened; what finished, possibly nothing."""
@@ -196,6 +207,10 @@ class InProcessPool:
         weights, record = self._weights[task.weights_version], json.loads(task.record)
         self._add(task, functools.partial(rollout.recheck, self.token, weights, record, head))
 
+    def submit_checkpoint(self) -> None:
+        self._add(Checkpoint(), functools.partial(learner.checkpoint, self.token))
+        self._tasks.rotate()  # before all others: they are given up
+
     def _learn(self, task: schedule.Learn, head: int, keep: bool, checkpoint: bool) -> Record:
         assert self.arithmetic is not None
         weights = learner.learn(self.token, task.version, head, self.arithmetic["device"], keep, checkpoint)
@@ -259,8 +274,9 @@ class _Flight:
 class DaskPool:
     """Runs tasks on the workers of a Dask cluster.
 
-    The learner runs on a worker with the resource ``learner`` or ``GPU``; without one, on the worker that has
-    been there longest, which then gets rollouts only while it is alone.
+    The learner runs on a worker with the resource ``learner`` or ``GPU``, and waits for it where the client's cluster
+    has set one apart. Without one it runs on the worker that has been there longest, which then gets rollouts only
+    while it is alone.
 
     Parameters
     ----------
@@ -278,6 +294,9 @@ class DaskPool:
         self.arithmetic = plan.arithmetic
         self.promise_off: list[str] = []
         self._payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
+        self._probe = (
+            plan.layout.root / ".commits" / f".{self.token}.partial"
+        )  # removed by the next driver at the latest
         self._known: dict[str, _Worker] = {}
         self._learner: str | None = None
         self._homes: dict[int, str] = {}
@@ -286,6 +305,9 @@ class DaskPool:
         self._deaths: Counter[Any] = Counter()
         self._submitted = 0
         self._asked: tuple[int, str | None] | None = None
+        self._cluster = client.cluster
+        self._missing_since: float | None = None  # that no worker could learn
+        self._said = False
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._address: str = client.scheduler_info(n_workers=0)["address"]
         self._client = Client(
@@ -295,6 +317,7 @@ class DaskPool:
         self._client.subscribe_topic(self._topic, lambda event: self._queue.put(("told", event[1])))
         self._client.subscribe_topic(demand.DRAINING, lambda event: self._queue.put(("draining", event[1])))
         try:
+            self._probe.touch()
             install(self._client)
             self._reconcile()
         except BaseException:
@@ -339,6 +362,10 @@ class DaskPool:
             homes = sorted(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
             args = (self.token, self._weights[task.weights_version].future, record, head)
             self._start("recheck", task, homes[0], rollout.recheck, args, -record["round"], task.weights_version)
+
+    def submit_checkpoint(self) -> None:
+        if self._learner is not None:
+            self._start("checkpoint", Checkpoint(), self._learner, learner.checkpoint, (self.token,), 0)
 
     def _start(
         self,
@@ -390,6 +417,7 @@ class DaskPool:
         except queue.Empty:
             if not events:
                 self._reconcile()  # an event may have been missed while the connection was down
+                self._say_what_is_missing()
         outcomes: list[Outcome] = []
         joined = False
         for kind, value in events:
@@ -447,7 +475,8 @@ class DaskPool:
                 self._ask_to_join(worker)
         elif flight.task is None:
             if worker is not None:
-                self._refuse(worker, f"failed to join: {type(error).__name__}: {error}. It needs the run's packages.")
+                needs = "" if isinstance(error, DaskrlError) else ". It needs the run's packages."
+                self._refuse(worker, f"failed to join: {type(error).__name__}: {error}{needs}")
         else:
             raise error
 
@@ -470,7 +499,7 @@ class DaskPool:
                 self._ask_to_join(worker)
 
     def _ask_to_join(self, worker: _Worker) -> None:
-        self._start("join", None, worker.address, session.join, (self._payload,), 2_000_000_000)
+        self._start("join", None, worker.address, session.join, (self._payload, str(self._probe)), 2_000_000_000)
 
     def _joined(self, address: str, info: Record) -> None:
         if address in self._known:
@@ -495,11 +524,43 @@ class DaskPool:
             raise WorkerMismatchError(f"no worker can take part in this run. {message}")
         warnings.warn(message, stacklevel=2)
 
+    def _is_expected(self) -> bool:
+        """Whether to wait for a learner's worker that is not there."""
+        if demand.LEARNER not in getattr(self._cluster, "worker_spec", ()):
+            return False
+        timeout = self.plan.options.learner_timeout
+        return timeout is None or self._missing() < timeout
+
+    def _missing(self) -> float:
+        """Seconds since there was last a learner."""
+        now = time.monotonic()
+        if self._learner is not None:
+            self._missing_since = None
+            return 0.0
+        if self._missing_since is None:
+            self._missing_since, self._said = now, False
+        return now - self._missing_since
+
+    def _say_what_is_missing(self) -> None:
+        if self._missing() < _SAY_AFTER or self._said:
+            return
+        self._said = True
+        timeout = self.plan.options.learner_timeout
+        what = "the learner's worker" if self._known else "any worker"
+        then = "waiting on" if timeout is None else f"after {timeout:.0f} s a rollout worker learns"
+        warnings.warn(
+            f"{_SAY_AFTER:.0f} s without {what}: its job waits in the queue, or ends as it starts (see its log). The "
+            f"run is {then}; it may be interrupted and resumed, with learner_timeout= so that a rollout worker learns.",
+            stacklevel=2,
+        )
+
     def _choose_learner(self) -> None:
         joined = [w for w in self._known.values() if w.info is not None and w.refused is None]
         tagged = [w for w in self._known.values() if w.learner_resource and w.refused is None]
         if tagged and all(w.info is None for w in tagged):
             return  # it is about to join
+        if not tagged and self._is_expected():
+            return
         current = self._known.get(self._learner or "")
         candidates = [w for w in joined if w.learner_resource] or [w for w in joined if w is current] or joined
         if not candidates:
@@ -608,6 +669,8 @@ class DaskPool:
                 ]
                 wait(forgets, timeout=5)  # asks the current client, which is not always the user's
         self._client.close(timeout=5)
+        with contextlib.suppress(OSError):
+            self._probe.unlink()
 
 
 def tell(topic: str, key: str, function: Callable[..., Any], *args: Any) -> Any:

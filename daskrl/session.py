@@ -12,6 +12,7 @@ import socket
 import sys
 import sysconfig
 import threading
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -24,7 +25,7 @@ from daskrl.algorithms.base import Algorithm, Setup
 from daskrl.columns import Table
 from daskrl.config import Options, RunConfig
 from daskrl.envs import Environment, Stream
-from daskrl.errors import DaskrlError
+from daskrl.errors import DaskrlError, StoreError
 from daskrl.spaces import Array
 from daskrl.store import Layout
 
@@ -157,11 +158,32 @@ def _local_module(name: str) -> Any:
     return None if any(Path(file).is_relative_to(path) for path in installed) else sys.modules[name]
 
 
-def join(payload: bytes) -> dict[str, Any]:
-    """Take part in a run: the first task on every worker. Says what this process computes with."""
+def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
+    """Take part in a run: the first task on every worker. Says what this process computes with.
+
+    Parameters
+    ----------
+    probe : a file of the driver's in the store, which this process must see, and be able to make one beside.
+    """
     token, layout, algorithm, factory, options = cloudpickle.loads(payload)
+    if probe is not None:
+        _require_shared(layout.root, Path(probe))
     put(Session(token, layout, algorithm, factory, options))
     return introduction(layout)
+
+
+def _require_shared(root: Path, probe: Path) -> None:
+    host = socket.gethostname()
+    if not probe.exists():
+        raise StoreError(
+            f"{host} does not see the driver's files in {root}. Put the store where all nodes see it, under one path."
+        )
+    mine = probe.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        mine.touch()
+        mine.unlink()
+    except OSError as error:
+        raise StoreError(f"{host} cannot write in {root}: {error.strerror}.") from error
 
 
 def introduction(layout: Layout) -> dict[str, Any]:

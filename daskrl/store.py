@@ -167,8 +167,7 @@ class Store:
         """
         root = Path(path).absolute()
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            known = root.is_dir() and (root / ".commits").is_dir()
-            if not known:
+            if not cls.exists(root):
                 raise StoreMismatchError(f"{root} exists and is not a daskrl store. Choose another store=.")
             if not overwrite:
                 raise StoreMismatchError(
@@ -208,6 +207,11 @@ class Store:
             shutil.rmtree(making, ignore_errors=True)
             raise
         return cls(root, attributes)
+
+    @staticmethod
+    def exists(path: str | os.PathLike[str]) -> bool:
+        """Whether there is a store."""
+        return (Path(path) / ".commits").is_dir()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:

@@ -20,7 +20,7 @@ from daskrl.commits import Record
 from daskrl.config import Options, RunConfig, Schedule, require_integer
 from daskrl.demand import Demand
 from daskrl.errors import ConfigError, NondeterministicError, StoreFullError, StoreMismatchError
-from daskrl.pools import DaskPool, InProcessPool, Plan, Pool, Recheck
+from daskrl.pools import Checkpoint, DaskPool, InProcessPool, Plan, Pool, Recheck
 from daskrl.session import versions
 from daskrl.store import Progress, Store, html_table
 
@@ -62,11 +62,13 @@ class Report:
     time_left: float | None
 
 
-def drive(plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int) -> Iterator[Report]:
-    """Take a run from where its store stands to ``rounds`` rounds. Yields a report for each new version.
+def drive(
+    plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int, stop: threading.Event
+) -> Iterator[Report]:
+    """Take a run from where its store stands to ``rounds`` rounds, or until ``stop`` is set and the pool woken.
 
-    The loop submits whatever the schedule finds ready, waits, and commits what finished. All that lasts is in
-    the store: it may stop at any point, and another driver goes on from there.
+    Yields a report for each new version. The loop submits whatever the schedule finds ready, waits, and commits what
+    finished. All that lasts is in the store: it may stop at any point, and another driver goes on from there.
     """
     config, options, began = store.config, plan.options, time.monotonic()
     at_start, demand = progress.published, Demand(config.schedule)
@@ -78,7 +80,7 @@ def drive(plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int)
             new and version > 0 and (last or version % options.checkpoint_every == 0),
         )
 
-    while progress.published < rounds or pool.in_flight:
+    while not stop.is_set() and (progress.published < rounds or pool.in_flight):
         # What is ready now?
         learns = schedule.learns_ready(
             config.schedule, rounds, progress.committed, progress.published, pool.held,
@@ -113,6 +115,17 @@ def drive(plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int)
         pool.release(schedule.kept(config.schedule, rounds, progress.committed, progress.published))
 
 
+def conclude(plan: Plan, store: Store, pool: Pool, progress: Progress) -> None:
+    """Stopped on the way: have the learner write where it stands, so that whoever resumes learns nothing again."""
+    pool.submit_checkpoint()
+    while any(isinstance(task, Checkpoint) for task in pool.in_flight):
+        records = _records(store, plan, pool, progress, [(o.task, o.record) for o in pool.wait()])
+        if records:
+            store.commit(records)
+        for record in records:
+            progress.take(record)
+
+
 def _records(
     store: Store, plan: Plan, pool: Pool, progress: Progress, finished: list[tuple[Any, Record]]
 ) -> list[Record]:
@@ -128,6 +141,8 @@ def _records(
             if task.version > published:  # else it was lost and learned again, or overtaken on another worker
                 records.append(record)
                 published = task.version
+        elif isinstance(task, Checkpoint) and record["checkpoint"] is not None:
+            records.append(record)
         elif isinstance(task, Recheck) and record["differs"]:
             reason = (
                 f"fragment {task.slot} run a second time from the same seed and actions differs in "
@@ -210,7 +225,8 @@ class Run:
         self.store, self.algorithm, self.source, self.options = store, algorithm, source, options
         self.env_steps, self.client, self._show = env_steps, client, progress
         self.report: Report | None = None
-        self._stop: threading.Event | None = None
+        self._pool: Pool | None = None
+        self._stop, self._orderly = threading.Event(), False
 
     @property
     def finished(self) -> bool:
@@ -227,6 +243,20 @@ class Run:
             pass
         return self
 
+    def stop(self) -> None:
+        """End the loop that carries the run on; from within it, another thread or a signal handler.
+
+        Unlike after ``break`` or Ctrl-C, the learner first writes a checkpoint of where it stands: whoever resumes
+        learns nothing again. Where no loop goes on, the next one ends at once.
+        """
+        self._orderly = True
+        self._halt()
+
+    def _halt(self) -> None:
+        self._stop.set()
+        if self._pool is not None:
+            self._pool.wake()
+
     def __iter__(self) -> Iterator[Report]:
         reports = self._reports() if self.client is None else self._in_background()
         return self._shown(reports)
@@ -238,25 +268,23 @@ class Run:
             plan = Plan(self.store.layout, self.algorithm, self.source.factory, self.options, progress.arithmetic)
             if progress.published >= self._rounds:
                 return
-            pool: Pool
-            if self.client is None:
-                pool = InProcessPool(plan)
-            else:
-                pool = DaskPool(plan, self.client)
+            self._pool = pool = InProcessPool(plan) if self.client is None else DaskPool(plan, self.client)
             try:
-                for report in drive(plan, self.store, _stoppable(pool, self._stop), progress, self._rounds):
+                for report in drive(plan, self.store, pool, progress, self._rounds, self._stop):
                     self.report = report
                     yield report
-            except _StoppedError:
-                return
+                if self._orderly and progress.published < self._rounds:
+                    conclude(plan, self.store, pool, progress)
             finally:
+                self._pool = None
                 pool.close()
         finally:
+            self._stop.clear()
+            self._orderly = False
             self.store.unlock()
 
     def _in_background(self) -> Iterator[Report]:
         """Drive in a thread, so that workers never wait for whoever reads the reports."""
-        self._stop = stop = threading.Event()
         reports: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
@@ -275,9 +303,9 @@ class Run:
                     raise item
                 yield item
         finally:
-            stop.set()
+            self._halt()
             thread.join()
-            self._stop = None
+            self._stop.clear()
 
     def _shown(self, reports: Iterator[Report]) -> Iterator[Report]:
         """Pass the reports on beside a progress bar: on a terminal or in Jupyter, not in a pipe."""
@@ -319,31 +347,6 @@ class Run:
         return html_table("daskrl run", self.store.summary())
 
 
-class _StoppedError(Exception):
-    """The run was asked to stop."""
-
-
-def _stoppable(pool: Pool, stop: threading.Event | None) -> Pool:
-    """The pool, raising from ``wait`` once ``stop`` is set."""
-    if stop is not None:
-        waiting = pool.wait
-
-        def wake() -> None:
-            stop.wait()
-            pool.wake()
-
-        threading.Thread(target=wake, daemon=True).start()
-
-        def wait() -> list[Any]:
-            outcomes = waiting()
-            if stop.is_set():
-                raise _StoppedError
-            return outcomes
-
-        pool.wait = wait  # type: ignore[method-assign]
-    return pool
-
-
 def train(
     algorithm: Algorithm,
     env: str | envs.EnvironmentFactory,
@@ -364,8 +367,10 @@ def train(
     checkpoint_every: int = 50,
     weights_every: int = 10,
     rollout_timeout: float = 600.0,
+    learner_timeout: float | None = None,
     strict: bool = True,
     overwrite: bool = False,
+    resume: bool = False,
     progress: bool = True,
 ) -> Run:
     """Make a new run. It checks everything and creates the store; iterating or ``wait()`` carries it out.
@@ -387,8 +392,11 @@ def train(
     recheck_every : every how many fragments one is run twice and compared; 0 for never.
     checkpoint_every, weights_every : rounds between checkpoints, and between weights kept on disk.
     rollout_timeout : seconds one fragment may take.
+    learner_timeout : seconds to wait for the worker that the cluster has set apart for learning; then a rollout worker
+        learns. None waits for as long as it takes.
     strict : with False, go on where the promise cannot be kept; the store then says so.
     overwrite : delete the run that is in ``store``.
+    resume : go on with the run that is in ``store``, if it is this very run: what starts a job may start it again.
     progress : show a progress bar.
 
     Raises
@@ -412,9 +420,14 @@ def train(
         recheck_every=recheck_every,
         device=device,
     )
-    options = Options(checkpoint_every, weights_every, rollout_timeout, strict)
+    options = Options(checkpoint_every, weights_every, rollout_timeout, strict, learner_timeout)
     setup = Setup(source.spec, shape, config.frame_stack)
     _check(algorithm, setup)
+    if resume and Store.exists(store):
+        opened = Store.open(store)
+        _require_same_run(opened, config)
+        _require_same_spec(opened, source)
+        return _resumed(opened, algorithm, source, env_steps, vars(options), client, progress)
     try:
         made = Store.create(
             store, config, source.spec, extras=getattr(algorithm, "columns", {}),
@@ -441,6 +454,7 @@ def resume(
     checkpoint_every: int | None = None,
     weights_every: int | None = None,
     rollout_timeout: float | None = None,
+    learner_timeout: float | None = None,
     strict: bool | None = None,
     progress: bool = True,
 ) -> Run:
@@ -451,7 +465,7 @@ def resume(
     env_steps : a larger budget; the result is that of a run started with it.
     algorithm, env : again the class instance or callable the run was made with, where they were not built in;
         their settings and the hash of their source are checked. Nothing is pickled in a store.
-    checkpoint_every, weights_every, rollout_timeout, strict : change these options from here on.
+    checkpoint_every, weights_every, rollout_timeout, learner_timeout, strict : change these options from here on.
     client, progress : as in `train`.
 
     Raises
@@ -463,22 +477,52 @@ def resume(
     opened = Store.open(store)
     source = same_environment(opened, env)
     algorithm = same_algorithm(opened, algorithm)
-    budget = opened.budget()
     changes = {
         "checkpoint_every": checkpoint_every, "weights_every": weights_every,
-        "rollout_timeout": rollout_timeout, "strict": strict,
+        "rollout_timeout": rollout_timeout, "learner_timeout": learner_timeout, "strict": strict,
     }  # fmt: skip
-    changed = {name: value for name, value in changes.items() if value is not None}
-    options = Options(**{**budget["options"], **changed})
+    return _resumed(opened, algorithm, source, env_steps, changes, client, progress)
+
+
+def _resumed(
+    store: Store,
+    algorithm: Algorithm,
+    source: envs.EnvironmentSource,
+    env_steps: int | None,
+    changes: dict[str, Any],
+    client: Client | None,
+    progress: bool,
+) -> Run:
+    """Go on, with another budget and other options where they are not None."""
+    budget = store.budget()
+    options = Options(**{**budget["options"], **{name: v for name, v in changes.items() if v is not None}})
     steps = budget["env_steps"] if env_steps is None else env_steps
     require_integer("env_steps", steps, budget["env_steps"])
-    if changed or steps != budget["env_steps"]:
-        opened.lock()
+    if vars(options) != budget["options"] or steps != budget["env_steps"]:
+        store.lock()
         try:
-            opened.commit([{"kind": "budget", "env_steps": steps, "options": dataclasses.asdict(options)}])
+            store.commit([{"kind": "budget", "env_steps": steps, "options": dataclasses.asdict(options)}])
         finally:
-            opened.unlock()
-    return Run(opened, algorithm, source, options, steps, client, progress)
+            store.unlock()
+    return Run(store, algorithm, source, options, steps, client, progress)
+
+
+def _require_same_run(store: Store, config: RunConfig) -> None:
+    given, kept = json.loads(json.dumps(config.to_json())), store.config.to_json()
+    differs = [f"{name}: {given[name]!r} (store: {kept[name]!r})" for name in given if given[name] != kept[name]]
+    if differs:
+        raise StoreMismatchError(
+            f"{store.root} holds another run; it differs in {'; '.join(differs)}. Give the same settings, or choose "
+            "another store=."
+        )
+
+
+def _require_same_spec(store: Store, source: envs.EnvironmentSource) -> None:
+    if source.spec != store.spec:
+        raise StoreMismatchError(
+            f"{store.root} holds {store.spec}, the environment {source.name!r} has {source.spec}. It has changed "
+            "since; install the version the run was made with."
+        )
 
 
 def _require_algorithm(algorithm: object) -> None:
@@ -545,11 +589,7 @@ def same_environment(store: Store, env: envs.EnvironmentFactory | None) -> envs.
                 f"env: the source of {source.name!r} is not that of the {kept['name']!r} this store was made with. "
                 "Give the same code, or start a new run."
             )
-    if source.spec != store.spec:
-        raise StoreMismatchError(
-            f"{store.root} holds {store.spec}, the environment {source.name!r} has {source.spec}. It has changed "
-            "since; install the version the run was made with."
-        )
+    _require_same_spec(store, source)
     return source
 
 

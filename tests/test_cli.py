@@ -220,7 +220,7 @@ def test_an_error_is_no_traceback_in_a_process_of_its_own_either(tmp_path: Path)
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "evaluate", "info", "digest", "reproduce"])
+@pytest.mark.parametrize("command", ["train", "resume", "evaluate", "info", "digest", "reproduce", "watch", "jobs"])
 def test_help_is_the_docstring_of_the_command_and_names_every_parameter(
     tmp_path: Path, here: Here, command: str
 ) -> None:
@@ -299,6 +299,39 @@ def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_digest_of_a_run_never_sto
     mine = ["--env", "mine:env", "--algorithm", "mine:Mine"]
     assert "mean return" in here("evaluate", "run", "--episodes", "2", *mine, cwd=tmp_path).stdout
     assert "the same" in here("reproduce", "run", "--fragment", "9", *mine, cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("workers", "number"), [(0, signal.SIGUSR1), (1, signal.SIGTERM)], ids=["in this process", "on a cluster"]
+)
+def test_a_signal_leaves_a_checkpoint_and_exit_code_75_and_the_same_line_goes_on(
+    tmp_path: Path, here: Here, workers: int, number: signal.Signals
+) -> None:
+    here("train", "CartPole-v1", "--episodes", "0", *steps(3200), "--store", "whole", cwd=tmp_path)
+    expected = here("digest", "whole", cwd=tmp_path).stdout
+
+    typed = ["train", "CartPole-v1", "--episodes", "0", "--resume", "--store", "run"]
+    terminal = Terminal(*typed, *steps(3200, workers), cwd=tmp_path)
+    terminal.until(r"return=\d")
+    os.kill(terminal.pid, number)
+    assert terminal.exit_code() == 75, terminal.text
+    assert "Stopped by a signal; everything learned is kept. Type: daskrl resume run" in terminal.text
+    *_, newest = daskrl.Store.open(tmp_path / "run").records()
+    assert newest["kind"] == "checkpoint"
+
+    daskrl_(*typed, *steps(3200, workers), cwd=tmp_path)
+    assert here("digest", "run", cwd=tmp_path).stdout == expected
+    done = daskrl_(*typed, *steps(3200, workers), "--json", cwd=tmp_path)  # finished: nothing to do
+    assert json.loads(done.stdout)["env_steps"] == 3200
+
+
+def test_resume_of_another_run_is_refused_with_what_differs(trained: tuple[Path, dict[str, Any]], here: Here) -> None:
+    place, _ = trained
+    before = daskrl.Store.open(place / "run").digest()
+    other = shlex.join(steps(320)).replace("--seed 3", "--seed 4 --frame-stack 2")
+    done = here("train", "CartPole-v1", "--store", "run", "--resume", *shlex.split(other), cwd=place, code=2)
+    assert "holds another run; it differs in seed: 4 (store: 3); frame_stack: 2 (store: 1)." in done.stderr
+    assert daskrl.Store.open(place / "run").digest() == before
 
 
 def test_module_id_is_looked_up_where_the_command_is_typed(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ class Cluster:
         self.tasks: list[tuple[Future, str, Any, tuple[Any, ...]]] = []
         self.closed = False
         self.id = "client"
+        self.cluster: Any = None
 
     def __call__(self, address: str, **options: Any) -> Cluster:
         return self
@@ -334,6 +335,66 @@ def test_a_rollout_that_kills_its_workers_ends_the_run_and_one_that_was_there_do
     cluster.remove("last")
     with pytest.raises(EnvironmentFailure, match=r"fragment 0 .*daskrl reproduce"):
         pool.wait()
+
+
+class Planned:
+    """A cluster whose specification has a worker set apart for learning."""
+
+    def __init__(self, *names: str) -> None:
+        self.worker_spec = dict.fromkeys(names)
+
+
+def test_a_learner_that_the_cluster_has_set_apart_is_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.cluster = Planned(demand.LEARNER, "0")
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    assert not cluster.pending("learn")
+    join(cluster, pool, "l", learner=1)
+    learn(cluster, pool, 0)
+    cluster.remove("l")
+    pool.wait()
+    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    assert not cluster.pending("learn")
+    cluster.cluster = pool._cluster = Planned("0")  # given up by whoever scales
+    assert cluster.tasks[-1][1] != "a"
+    learn(cluster, pool, 0)
+    assert cluster.tasks[-1][1] == "a"
+
+
+def test_after_learner_timeout_a_rollout_worker_learns_and_says_so(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    cluster.cluster = Planned(demand.LEARNER)
+    pool = pool_on(cluster, tmp_path, learner_timeout=90.0)
+    join(cluster, pool, "a")
+    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    now = 161.0
+    with pytest.warns(UserWarning, match=r"60 s without the learner's worker: .* after 90 s a rollout worker learns"):
+        pool._say_what_is_missing()
+    pool._say_what_is_missing()  # once only
+    assert not cluster.pending("learn")
+    now = 191.0
+    learn(cluster, pool, 0)
+    assert cluster.tasks[-1][1] == "a"
+
+
+def test_a_checkpoint_is_asked_of_the_learner_and_of_nobody_before_there_is_one(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    pool.submit_checkpoint()
+    assert pool.in_flight == set()
+    join(cluster, pool, "l", learner=1)
+    learn(cluster, pool, 0)
+    pool.submit_checkpoint()
+    assert pool.in_flight == {pools.Checkpoint()}
+    cluster.remove("l")  # lost with its worker: nobody waits for it
+    pool.wait()
+    assert pool.in_flight == set()
 
 
 def test_a_worker_that_cannot_join_is_refused_and_named(cluster: Cluster, tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, Security
 
-from daskrl import clusters
+import daskrl
+from daskrl import clusters, pools
 from daskrl.errors import ConfigError
 from tests import slurm
 from tests.promise import Once, Troubled, start
@@ -35,9 +38,10 @@ def digest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def cluster(place: Path, **job: Any) -> Any:
+    learner = {"queue": "gpu", "cores": 2, "job_extra_directives": ["--gres=gpu:1"]}
     return clusters.slurm(
         queue="cpu", memory="1GB", log_directory=str(place / "logs"), scheduler_options={"host": "127.0.0.1"},
-        learner={"queue": "gpu", "cores": 2, "job_extra_directives": ["--gres=gpu:1"]}, **job,
+        **{"learner": learner, **job},
     )  # fmt: skip
 
 
@@ -125,6 +129,124 @@ def test_a_worker_leaves_before_its_walltime_and_its_job_is_submitted_again(
         assert start(tmp_path / "run", env=hangs, client=client).wait().store.digest() == digest
         assert set(slurm.jobs()) - first
     assert nothing_is_left()
+
+
+SITE = """
+system: slurm
+job: {{queue: cpu, memory: 1GB, log_directory: {place}/logs, scheduler_options: {{host: 127.0.0.1}}}}
+learner: {{queue: gpu, cores: 2, job_extra_directives: ["--gres=gpu:1"]}}
+adapt: {{minimum: 2, maximum: 2, interval: 1, patience: 600}}
+"""
+TRAIN = (
+    "train CartPole-v1 --store run --cluster site.yaml --resume --seed 3 --streams 2 --envs-per-stream 2 "
+    "--fragment-steps 8 --episodes 0 --checkpoint-every 1000 --env-steps {steps} -s hidden=16, -s batch_size=8 "
+    "-s learning_starts=32 -s replay_ratio=2.0 -s window=160"
+)
+STEPS = 8000  # 250 rounds
+
+
+@pytest.fixture(scope="module")
+def unattended_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the run that the batch job carries out, in one process."""
+    algorithm = daskrl.DQN(hidden=(16,), batch_size=8, learning_starts=32, replay_ratio=2.0, window=160)
+    run = daskrl.train(
+        algorithm, "CartPole-v1", store=tmp_path_factory.mktemp("one") / "run", seed=3, streams=2, envs_per_stream=2,
+        fragment_steps=8, env_steps=STEPS, progress=False,
+    )  # fmt: skip
+    return run.wait().store.digest()
+
+
+def submit(place: Path, here: Path, *options: str) -> str:
+    """The recipe's script, with a small run in it; the job's id."""
+    recipe = (Path(__file__).parents[1] / "cluster" / "train.sbatch").read_text()
+    command, rest = recipe.index("daskrl train"), recipe.index(" &\ndriver=")
+    mine = f"{sys.executable} -m daskrl.cli {TRAIN.format(steps=STEPS)}"
+    (here / "site.yaml").write_text(SITE.format(place=place))
+    (here / "train.sbatch").write_text(recipe[:command] + mine + recipe[rest:])
+    options = ("--partition=cpu", "--mem=1G", f"--chdir={here}", f"--output={here}/driver.log", *options)
+    return slurm.call("sbatch", "--parsable", *options, str(here / "train.sbatch")).strip()
+
+
+def wait_for_version(store: Path, version: int) -> None:
+    """Until the run that another process drives has learned so much."""
+    while not (store / ".commits").exists() or not any(
+        record["version"] >= version for record in daskrl.Store.open(store).records("learn")
+    ):
+        assert slurm.jobs("RUNNING,PENDING,CONFIGURING,COMPLETING"), (store.parent / "driver.log").read_text()
+
+
+def state(job: str, field: str) -> str:
+    fields = dict(part.partition("=")[::2] for part in slurm.call("scontrol", "show", "job", job).split())
+    return fields[field]
+
+
+def wait_for_state(job: str, *wanted: str) -> None:
+    while state(job, "JobState") not in wanted:
+        pass
+
+
+def requeue(job: str) -> None:
+    """Slurm's own: it stops the job's processes, and starts the job again."""
+    slurm.call("scontrol", "requeue", job)
+
+
+def near_walltime(job: str) -> None:
+    """What Slurm does two minutes before the walltime; the script then requeues itself."""
+    slurm.call("scancel", "--batch", "--signal=TERM", job)
+
+
+@pytest.mark.parametrize("event", [requeue, near_walltime], ids=lambda event: event.__name__)
+def test_a_batch_job_submits_its_own_workers_and_goes_on_where_it_was_started_again(
+    place: Path, tmp_path: Path, unattended_digest: str, event: Callable[[str], None]
+) -> None:
+    job = submit(place, tmp_path)
+    wait_for_version(tmp_path / "run", 20)
+    assert sorted(slurm.jobs().values()) == ["cpu", "cpu", "cpu", "gpu"]  # the driver, two rollout jobs, the learner
+    event(job)
+    wait_for_state(job, "PENDING")
+    log = (tmp_path / "driver.log").read_text()
+    assert not daskrl.resume(tmp_path / "run").finished
+    newest = list(daskrl.Store.open(tmp_path / "run").records())[-1]
+    if event is near_walltime:
+        assert "Stopped by a signal; everything learned is kept" in log
+        assert newest["kind"] == "checkpoint"
+    slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")  # Slurm would wait two minutes
+    wait_for_state(job, "COMPLETED", "FAILED")
+    assert (state(job, "ExitCode"), state(job, "Restarts")) == ("0:0", "1"), (tmp_path / "driver.log").read_text()
+    assert daskrl.Store.open(tmp_path / "run").digest() == unattended_digest
+    assert nothing_is_left()
+
+
+def test_a_queue_that_never_starts_the_learner_is_said_and_a_rollout_worker_learns_where_that_was_asked_for(
+    place: Path, tmp_path: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "_SAY_AFTER", 0.0)
+    learner = {"queue": "gpu", "cores": 2, "job_extra_directives": ["--begin=now+1hour"]}
+    with cluster(place, learner=learner) as made, Client(made) as client:
+        clusters.adapt(made, 1, 1, interval=1, patience=600)
+        client.wait_for_workers(1, timeout=120)
+        run = start(tmp_path / "run", client=client)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=r"0 s without the learner's worker")  # and so the run ends
+            with pytest.raises(UserWarning, match=r"its job waits .* The run is waiting on"):
+                run.wait()
+        assert not run.store.fragments()
+        resumed = daskrl.resume(tmp_path / "run", client=client, learner_timeout=0.0, progress=False)
+        assert resumed.wait().store.digest() == digest
+    assert nothing_is_left()
+
+
+def test_a_client_without_the_clusters_certificate_is_refused(place: Path) -> None:
+    with cluster(place) as made:
+        address, port = made.scheduler_address, made.scheduler_address.rpartition(":")[2]
+        assert address.startswith("tls://")
+        for security, wrong in ((None, f"tcp://127.0.0.1:{port}"), (Security.temporary(), address)):
+            with pytest.raises((OSError, ValueError)):
+                Client(wrong, security=security, timeout="2s")
+        with Client(address, security=made.security) as client:
+            assert client.scheduler_info()["address"] == address
+        listening = made.scheduler.http_server._sockets.values()
+        assert {socket_.getsockname()[0] for socket_ in listening} == {"127.0.0.1"}
 
 
 def test_without_sbatch_the_error_says_where_to_run_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

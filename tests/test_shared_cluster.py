@@ -1,0 +1,113 @@
+"""What several runs, and workers of several nodes, have in common: a scheduler, a learner, a file system."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+import daskrl
+from daskrl import clusters
+from daskrl.errors import StoreLockedError, WorkerMismatchError
+from tests.promise import start
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with clusters.local(2) as cluster, Client(cluster) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def digests(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """Of the run in one process, by seed."""
+    return {seed: start(tmp_path_factory.mktemp("one") / "run", seed=seed).wait().store.digest() for seed in (7, 8)}
+
+
+def rollout_worker(client: Client) -> str:
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return next(address for address, info in workers.items() if not info["resources"])
+
+
+def test_two_runs_share_a_scheduler_and_a_learner_and_each_has_its_own_digest(
+    client: Client, tmp_path: Path, digests: dict[int, str]
+) -> None:
+    def carry_out(seed: int) -> str:
+        run = start(tmp_path / str(seed), seed=seed, client=client)
+        for report in run:
+            if report.weights_version == 4 and seed == 7:
+                (pid,) = client.run(os.getpid, workers=[rollout_worker(client)]).values()
+                os.kill(pid, signal.SIGKILL)
+        return run.store.digest()
+
+    with ThreadPoolExecutor(2) as both:
+        assert dict(zip(digests, both.map(carry_out, digests), strict=True)) == digests
+    left = client.run_on_scheduler(lambda dask_scheduler: [key for key in dask_scheduler.tasks if "-" in str(key)])
+    assert left == []
+    plugins = client.run_on_scheduler(lambda dask_scheduler: [name for name in dask_scheduler.plugins if "rl" in name])
+    assert plugins == ["daskrl-demands"]
+    assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["daskrl-demands"].asked) == {}
+
+
+def test_a_second_driver_of_one_store_is_refused_and_the_first_is_not_disturbed(
+    client: Client, tmp_path: Path, digests: dict[int, str]
+) -> None:
+    run = start(tmp_path / "run", client=client)
+    for report in run:
+        if report.weights_version == 3:
+            second = daskrl.resume(tmp_path / "run", client=client, progress=False)
+            with pytest.raises(StoreLockedError):
+                second.wait()
+    assert run.store.digest() == digests[7]
+
+
+def blind_worker(address: str, hidden: Path) -> subprocess.Popen[bytes]:
+    """A worker with a file system of its own in the place of ``hidden``, as on a node that does not share it."""
+    worker = f"{sys.executable} -m distributed.cli.dask_worker {address} --nthreads 1 --no-nanny --name blind"
+    script = f"mount -t tmpfs none {hidden} && exec {worker} --no-dashboard"
+    return subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stderr=subprocess.DEVNULL)
+
+
+def test_a_worker_that_does_not_see_the_store_gets_no_rollouts_and_is_named(
+    client: Client, tmp_path: Path, digests: dict[int, str]
+) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a file system of its own needs root")
+    client.wait_for_workers(3, timeout=60)
+    process = blind_worker(client.scheduler.address, tmp_path)
+    try:
+        client.wait_for_workers(4, timeout=60)
+        named = r"worker blind .* gets no rollouts: it failed to join: .* does not see the driver's files in"
+        with pytest.warns(UserWarning, match=named):
+            run = start(tmp_path / "run", client=client).wait()
+        assert run.store.digest() == digests[7]
+        names = {record["worker"] for record in run.store.fragments()}
+        assert "blind" not in names
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_where_no_worker_sees_the_store_the_run_ends_before_its_first_task(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a file system of its own needs root")
+    with clusters.local(1) as cluster, Client(cluster) as client:
+        cluster.scale(0)
+        cluster.sync(cluster._correct_state)
+        process = blind_worker(client.scheduler.address, tmp_path)
+        try:
+            client.wait_for_workers(1, timeout=60)
+            run = start(tmp_path / "run", client=client)
+            with pytest.raises(WorkerMismatchError, match=r"no worker can take part .* where all nodes see it"):
+                run.wait()
+            assert not run.store.fragments()
+        finally:
+            process.terminate()
+            process.wait()

@@ -1,0 +1,199 @@
+"""Sinks: what was written is read back by the tool it was written for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socket
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import daskrl
+from daskrl import sinks
+from daskrl.errors import ConfigError
+
+FIRST = daskrl.Report(
+    weights_version=1, env_steps=100, learner_updates=0, episode_return=None, episodes=0, loss=None, policy_lag=1,
+    replay_ratio=0.0, workers=2, seconds=0.5, time_left=None,
+)  # fmt: skip
+SECOND = dataclasses.replace(
+    FIRST, weights_version=2, env_steps=200, learner_updates=25, episode_return=12.5, episodes=4, loss=0.25,
+    replay_ratio=4.0, seconds=1.5, time_left=3.0,
+)  # fmt: skip
+
+
+def interrupted(error: type[BaseException]) -> Iterator[daskrl.Report]:
+    yield FIRST
+    raise error
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_numbers_leave_out_what_is_not_known() -> None:
+    assert sinks.numbers(FIRST) == {
+        "weights_version": 1, "learner_updates": 0, "episodes": 0, "policy_lag": 1, "replay_ratio": 0, "workers": 2,
+        "seconds": 0.5,
+    }  # fmt: skip
+    assert {*sinks.numbers(SECOND)} - {*sinks.numbers(FIRST)} == {"episode_return", "loss", "time_left"}
+
+
+# -- TensorBoard ------------------------------------------------------------------------------------------
+
+
+def scalars(directory: Path, name: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(directory))
+    read.Reload()
+    return [(event.step, event.value) for event in read.Scalars(name)]
+
+
+def test_tensorboard_reads_each_number_at_its_env_steps(tmp_path: Path) -> None:
+    assert list(sinks.tensorboard([FIRST, SECOND], tmp_path / "events")) == [FIRST, SECOND]
+    assert scalars(tmp_path / "events", "learner_updates") == [(100, 0.0), (200, 25.0)]
+    assert scalars(tmp_path / "events", "episode_return") == [(200, 12.5)]
+
+
+def test_tensorboard_can_read_a_report_as_soon_as_it_was_passed_on(tmp_path: Path) -> None:
+    passed = sinks.tensorboard([FIRST, SECOND], tmp_path)
+    assert next(passed) == FIRST
+    assert scalars(tmp_path, "workers") == [(100, 2.0)]
+
+
+def test_tensorboard_of_a_resumed_run_goes_on_in_the_same_directory(tmp_path: Path) -> None:
+    list(sinks.tensorboard([FIRST], tmp_path))
+    list(sinks.tensorboard([SECOND], tmp_path))
+    assert scalars(tmp_path, "weights_version") == [(100, 1.0), (200, 2.0)]
+
+
+# -- Prometheus -------------------------------------------------------------------------------------------
+
+
+def metrics(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        found = re.findall(r"^(\w+) (\S+)$", page.read().decode(), re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def test_prometheus_serves_the_newest_numbers_while_the_run_goes_on() -> None:
+    port = free_port()
+    passed = sinks.prometheus([FIRST, SECOND], port=port)
+    next(passed)
+    served = metrics(port)
+    assert (served["daskrl_env_steps"], served["daskrl_workers"]) == (100, 2)
+    assert "daskrl_loss" not in served  # 0 would be a loss
+    next(passed)
+    served = metrics(port)
+    assert (served["daskrl_env_steps"], served["daskrl_loss"], served["daskrl_episode_return"]) == (200, 0.25, 12.5)
+    assert list(passed) == []
+    with pytest.raises(urllib.error.URLError):
+        metrics(port)
+
+
+def test_prometheus_listens_on_loopback_only_and_says_when_the_port_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"cannot listen at 127\.0\.0\.1:{port}"):
+            next(sinks.prometheus([FIRST], port=port))
+
+
+def test_two_runs_of_one_process_are_served_at_two_ports() -> None:
+    one, other = free_port(), free_port()
+    first, second = sinks.prometheus([FIRST], port=one), sinks.prometheus([SECOND], port=other)
+    next(first)
+    next(second)
+    assert (metrics(one)["daskrl_env_steps"], metrics(other)["daskrl_env_steps"]) == (100, 200)
+    first.close()  # type: ignore[attr-defined]
+    second.close()  # type: ignore[attr-defined]
+
+
+# -- MLflow -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of an MLflow file store, where mlflow is installed: it is not among what the tests install."""
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 refuses one else
+    return MlflowClient()
+
+
+def test_mlflow_reads_each_number_at_its_env_steps(tracked: Any) -> None:
+    assert list(sinks.mlflow([FIRST, SECOND], "poles", name="one")) == [FIRST, SECOND]
+    (run,) = tracked.search_runs([tracked.get_experiment_by_name("poles").experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "one")
+    history = tracked.get_metric_history(run.info.run_id, "learner_updates")
+    assert [(metric.step, metric.value) for metric in history] == [(100, 0.0), (200, 25.0)]
+    assert [metric.step for metric in tracked.get_metric_history(run.info.run_id, "loss")] == [200]
+
+
+def test_mlflow_goes_on_with_a_run(tracked: Any) -> None:
+    list(sinks.mlflow([FIRST]))
+    experiment = tracked.get_experiment_by_name("daskrl").experiment_id
+    (run,) = tracked.search_runs([experiment])
+    list(sinks.mlflow([SECOND], run_id=run.info.run_id))
+    (run,) = tracked.search_runs([experiment])
+    assert run.info.status == "FINISHED"
+    assert [metric.step for metric in tracked.get_metric_history(run.info.run_id, "workers")] == [100, 200]
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ArithmeticError, "FAILED")])
+def test_mlflow_says_how_a_run_ended(tracked: Any, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error):
+        list(sinks.mlflow(interrupted(error)))
+    (run,) = tracked.search_runs([tracked.get_experiment_by_name("daskrl").experiment_id])
+    assert run.info.status == status
+
+
+# -- all --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sink", "module", "given"),
+    [
+        ("tensorboard", "torch.utils.tensorboard", ("events",)),
+        ("mlflow", "mlflow.entities", ()),
+        ("prometheus", "prometheus_client", ()),
+    ],
+)
+def test_a_missing_package_is_named_before_anything_begins(
+    monkeypatch: pytest.MonkeyPatch, sink: str, module: str, given: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"pip install 'daskrl\[{sink}\]'"):
+        getattr(sinks, sink)([FIRST], *given)
+
+
+def test_sinks_take_the_place_of_a_run_and_leaving_them_stops_it(tmp_path: Path) -> None:
+    dqn = daskrl.DQN(hidden=(16,), batch_size=8, learning_starts=32, replay_ratio=2.0, window=160)
+    run = daskrl.train(
+        dqn, "CartPole-v1", store=tmp_path / "run", env_steps=320, progress=False, streams=2, envs_per_stream=2,
+        fragment_steps=8,
+    )  # fmt: skip
+    port = free_port()
+    for report in sinks.prometheus(sinks.tensorboard(daskrl.watch(run), tmp_path / "events"), port=port):
+        if report.weights_version == 4:
+            assert metrics(port)["daskrl_env_steps"] == report.env_steps
+            break
+    run.store.lock()  # nobody has it
+    run.store.unlock()
+    report = list(sinks.tensorboard(run, tmp_path / "events"))[-1]
+    assert [value for _, value in scalars(tmp_path / "events", "weights_version")] == list(range(11))
+    assert scalars(tmp_path / "events", "episode_return")[-1] == (320, pytest.approx(report.episode_return))
+    assert len(os.listdir(tmp_path / "events")) == 2

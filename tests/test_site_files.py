@@ -1,0 +1,107 @@
+"""Site files: what a cluster's users write down once. What they get wrong is named before anything is submitted."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from daskrl import clusters
+from daskrl.errors import ConfigError
+
+SITES = Path(__file__).parents[1] / "cluster"
+SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "sge": "qsub", "lsf": "bsub", "htcondor": "condor_submit"}
+OWN = {
+    "slurm": ["#SBATCH -p gpu", "#SBATCH --gres=gpu:1", "#SBATCH --cpus-per-task=8", "#SBATCH -t 12:00:00"],
+    "pbs": ["#PBS -q gpu", "#PBS -l select=1:ncpus=8:ngpus=1:mem=32gb", "#PBS -l walltime=12:00:00"],
+    "sge": ["#$ -q gpu.q", "#$ -l h_vmem=32G,gpu=1", "#$ -l h_rt=12:00:00"],
+    "lsf": ["#BSUB -q gpuq", "#BSUB -gpu num=1", "#BSUB -n 8", "#BSUB -W 12:00"],
+    "htcondor": ["request_gpus = 1", "MY.DaskWorkerCores = 8"],
+}
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every system's command to submit with, each of which notes that it was called."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    for name in {*SUBMIT.values(), "squeue", "qstat", "bjobs", "condor_q"}:
+        command = place / name
+        command.write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/called\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=":")
+    return tmp_path / "called"
+
+
+@pytest.mark.parametrize("system", clusters.SYSTEMS)
+def test_the_site_file_of_each_system_makes_scripts_of_two_kinds_and_submits_nothing(
+    commands: Path, system: str
+) -> None:
+    file = SITES / f"{system}.yaml"
+    site = yaml.safe_load(file.read_text())
+    cluster, bounds = clusters.from_file(file)
+    with closing(cluster):
+        rollout, learner = cluster.job_script().split("# of the learner's job\n")
+    assert site["system"] == system
+    assert bounds == site["adapt"]
+    assert "--resources learner=1" in learner
+    assert "--resources" not in rollout
+    assert rollout.count("distributed.cli.dask_worker") == learner.count("distributed.cli.dask_worker") == 1
+    for line in OWN[system]:
+        assert line in learner
+        assert line not in rollout
+    assert not commands.exists()
+
+
+def test_the_name_of_a_system_stands_for_a_file_with_nothing_else(commands: Path) -> None:
+    cluster, bounds = clusters.from_file("slurm")
+    with closing(cluster):
+        assert "# of the learner's job" in cluster.job_script()
+    assert bounds == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "system: slurm\nqueue: cpu\n",
+            r"site.yaml: unknown key 'queue'\. Expected any of system, job, learner, adapt",
+        ),
+        ("system: slurms\n", r"site.yaml: system: expected one of slurm, .*, got 'slurms'"),
+        ("job: {queue: cpu}\n", r"site.yaml: system: expected one of slurm, .*, got None"),
+        ("system: slurm\njob: cpu\n", r"site.yaml: job: expected settings, one to a line, got 'cpu'"),
+        (
+            "system: slurm\nadapt: {most: 3}\n",
+            r"site.yaml: adapt: unknown key 'most'\. Expected any of minimum, maximum",
+        ),
+        ("system: slurm\njob: {quee: cpu}\n", r"site.yaml: SLURMCluster: .*unexpected keyword argument 'quee'"),
+        ("system: slurm\nlearner: {gres: 1}\n", r"site.yaml: SLURMCluster: .*unexpected keyword argument 'gres'"),
+        ("system: slurm\njob: {walltime: long}\n", r"site.yaml: walltime: expected e.g. '01:00:00', got 'long'"),
+        ("system: [slurm\n", r"site.yaml is not YAML: .*line 2"),
+        ("just text\n", r"site.yaml: expected keys such as system: slurm, got 'just text'"),
+    ],
+)
+def test_what_is_wrong_in_a_site_file_is_named(commands: Path, tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        clusters.from_file(file)
+    assert not commands.exists()
+
+
+def test_a_site_file_that_is_not_there_is_named_beside_the_systems() -> None:
+    with pytest.raises(ConfigError, match=r"slrum: expected slurm, pbs, .* or a site file, but No such file"):
+        clusters.from_file("slrum")
+
+
+@pytest.mark.parametrize(
+    ("walltime", "slurm", "seconds"),
+    [
+        ("01:00:00", True, 3600), ("30", True, 1800), ("30:15", True, 1815), ("2-01", True, 49 * 3600),
+        ("1-00:30", True, 86400 + 1800), ("1-02:03:04", True, 93784), ("01:30", False, 5400), ("02:00:00", False, 7200),
+    ],
+)  # fmt: skip
+def test_walltimes_are_read_as_the_system_reads_them(walltime: str, slurm: bool, seconds: int) -> None:
+    assert clusters._seconds(walltime, minutes_first=slurm) == seconds
