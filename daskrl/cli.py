@@ -85,7 +85,8 @@ def train(
     scheduler
         Address of a running Dask scheduler to use instead.
     cluster
-        slurm, pbs, sge, lsf, htcondor, or a site file: submit jobs that do the work. See daskrl jobs.
+        slurm, pbs, sge, lsf, htcondor, or a site file: submit jobs that do the work. See daskrl jobs. Or mpi: the
+        processes that mpirun started do it.
     set_
         A setting of the algorithm, NAME=VALUE, any number of times: -s n_step=3 -s learning_rate=1e-3.
     streams
@@ -168,7 +169,8 @@ def resume(
     scheduler
         Address of a running Dask scheduler to use instead.
     cluster
-        slurm, pbs, sge, lsf, htcondor, or a site file: submit jobs that do the work. See daskrl jobs.
+        slurm, pbs, sge, lsf, htcondor, or a site file: submit jobs that do the work. See daskrl jobs. Or mpi: the
+        processes that mpirun started do it.
     env_steps
         A larger budget; the result is that of a run started with it.
     strict
@@ -413,6 +415,9 @@ def _client(
                 "To start one type: dask scheduler"
             ) from error
         with connected as client:
+            yield client
+    elif cluster == "mpi":
+        with clusters.mpi() as client:
             yield client
     elif cluster is not None:
         made, bounds = clusters.from_file(cluster)

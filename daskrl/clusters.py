@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from daskrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from dask_jobqueue.core import JobQueueCluster
-    from distributed import Adaptive, SpecCluster
+    from distributed import Adaptive, Client, SpecCluster
     from distributed.deploy.cluster import Cluster
 
 
@@ -125,6 +128,63 @@ def lsf(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueClus
 def htcondor(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueCluster:
     """`slurm`, for HTCondor: settings as for ``dask_jobqueue.HTCondorCluster``; needs ``disk``, has no walltime."""
     return _jobs("HTCondorCluster", learner, job)
+
+
+@contextlib.contextmanager
+def mpi(**options: Any) -> Iterator[Client]:
+    """A cluster of the processes that ``mpirun`` started, for as long as the block lasts. Needs ``daskrl[mpi]``.
+
+    Rank 1 alone enters the block, with a client. Rank 0 is the scheduler, rank 2 learns, the others roll out; when the
+    block is left, they end. Connections are encrypted, with a certificate made for this cluster. MPI ends all processes
+    when one of them dies: resume then.
+
+    Parameters
+    ----------
+    options : given to ``dask_mpi.initialize``, e.g. ``interface="ib0"``.
+
+    Raises
+    ------
+    ConfigError
+        Fewer than four processes.
+    """
+    import dask
+    from distributed import Client, Security
+
+    try:
+        from dask_mpi import initialize, send_close_signal
+        from mpi4py import MPI
+    except ImportError as error:
+        raise ConfigError("MPI needs dask-mpi and mpi4py. Type: pip install 'daskrl[mpi]'") from error
+    rank, size = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+    if size < 4:
+        raise ConfigError(
+            f"expected 4 processes or more (the scheduler's, the driver's, the learner's, and rollouts'), got {size}. "
+            "Type: mpirun -n 4 daskrl train ... --cluster mpi"
+        )
+    certificate = MPI.COMM_WORLD.bcast(Security.temporary().get_tls_config_for_role("client") if rank == 0 else None)
+    roles = [f"distributed.comm.tls.{role}" for role in ("scheduler", "worker", "client")]
+    dask.config.set(
+        {
+            "distributed.comm.tls.ca-file": certificate["ca_file"], "distributed.comm.require-encryption": True,
+            **{f"{role}.{name}": certificate[name] for role in roles for name in ("cert", "key")},
+            "distributed.scheduler.allowed-failures": 30, _LOG_LENGTH: _LOGGED, **_QUIET, **_UNWATCHED,
+        }
+    )  # fmt: skip
+    learns = {"resources": {LEARNER: 1}} if rank == 2 else {}
+    settings = {"dashboard": False, "memory_limit": 0, "protocol": "tls", "worker_options": learns, **options}
+    try:
+        drives = initialize(exit=False, **settings)
+    except BaseException:
+        traceback.print_exc()
+        MPI.COMM_WORLD.Abort(1)  # the others would wait for ever
+    if not drives:
+        sys.exit()
+    try:
+        with Client() as client:
+            client.wait_for_workers(size - 2)  # one that is still on its way would not be told of the end
+            yield client
+    finally:
+        send_close_signal()
 
 
 SYSTEMS = {"slurm": slurm, "pbs": pbs, "sge": sge, "lsf": lsf, "htcondor": htcondor}
