@@ -316,8 +316,10 @@ def test_a_signal_leaves_a_checkpoint_and_exit_code_75_and_the_same_line_goes_on
     os.kill(terminal.pid, number)
     assert terminal.exit_code() == 75, terminal.text
     assert "Stopped by a signal; everything learned is kept. Type: daskrl resume run" in terminal.text
-    *_, newest = daskrl.Store.open(tmp_path / "run").records()
-    assert newest["kind"] == "checkpoint"
+    stopped = daskrl.Store.open(tmp_path / "run")
+    *_, learned = stopped.records("learn")
+    (made,) = stopped.records("checkpoint")
+    assert made["version"] == learned["version"]
 
     daskrl_(*typed, *steps(3200, workers), cwd=tmp_path)
     assert here("digest", "run", cwd=tmp_path).stdout == expected

@@ -46,6 +46,8 @@ LAYERS = [
     ["analysis"],
     ["train"],
     ["evaluate", "reproduce"],
+    ["chaos"],
+    ["watch", "sinks"],
     ["testing"],
     ["cli"],
     ["__init__", "__main__"],
@@ -59,7 +61,7 @@ ROOMS = {
     "distributed": {"scaling", "pools", "clusters", "train", "cli"},
     "dask": {"pools", "clusters", "cli"},
     "safetensors": {"store", "learner"},
-    "rich": {"cli"},
+    "rich": {"cli", "watch"},
     "cyclopts": {"cli"},
 }
 

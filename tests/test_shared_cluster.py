@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import pytest
 from distributed import Client
 
 import daskrl
-from daskrl import clusters
+from daskrl import clusters, pools
 from daskrl.errors import StoreLockedError, WorkerMismatchError
 from tests.promise import start
 
@@ -59,7 +62,7 @@ def test_two_runs_share_a_scheduler_and_a_learner_and_each_has_its_own_digest(
 def test_a_second_driver_of_one_store_is_refused_and_the_first_is_not_disturbed(
     client: Client, tmp_path: Path, digests: dict[int, str]
 ) -> None:
-    run = start(tmp_path / "run", client=client)
+    run = start(tmp_path / "run")  # stands still while a report is looked at
     for report in run:
         if report.weights_version == 3:
             second = daskrl.resume(tmp_path / "run", client=client, progress=False)
@@ -75,8 +78,21 @@ def blind_worker(address: str, hidden: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stderr=subprocess.DEVNULL)
 
 
+class Waits(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """CartPole that begins when nobody holds a lock any more."""
+
+    def __init__(self, lock: str) -> None:
+        super().__init__(gymnasium.make("CartPole-v1", disable_env_checker=True))
+        self.lock = lock
+
+    def reset(self, **options: Any) -> Any:
+        with open(self.lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        return super().reset(**options)
+
+
 def test_a_worker_that_does_not_see_the_store_gets_no_rollouts_and_is_named(
-    client: Client, tmp_path: Path, digests: dict[int, str]
+    client: Client, tmp_path: Path, digests: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("a file system of its own needs root")
@@ -85,8 +101,18 @@ def test_a_worker_that_does_not_see_the_store_gets_no_rollouts_and_is_named(
     try:
         client.wait_for_workers(4, timeout=60)
         named = r"worker blind .* gets no rollouts: it failed to join: .* does not see the driver's files in"
+        lock, refuse = str(tmp_path / "lock"), pools.DaskPool._refuse
+        held = os.open(lock, os.O_CREAT | os.O_WRONLY)
+        run = start(tmp_path / "run", env=lambda: Waits(lock), client=client)  # which makes one to look at its spaces
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def refuse_and_let_go(*args: Any) -> None:
+            refuse(*args)
+            os.close(held)
+
+        monkeypatch.setattr(pools.DaskPool, "_refuse", refuse_and_let_go)
         with pytest.warns(UserWarning, match=named):
-            run = start(tmp_path / "run", client=client).wait()
+            run.wait()
         assert run.store.digest() == digests[7]
         names = {record["worker"] for record in run.store.fragments()}
         assert "blind" not in names

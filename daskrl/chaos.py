@@ -1,0 +1,580 @@
+"""Harm on purpose: carry out a run while its workers are killed, stopped and slowed down, and its disk fills up.
+
+    from daskrl.testing import Kill, Slow, chaos
+
+    report = chaos(run, [Kill(at=4), Kill(at=7, learner=True), Slow(at=9, factor=5)])
+    print(report)
+    assert report.digest == digest  # of the same run in one process
+
+A fault happens when a version of the weights is published, never at a time of the clock. Meanwhile the driver waits,
+so the run is where the plan says. Victims are processes on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import select
+import signal
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskrl import demand
+from daskrl.config import require_integer
+from daskrl.errors import ConfigError, DaskrlError, StoreFullError
+from daskrl.pools import Pool
+from daskrl.train import Run
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_PATIENCE = 120.0  # seconds to wait until there is a worker to harm again
+_PERIOD = 0.2  # seconds from one stop of a slow worker to the next
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What all have.
+
+    Parameters
+    ----------
+    at : the version of the weights that has just been published when it happens; where two are published at once, the
+        later one.
+    """
+
+    at: int
+
+    def __post_init__(self) -> None:
+        require_integer("at", self.at, 0)
+
+
+@dataclass(frozen=True)
+class WorkerFault(Fault):
+    """What happens to a worker's process.
+
+    Parameters
+    ----------
+    learner : to the worker with the resource ``learner`` or ``GPU``; else to one of the others, drawn with the seed.
+    """
+
+    learner: bool = False
+
+
+@dataclass(frozen=True)
+class Kill(WorkerFault):
+    """SIGKILL. A nanny, if there is one, starts another worker in its place."""
+
+
+@dataclass(frozen=True)
+class Stop(WorkerFault):
+    """SIGSTOP, and SIGCONT after some seconds: a worker that answers nothing and is not gone.
+
+    It ends by the clock and not by a version: the learner waits for the fragments of a stopped worker, so none might
+    come. Dask gives a worker up that was silent for ``distributed.scheduler.worker-ttl``, by default 5 minutes.
+    """
+
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"seconds: expected a number > 0, got {self.seconds!r}.")
+
+
+@dataclass(frozen=True)
+class Slow(WorkerFault):
+    """SIGSTOP and SIGCONT in turn, so that the process runs for only a part of the time.
+
+    Parameters
+    ----------
+    factor : it runs for one in ``factor`` parts of the time.
+    for_versions : until that many more versions are published.
+    """
+
+    factor: float = 10.0
+    for_versions: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("for_versions", self.for_versions, 1)
+        if not 1 < self.factor <= 1000:
+            raise ConfigError(f"factor: expected a number > 1 and at most 1000, got {self.factor!r}.")
+
+
+@dataclass(frozen=True)
+class FillDisk(Fault):
+    """Leave no byte free beside the store until that stops the run; then make room, and resume.
+
+    Parameters
+    ----------
+    limit : bytes. The file system must not be larger, so that none is filled that others need.
+    """
+
+    limit: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("limit", self.limit, 1)
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What one fault did.
+
+    Attributes
+    ----------
+    fault : as planned.
+    version : of the weights when it happened.
+    victim : name and process id of the worker, or the directory.
+    waited : seconds the driver stood still until there was a worker to harm, and it was harmed.
+    seconds : from then until the next version was published; None where none was to come.
+    lost : seconds longer than without faults, over the versions that can have been held up by it: up to two and the
+        run's lag after its end, or up to the next fault. None where no version came or the pace is not known.
+    rolled_out_again, learned_again : fragments and versions that were begun a second time, up to the next fault.
+    """
+
+    fault: Fault
+    version: int
+    victim: str
+    waited: float
+    seconds: float | None
+    lost: float | None
+    rolled_out_again: int
+    learned_again: int
+
+
+@dataclass(frozen=True)
+class ChaosReport:
+    """What became of the run.
+
+    Attributes
+    ----------
+    harms : what each fault did, in order.
+    seed : the victims were drawn with.
+    seconds : it took in all.
+    pace : median seconds for a version, of those that no fault can have held up; None if there were none.
+    expected, committed, duplicated, lost : transitions: those of the budget; those in the commit log; those in it more
+        than once; and those not in it.
+    digest : as from `Store.digest`.
+    """
+
+    harms: tuple[Harm, ...]
+    seed: int
+    seconds: float
+    pace: float | None
+    expected: int
+    committed: int
+    duplicated: int
+    lost: int
+    digest: str
+
+    def __str__(self) -> str:
+        rows = [(
+            "fault", "version", "victim", "waited, s", "next, s", "lost, s", "rolled out again", "learned again",
+        )]  # fmt: skip
+        for harm in self.harms:
+            rows.append((
+                repr(harm.fault), str(harm.version), harm.victim, _number(harm.waited), _number(harm.seconds),
+                _number(harm.lost), str(harm.rolled_out_again), str(harm.learned_again),
+            ))  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([
+            *lines,
+            f"{self.seconds:.1f} s, {_number(self.pace)} s a version without faults; seed {self.seed}",
+            f"transitions: {self.committed} of {self.expected} committed, {self.lost} lost, {self.duplicated} "
+            "duplicated",
+            f"digest: {self.digest}",
+        ])  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def plan_of_kills(seed: int, kills: int, versions: int, *, learner_share: float = 0.2) -> list[Kill]:
+    """Kills at random versions, at most one at each.
+
+    Parameters
+    ----------
+    seed : the only source of randomness.
+    versions : the run's; the first kill is at 1 or later, the last before the last version.
+    learner_share : of the kills, in the mean, that are the learner's.
+    """
+    require_integer("seed", seed, 0)
+    require_integer("kills", kills, 0)
+    require_integer("versions", versions, 1)
+    if kills > versions - 1:
+        raise ConfigError(
+            f"kills: at most one at each of versions 1 to {versions - 1}, got {kills}. Make the run longer."
+        )
+    if not 0 <= learner_share <= 1:
+        raise ConfigError(f"learner_share: expected a number in [0, 1], got {learner_share!r}.")
+    random = np.random.default_rng(seed)
+    moments = sorted(random.choice(np.arange(1, versions), kills, replace=False).tolist())
+    return [Kill(at, learner=bool(random.random() < learner_share)) for at in moments]
+
+
+def chaos(run: Run, plan: Sequence[Fault], *, seed: int = 0) -> ChaosReport:
+    """Carry a run on to its end, with harm on the way.
+
+    Parameters
+    ----------
+    run : made with a client whose workers are processes on this machine, e.g. of `daskrl.clusters.local`.
+    plan : `Kill`, `Stop`, `Slow` and `FillDisk`, in any order.
+    seed : victims are drawn with it from the workers of the moment, sorted by name.
+
+    Raises
+    ------
+    ConfigError
+        Before anything is queued: no client, a version that does not come, or nothing that could be the victim.
+    """
+    faults = _check(run, plan)
+    require_integer("seed", seed, 0)
+    with _Scene(run, faults, seed) as scene:
+        while True:
+            try:
+                with contextlib.closing(run._shown(run._reports())) as reports:  # type: ignore[type-var]
+                    for report in reports:
+                        scene.published(report.weights_version)
+                break
+            except StoreFullError:
+                if not scene.make_room():
+                    raise
+        return scene.report(seed)
+
+
+def _check(run: Run, plan: Sequence[Fault]) -> list[Fault]:
+    if not isinstance(run, Run):
+        raise ConfigError(f"run: expected what daskrl.train or daskrl.resume returns, got {run!r}.")
+    if run.client is None:
+        raise ConfigError(
+            "run: it has no client, so there are no workers to harm. Type: client = Client(daskrl.clusters.local(2)); "
+            "daskrl.train(..., client=client)"
+        )
+    faults = list(plan)
+    for fault in faults:
+        if not isinstance(fault, Kill | Stop | Slow | FillDisk):
+            raise ConfigError(f"plan: expected Kill, Stop, Slow and FillDisk of daskrl.testing, got {fault!r}.")
+    known = max((record["version"] for record in run.store.records("learn")), default=-1)
+    last = run.store.config.schedule.rounds(run.env_steps)
+    for fault in faults:
+        if not known < fault.at < last:
+            raise ConfigError(
+                f"{fault!r}: this run still publishes versions {known + 1} to {last}, and the last one is its end. "
+                f"Type at={known + 1} to at={last - 1}, or a larger env_steps."
+                if known + 1 < last
+                else f"{fault!r}: this run publishes no version that others follow. Type a larger env_steps."
+            )
+        if isinstance(fault, FillDisk):
+            _require_small_disk(run.store.root, fault)
+    return sorted(faults, key=lambda fault: fault.at)
+
+
+def _require_small_disk(store: Path, fault: FillDisk) -> None:
+    disk = os.statvfs(store)
+    size = disk.f_blocks * disk.f_frsize
+    if size > fault.limit:
+        raise ConfigError(
+            f"{fault!r}: {store} is on a file system of {size:,} bytes, larger than limit={fault.limit:,}. Put the "
+            "store on a small one of its own, e.g.: mount -t tmpfs -o size=16m tmpfs DIR"
+        )
+    if os.stat(store).st_dev != os.stat(store.parent).st_dev:
+        raise ConfigError(f"{fault!r}: {store} is where a file system is mounted. Put the store into a folder of it.")
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A worker's process on this machine; ``handle`` is a pidfd, which never comes to mean another process."""
+
+    name: str
+    learner: bool
+    pid: int
+    handle: int
+
+    def ended(self, within: float = 0.0) -> bool:
+        """Whether it has ended, or does so within some seconds."""
+        poll = select.poll()
+        poll.register(self.handle, select.POLLIN)
+        return bool(poll.poll(1000 * within))
+
+    def send(self, what: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.handle, what)
+
+
+class _Workers:
+    """The processes of a client's workers, those on this machine."""
+
+    def __init__(self, client: Client, seed: int) -> None:
+        self._client, self._random = client, np.random.default_rng(seed)
+        self._known: dict[tuple[str, str], _Process] = {}
+
+    def of(self, learner: bool) -> list[_Process]:
+        """Those that live, by name."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        # A worker that was started again may have the address of the old one, and a folder of its own.
+        listed = {(address, str(info["local_directory"])): info for address, info in workers.items()}
+        for key in [key for key in self._known if key not in listed]:
+            os.close(self._known.pop(key).handle)
+        new = {address: (address, folder) for address, folder in listed if (address, folder) not in self._known}
+        if new:
+            hosts = self._client.run(socket.gethostname, workers=[*new], on_error="ignore")
+            here = [address for address, host in hosts.items() if host == socket.gethostname()]
+            pids = self._client.run(os.getpid, workers=here, on_error="ignore") if here else {}
+            for address in [address for address, pid in pids.items() if pid != os.getpid()]:
+                key, info = new[address], workers[address]
+                with contextlib.suppress(ProcessLookupError):
+                    handle = os.pidfd_open(pids[address])
+                    learns = demand.has_learner_resource(info.get("resources"))
+                    self._known[key] = _Process(str(info.get("name", address)), learns, pids[address], handle)
+        found = [process for process in self._known.values() if process.learner == learner and not process.ended()]
+        return sorted(found, key=lambda process: process.name)
+
+    def require(self, fault: WorkerFault) -> None:
+        if not self.of(fault.learner):
+            raise ConfigError(
+                f"{fault!r}: the client has no worker {'with' if fault.learner else 'without'} the resource learner or "
+                f"GPU that is a process of its own on {socket.gethostname()}. Type: "
+                "client = Client(daskrl.clusters.local(2))"
+            )
+
+    def draw(self, learner: bool) -> _Process:
+        """One of them; where all are gone, as soon as one is back."""
+        share, until = self._random.random(), time.monotonic() + _PATIENCE
+        while not (found := self.of(learner)):
+            if time.monotonic() > until:
+                raise DaskrlError(
+                    f"no worker {'with' if learner else 'without'} the resource learner came back within "
+                    f"{_PATIENCE:g} s. Start workers with nannies, or plan fewer kills. Everything committed is kept."
+                )
+            time.sleep(0.05)
+        return found[int(share * len(found))]
+
+    def close(self) -> None:
+        for process in self._known.values():
+            os.close(process.handle)
+        self._known.clear()
+
+
+class _Pauses(threading.Thread):
+    """Stops a process and lets it go on, once or again and again until told that it is enough."""
+
+    def __init__(self, process: _Process, stopped: float, running: float | None) -> None:
+        super().__init__(name=f"daskrl slows {process.name}", daemon=True)
+        self._process = _Process(process.name, process.learner, process.pid, os.dup(process.handle))
+        self._stopped, self._running, self._enough = stopped, running, threading.Event()
+
+    def run(self) -> None:
+        while not self._enough.is_set() and not self._process.ended():
+            self._process.send(signal.SIGSTOP)
+            self._enough.wait(self._stopped)
+            self._process.send(signal.SIGCONT)
+            if self._running is None:
+                break
+            self._enough.wait(self._running)
+        os.close(self._process.handle)
+
+    def end(self) -> None:
+        self._enough.set()
+        self.join()
+
+
+@dataclass
+class _Doing:
+    """A fault that happened. ``until`` is the newest version at which it was not over."""
+
+    fault: Fault
+    version: int
+    victim: str
+    due: float
+    done: float
+    again: tuple[int, int]
+    until: int
+    pauses: _Pauses | None = None
+    ballast: Path | None = None
+
+    def goes_on(self, version: int) -> bool:
+        if isinstance(self.fault, Slow) and version >= self.version + self.fault.for_versions:
+            self.end()
+        return self.ballast is not None or (self.pauses is not None and self.pauses.is_alive())
+
+    def end(self) -> None:
+        if self.pauses is not None:
+            self.pauses.end()
+            self.pauses = None
+        if self.ballast is not None:
+            self.ballast.unlink(missing_ok=True)
+            self.ballast = None
+
+
+class _Scene:
+    """What is due, what goes on, and what was seen."""
+
+    def __init__(self, run: Run, faults: list[Fault], seed: int) -> None:
+        assert run.client is not None
+        self._run, self._due, self._began = run, faults, time.monotonic()
+        self._workers = _Workers(run.client, seed)
+        self._happened: list[_Doing] = []
+        self._versions: list[tuple[int, float]] = []
+        self._watched: Pool | None = None
+        self._begun: set[Any] = set()
+        self._again = [0, 0]
+
+    def __enter__(self) -> _Scene:
+        try:
+            # One fault of each kind: a worker that is being restarted is looked for when its turn comes.
+            for fault in {fault.learner: fault for fault in self._due if isinstance(fault, WorkerFault)}.values():
+                self._workers.require(fault)
+        except BaseException:
+            self._workers.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for doing in self._happened:
+            doing.end()
+        self._workers.close()
+
+    def published(self, version: int) -> None:
+        """Note a version; end what lasted until it, and do what is due."""
+        self._versions.append((version, time.monotonic()))
+        self._watch()
+        for doing in self._happened:
+            if doing.goes_on(version):
+                doing.until = version
+                if doing.ballast is not None:
+                    _fill(doing.ballast)  # old checkpoints were deleted
+        while self._due and self._due[0].at <= version:
+            self._do(self._due.pop(0), version)
+
+    def _do(self, fault: Fault, version: int) -> None:
+        due = time.monotonic()
+        doing = _Doing(fault, version, "", due, due, (self._again[0], self._again[1]), version)
+        self._happened.append(doing)
+        if isinstance(fault, WorkerFault):
+            victim = self._workers.draw(fault.learner)
+            doing.victim = f"{victim.name} ({victim.pid})"
+            if isinstance(fault, Stop):
+                doing.pauses = _Pauses(victim, fault.seconds, None)
+            elif isinstance(fault, Slow):
+                doing.pauses = _Pauses(victim, _PERIOD * (1 - 1 / fault.factor), _PERIOD / fault.factor)
+            else:
+                victim.send(signal.SIGKILL)
+                if not victim.ended(within=_PATIENCE):  # else the next fault could take it for one that lives
+                    raise DaskrlError(f"SIGKILL did not end worker {doing.victim}: it hangs in the kernel.")
+            if doing.pauses is not None:
+                doing.pauses.start()
+        else:
+            folder = self._run.store.root.parent
+            doing.victim, doing.ballast = str(folder), folder / ".daskrl-ballast"
+            _fill(doing.ballast)
+        doing.done = time.monotonic()
+
+    def make_room(self) -> bool:
+        """Whether it was us that filled the disk."""
+        ours = [doing for doing in self._happened if doing.ballast is not None]
+        for doing in ours:
+            doing.end()
+        return bool(ours)
+
+    def _watch(self) -> None:
+        """Count what the pool is given a second time."""
+        pool = self._run._pool
+        if pool is None or pool is self._watched:
+            return
+        self._watched = pool
+        self._begun |= pool.in_flight
+        submit_rollouts, submit_learns = pool.submit_rollouts, pool.submit_learns
+
+        def counted(submit: Any, kind: int) -> Any:
+            def counting(*args: Any) -> None:
+                before = set(pool.in_flight)
+                submit(*args)
+                new = pool.in_flight - before
+                self._again[kind] += len(new & self._begun)
+                self._begun |= new
+
+            return counting
+
+        pool.submit_rollouts = counted(submit_rollouts, 0)  # type: ignore[method-assign]
+        pool.submit_learns = counted(submit_learns, 1)  # type: ignore[method-assign]
+
+    def report(self, seed: int) -> ChaosReport:
+        store, shape = self._run.store, self._run.store.config.schedule
+        seconds = time.monotonic() - self._began
+        slots = [record["slot"] for record in store.records("fragment")]
+        size = shape.round_steps // shape.streams
+        expected = shape.rounds(self._run.env_steps) * shape.round_steps
+        spans = [(doing.version, doing.until, doing.done) for doing in self._happened]
+        pace, times = time_lost(self._versions, spans, shape.lag)
+        counts = [*(doing.again for doing in self._happened[1:]), tuple(self._again)]
+        harms = tuple(
+            Harm(
+                doing.fault, doing.version, doing.victim, doing.done - doing.due, *time,
+                following[0] - doing.again[0], following[1] - doing.again[1],
+            )
+            for doing, time, following in zip(self._happened, times, counts, strict=False)
+        )  # fmt: skip
+        return ChaosReport(
+            harms=harms,
+            seed=seed,
+            seconds=seconds,
+            pace=pace,
+            expected=expected,
+            committed=len(set(slots)) * size,
+            duplicated=(len(slots) - len(set(slots))) * size,
+            lost=expected - len(set(slots)) * size,
+            digest=store.digest(),
+        )
+
+
+def time_lost(
+    versions: Sequence[tuple[int, float]], faults: Sequence[tuple[int, int, float]], lag: int
+) -> tuple[float | None, list[tuple[float | None, float | None]]]:
+    """The pace without faults, and of each fault the seconds to the next version and those lost.
+
+    Parameters
+    ----------
+    versions : version and time of each publication.
+    faults : of each, in order: version when it happened, version when it was over, and time when it was done.
+    lag : when version ``v`` is published, rounds to ``v + lag`` may be committed already, so that version
+        ``v + lag + 2`` is the first that a fault then surely holds up.
+    """
+    quiet = []
+    for (before, began), (version, ended) in itertools.pairwise(versions):
+        if all(before < at or version > until + lag + 2 for at, until, _ in faults):
+            quiet.append((ended - began) / (version - before))
+    pace = statistics.median(quiet) if quiet else None
+    found: list[tuple[float | None, float | None]] = []
+    for number, (at, until, done) in enumerate(faults):
+        later = [(version, moment) for version, moment in versions if version > at]
+        seconds = later[0][1] - done if later else None
+        end = min([until + lag + 2, *(other for other, _, _ in faults[number + 1 : number + 2])])
+        lost = None
+        if later and end > at and pace is not None:
+            version, moment = next((v for v in later if v[0] >= end), later[-1])
+            lost = moment - done - (version - at) * pace
+        found.append((seconds, lost))
+    return pace, found
+
+
+def _fill(ballast: Path) -> None:
+    """Leave no byte free."""
+    with open(ballast, "ab", buffering=0) as file:
+        size = 1 << 16
+        while size:
+            try:
+                if not file.write(bytes(size)):
+                    size //= 2
+            except OSError:
+                size //= 2
