@@ -392,10 +392,10 @@ def test_the_learners_process_has_the_threads_of_its_cores_and_those_of_rollouts
 
 
 def test_who_has_no_certificate_or_another_one_is_refused(node: Node) -> None:
-    strangers = ((node.address.replace("tls://", "tcp://"), None), (node.address, Security.temporary()))
-    for address, security in strangers:
-        with pytest.raises(OSError, match=r"Connection reset|Stream is closed|certificate verify failed|Timed out"):
-            Client(address, security=security, timeout=2)
+    with pytest.raises(OSError):  # noqa: PT011 - what it says depends on who closes first
+        Client(node.address.replace("tls://", "tcp://"), timeout=2)
+    with pytest.raises(OSError, match="TLS certificate does not match"):
+        Client(node.address, security=Security.temporary(), timeout=30)
     silent = ssl.create_default_context(cafile=node.place / "daskrl-tls" / "ca.crt")
     silent.check_hostname = False
     silent.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as Dask does
