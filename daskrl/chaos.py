@@ -453,7 +453,7 @@ class _Scene:
             if doing.goes_on(version):
                 doing.until = version
                 if doing.ballast is not None:
-                    _fill(doing.ballast)  # old checkpoints were deleted
+                    fill_disk(doing.ballast)  # old checkpoints were deleted
         while self._due and self._due[0].at <= version:
             self._do(self._due.pop(0), version)
 
@@ -477,7 +477,7 @@ class _Scene:
         else:
             folder = self._run.store.root.parent
             doing.victim, doing.ballast = str(folder), folder / ".daskrl-ballast"
-            _fill(doing.ballast)
+            fill_disk(doing.ballast)
         doing.done = time.monotonic()
 
     def make_room(self) -> bool:
@@ -568,8 +568,8 @@ def time_lost(
     return pace, found
 
 
-def _fill(ballast: Path) -> None:
-    """Leave no byte free."""
+def fill_disk(ballast: Path) -> None:
+    """Write to a file until no byte is free on its file system."""
     with open(ballast, "ab", buffering=0) as file:
         size = 1 << 16
         while size:

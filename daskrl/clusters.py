@@ -37,6 +37,9 @@ _QUIET = {"distributed.admin.tick.interval": "1s", "distributed.scheduler.work-s
 _UNWATCHED = {"distributed.admin.system-monitor.interval": "10s", "distributed.worker.profile.enabled": False}
 
 
+# Deaths of workers that Dask forgives a task: where nodes are taken away, a death says little of what ran there.
+_ALLOWED_FAILURES = 30
+
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -72,7 +75,7 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
         "cls": Scheduler,
         "options": {
             "host": "127.0.0.1", "port": 0, "dashboard": dashboard, "dashboard_address": "127.0.0.1:0",
-            "allowed_failures": 30,
+            "allowed_failures": _ALLOWED_FAILURES,
         },
     }  # fmt: skip
     settings: dict[str, Any] = {"silence_logs": 40, **options}
@@ -167,7 +170,7 @@ def mpi(**options: Any) -> Iterator[Client]:
         {
             "distributed.comm.tls.ca-file": certificate["ca_file"], "distributed.comm.require-encryption": True,
             **{f"{role}.{name}": certificate[name] for role in roles for name in ("cert", "key")},
-            "distributed.scheduler.allowed-failures": 30, _LOG_LENGTH: _LOGGED, **_QUIET, **_UNWATCHED,
+            "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES, _LOG_LENGTH: _LOGGED, **_QUIET, **_UNWATCHED,
         }
     )  # fmt: skip
     learns = {"resources": {LEARNER: 1}} if rank == 2 else {}
@@ -263,7 +266,8 @@ def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) 
         "security": job.get("security") or Security.temporary(), "shared_temp_directory": str(private),
         **_job(kind, job),
         "scheduler_options": {
-            "dashboard_address": "127.0.0.1:0", "allowed_failures": 30, **job.get("scheduler_options", {})
+            "dashboard_address": "127.0.0.1:0", "allowed_failures": _ALLOWED_FAILURES,
+            **job.get("scheduler_options", {}),
         },
     }  # fmt: skip
 

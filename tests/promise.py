@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 
 import daskrl
@@ -76,6 +81,17 @@ class TroubledDQN(daskrl.DQN):  # type: ignore[misc, valid-type]
         if learner.updates in self.kills and Once(f"{self.once_in}/update-{learner.updates}")():
             kill_self()
         return super().update(learner, batch)
+
+
+@contextlib.contextmanager
+def mounted(disk: Path, size: str) -> Iterator[Path]:
+    """A file system of its own of that size, e.g. ``"8m"``; skips the test where it cannot be."""
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 def records(store: Path) -> list[dict[str, Any]]:

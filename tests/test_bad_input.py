@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,9 @@ from safetensors.numpy import load_file
 import daskrl
 from daskrl import errors, learner, rollout, session
 from daskrl.algorithms.base import Moment
+from daskrl.chaos import fill_disk
 from tests import environments
+from tests.promise import mounted
 
 SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 8}
 ROUND = 32
@@ -310,31 +311,14 @@ def test_an_algorithm_of_the_users_own_is_given_again_on_resume_and_its_source_i
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
     """A file system of 2 MB of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = (
-        shutil.which("mount")
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
-        ).returncode
-    )
-    if not mounted:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "2m") as disk:
+        yield disk
 
 
 def fill(disk: Path) -> Path:
     """Leave no byte free."""
     ballast = disk / "ballast"
-    with open(ballast, "wb", buffering=0) as file:
-        size = 1 << 16
-        while size:
-            try:
-                if not file.write(bytes(size)):
-                    size //= 2
-            except OSError:
-                size //= 2
+    fill_disk(ballast)
     return ballast
 
 

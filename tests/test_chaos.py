@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ import daskrl
 from daskrl import chaos as module
 from daskrl import clusters, errors, testing
 from daskrl.testing import FillDisk, Kill, Slow, Stop, chaos, plan_of_kills
-from tests.promise import STEPS, Once, Troubled, start
+from tests.promise import STEPS, Once, Troubled, mounted, start
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +33,8 @@ def client() -> Iterator[Client]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "8m") as disk:
+        yield disk
 
 
 def whole(report: testing.ChaosReport, digest: str) -> None:
@@ -111,7 +104,7 @@ def test_a_disk_filled_by_somebody_else_stops_the_run_for_good(client: Client, s
     for report in run:
         if report.weights_version == 2:
             break
-    module._fill(small_disk / "ballast")
+    module.fill_disk(small_disk / "ballast")
     with pytest.raises(errors.StoreFullError):
         chaos(run, [Kill(at=11)])
 

@@ -73,6 +73,8 @@ def test_a_second_driver_of_one_store_is_refused_and_the_first_is_not_disturbed(
 
 def blind_worker(address: str, hidden: Path) -> subprocess.Popen[bytes]:
     """A worker with a file system of its own in the place of ``hidden``, as on a node that does not share it."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a file system of its own needs root")
     worker = f"{sys.executable} -m distributed.cli.dask_worker {address} --nthreads 1 --no-nanny --name blind"
     script = f"mount -t tmpfs none {hidden} && exec {worker} --no-dashboard"
     return subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stderr=subprocess.DEVNULL)
@@ -94,8 +96,6 @@ class Waits(gymnasium.Wrapper[Any, Any, Any, Any]):
 def test_a_worker_that_does_not_see_the_store_gets_no_rollouts_and_is_named(
     client: Client, tmp_path: Path, digests: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("a file system of its own needs root")
     client.wait_for_workers(3, timeout=60)
     process = blind_worker(client.scheduler.address, tmp_path)
     try:
@@ -122,8 +122,6 @@ def test_a_worker_that_does_not_see_the_store_gets_no_rollouts_and_is_named(
 
 
 def test_where_no_worker_sees_the_store_the_run_ends_before_its_first_task(tmp_path: Path) -> None:
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("a file system of its own needs root")
     with clusters.local(1) as cluster, Client(cluster) as client:
         cluster.scale(0)
         cluster.sync(cluster._correct_state)

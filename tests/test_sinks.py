@@ -18,6 +18,7 @@ import pytest
 import daskrl
 from daskrl import sinks
 from daskrl.errors import ConfigError
+from tests.slurm import free_port
 
 FIRST = daskrl.Report(
     weights_version=1, env_steps=100, learner_updates=0, episode_return=None, episodes=0, loss=None, policy_lag=1,
@@ -32,12 +33,6 @@ SECOND = dataclasses.replace(
 def interrupted(error: type[BaseException]) -> Iterator[daskrl.Report]:
     yield FIRST
     raise error
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def test_numbers_leave_out_what_is_not_known() -> None:
