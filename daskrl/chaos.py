@@ -1,4 +1,4 @@
-"""Harm on purpose: carry out a run while its workers are killed, stopped and slowed down, and its disk fills up.
+"""Harm on purpose: carry out a run while workers are killed, stopped, slowed down, cut off, and its disk fills up.
 
     from daskrl.testing import Kill, Slow, chaos
 
@@ -15,115 +15,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import select
 import signal
-import socket
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from daskrl import demand
+from daskrl import victims
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, DaskrlError, StoreFullError
+from daskrl.faults import Fault, FillDisk, Kill, Partition, Slow, Stop, WorkerFault
 from daskrl.pools import Pool
 from daskrl.train import Run
+from daskrl.victims import Cut, Pauses, Workers
 
-if TYPE_CHECKING:
-    from distributed import Client
-
-_PATIENCE = 120.0  # seconds to wait until there is a worker to harm again
 _PERIOD = 0.2  # seconds from one stop of a slow worker to the next
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What all have.
-
-    Parameters
-    ----------
-    at : the version of the weights that has just been published when it happens; where two are published at once, the
-        later one.
-    """
-
-    at: int
-
-    def __post_init__(self) -> None:
-        require_integer("at", self.at, 0)
-
-
-@dataclass(frozen=True)
-class WorkerFault(Fault):
-    """What happens to a worker's process.
-
-    Parameters
-    ----------
-    learner : to the worker with the resource ``learner`` or ``GPU``; else to one of the others, drawn with the seed.
-    """
-
-    learner: bool = False
-
-
-@dataclass(frozen=True)
-class Kill(WorkerFault):
-    """SIGKILL. A nanny, if there is one, starts another worker in its place."""
-
-
-@dataclass(frozen=True)
-class Stop(WorkerFault):
-    """SIGSTOP, and SIGCONT after some seconds: a worker that answers nothing and is not gone.
-
-    It ends by the clock and not by a version: the learner waits for the fragments of a stopped worker, so none might
-    come. Dask gives a worker up that was silent for ``distributed.scheduler.worker-ttl``, by default 5 minutes.
-    """
-
-    seconds: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.seconds < float("inf"):
-            raise ConfigError(f"seconds: expected a number > 0, got {self.seconds!r}.")
-
-
-@dataclass(frozen=True)
-class Slow(WorkerFault):
-    """SIGSTOP and SIGCONT in turn, so that the process runs for only a part of the time.
-
-    Parameters
-    ----------
-    factor : it runs for one in ``factor`` parts of the time.
-    for_versions : until that many more versions are published.
-    """
-
-    factor: float = 10.0
-    for_versions: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_integer("for_versions", self.for_versions, 1)
-        if not 1 < self.factor <= 1000:
-            raise ConfigError(f"factor: expected a number > 1 and at most 1000, got {self.factor!r}.")
-
-
-@dataclass(frozen=True)
-class FillDisk(Fault):
-    """Leave no byte free beside the store until that stops the run; then make room, and resume.
-
-    Parameters
-    ----------
-    limit : bytes. The file system must not be larger, so that none is filled that others need.
-    """
-
-    limit: int = 64 << 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_integer("limit", self.limit, 1)
 
 
 @dataclass(frozen=True)
@@ -263,8 +173,10 @@ def _check(run: Run, plan: Sequence[Fault]) -> list[Fault]:
         )
     faults = list(plan)
     for fault in faults:
-        if not isinstance(fault, Kill | Stop | Slow | FillDisk):
-            raise ConfigError(f"plan: expected Kill, Stop, Slow and FillDisk of daskrl.testing, got {fault!r}.")
+        if not isinstance(fault, Kill | Stop | Slow | Partition | FillDisk):
+            raise ConfigError(
+                f"plan: expected Kill, Stop, Slow, Partition and FillDisk of daskrl.testing, got {fault!r}."
+            )
     known = max((record["version"] for record in run.store.records("learn")), default=-1)
     last = run.store.config.schedule.rounds(run.env_steps)
     for fault in faults:
@@ -292,103 +204,6 @@ def _require_small_disk(store: Path, fault: FillDisk) -> None:
         raise ConfigError(f"{fault!r}: {store} is where a file system is mounted. Put the store into a folder of it.")
 
 
-@dataclass(frozen=True)
-class _Process:
-    """A worker's process on this machine; ``handle`` is a pidfd, which never comes to mean another process."""
-
-    name: str
-    learner: bool
-    pid: int
-    handle: int
-
-    def ended(self, within: float = 0.0) -> bool:
-        """Whether it has ended, or does so within some seconds."""
-        poll = select.poll()
-        poll.register(self.handle, select.POLLIN)
-        return bool(poll.poll(1000 * within))
-
-    def send(self, what: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.handle, what)
-
-
-class _Workers:
-    """The processes of a client's workers, those on this machine."""
-
-    def __init__(self, client: Client, seed: int) -> None:
-        self._client, self._random = client, np.random.default_rng(seed)
-        self._known: dict[tuple[str, str], _Process] = {}
-
-    def of(self, learner: bool) -> list[_Process]:
-        """Those that live, by name."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        # A worker that was started again may have the address of the old one, and a folder of its own.
-        listed = {(address, str(info["local_directory"])): info for address, info in workers.items()}
-        for key in [key for key in self._known if key not in listed]:
-            os.close(self._known.pop(key).handle)
-        new = {address: (address, folder) for address, folder in listed if (address, folder) not in self._known}
-        if new:
-            hosts = self._client.run(socket.gethostname, workers=[*new], on_error="ignore")
-            here = [address for address, host in hosts.items() if host == socket.gethostname()]
-            pids = self._client.run(os.getpid, workers=here, on_error="ignore") if here else {}
-            for address in [address for address, pid in pids.items() if pid != os.getpid()]:
-                key, info = new[address], workers[address]
-                with contextlib.suppress(ProcessLookupError):
-                    handle = os.pidfd_open(pids[address])
-                    learns = demand.has_learner_resource(info.get("resources"))
-                    self._known[key] = _Process(str(info.get("name", address)), learns, pids[address], handle)
-        found = [process for process in self._known.values() if process.learner == learner and not process.ended()]
-        return sorted(found, key=lambda process: process.name)
-
-    def require(self, fault: WorkerFault) -> None:
-        if not self.of(fault.learner):
-            raise ConfigError(
-                f"{fault!r}: the client has no worker {'with' if fault.learner else 'without'} the resource learner or "
-                f"GPU that is a process of its own on {socket.gethostname()}. Type: "
-                "client = Client(daskrl.clusters.local(2))"
-            )
-
-    def draw(self, learner: bool) -> _Process:
-        """One of them; where all are gone, as soon as one is back."""
-        share, until = self._random.random(), time.monotonic() + _PATIENCE
-        while not (found := self.of(learner)):
-            if time.monotonic() > until:
-                raise DaskrlError(
-                    f"no worker {'with' if learner else 'without'} the resource learner came back within "
-                    f"{_PATIENCE:g} s. Start workers with nannies, or plan fewer kills. Everything committed is kept."
-                )
-            time.sleep(0.05)
-        return found[int(share * len(found))]
-
-    def close(self) -> None:
-        for process in self._known.values():
-            os.close(process.handle)
-        self._known.clear()
-
-
-class _Pauses(threading.Thread):
-    """Stops a process and lets it go on, once or again and again until told that it is enough."""
-
-    def __init__(self, process: _Process, stopped: float, running: float | None) -> None:
-        super().__init__(name=f"daskrl slows {process.name}", daemon=True)
-        self._process = _Process(process.name, process.learner, process.pid, os.dup(process.handle))
-        self._stopped, self._running, self._enough = stopped, running, threading.Event()
-
-    def run(self) -> None:
-        while not self._enough.is_set() and not self._process.ended():
-            self._process.send(signal.SIGSTOP)
-            self._enough.wait(self._stopped)
-            self._process.send(signal.SIGCONT)
-            if self._running is None:
-                break
-            self._enough.wait(self._running)
-        os.close(self._process.handle)
-
-    def end(self) -> None:
-        self._enough.set()
-        self.join()
-
-
 @dataclass
 class _Doing:
     """A fault that happened. ``until`` is the newest version at which it was not over."""
@@ -400,18 +215,18 @@ class _Doing:
     done: float
     again: tuple[int, int]
     until: int
-    pauses: _Pauses | None = None
+    lasting: Pauses | Cut | None = None
     ballast: Path | None = None
 
     def goes_on(self, version: int) -> bool:
         if isinstance(self.fault, Slow) and version >= self.version + self.fault.for_versions:
             self.end()
-        return self.ballast is not None or (self.pauses is not None and self.pauses.is_alive())
+        return self.ballast is not None or (self.lasting is not None and self.lasting.is_alive())
 
     def end(self) -> None:
-        if self.pauses is not None:
-            self.pauses.end()
-            self.pauses = None
+        if self.lasting is not None:
+            self.lasting.end()
+            self.lasting = None
         if self.ballast is not None:
             self.ballast.unlink(missing_ok=True)
             self.ballast = None
@@ -423,7 +238,7 @@ class _Scene:
     def __init__(self, run: Run, faults: list[Fault], seed: int) -> None:
         assert run.client is not None
         self._run, self._due, self._began = run, faults, time.monotonic()
-        self._workers = _Workers(run.client, seed)
+        self._workers = Workers(run.client, seed)
         self._happened: list[_Doing] = []
         self._versions: list[tuple[int, float]] = []
         self._watched: Pool | None = None
@@ -433,7 +248,8 @@ class _Scene:
     def __enter__(self) -> _Scene:
         try:
             # One fault of each kind: a worker that is being restarted is looked for when its turn comes.
-            for fault in {fault.learner: fault for fault in self._due if isinstance(fault, WorkerFault)}.values():
+            kinds = {(type(fault), fault.learner): fault for fault in self._due if isinstance(fault, WorkerFault)}
+            for fault in kinds.values():
                 self._workers.require(fault)
         except BaseException:
             self._workers.close()
@@ -462,18 +278,20 @@ class _Scene:
         doing = _Doing(fault, version, "", due, due, (self._again[0], self._again[1]), version)
         self._happened.append(doing)
         if isinstance(fault, WorkerFault):
-            victim = self._workers.draw(fault.learner)
+            victim = self._workers.draw(fault)
             doing.victim = f"{victim.name} ({victim.pid})"
             if isinstance(fault, Stop):
-                doing.pauses = _Pauses(victim, fault.seconds, None)
+                doing.lasting = Pauses(victim, fault.seconds, None)
             elif isinstance(fault, Slow):
-                doing.pauses = _Pauses(victim, _PERIOD * (1 - 1 / fault.factor), _PERIOD / fault.factor)
+                doing.lasting = Pauses(victim, _PERIOD * (1 - 1 / fault.factor), _PERIOD / fault.factor)
+            elif isinstance(fault, Partition):
+                doing.lasting = Cut(victim, fault.seconds)
             else:
                 victim.send(signal.SIGKILL)
-                if not victim.ended(within=_PATIENCE):  # else the next fault could take it for one that lives
+                if not victim.ended(within=victims.PATIENCE):  # else the next fault could take it for one that lives
                     raise DaskrlError(f"SIGKILL did not end worker {doing.victim}: it hangs in the kernel.")
-            if doing.pauses is not None:
-                doing.pauses.start()
+            if doing.lasting is not None:
+                doing.lasting.start()
         else:
             folder = self._run.store.root.parent
             doing.victim, doing.ballast = str(folder), folder / ".daskrl-ballast"

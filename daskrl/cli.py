@@ -112,7 +112,8 @@ def train(
     rollout_timeout
         Seconds one rollout may take.
     learner_timeout
-        Seconds to wait for the learner's own worker; then a rollout worker learns. As long as it takes unless said.
+        Seconds to wait for a worker with the resource learner or GPU; then it learns beside the driver. Unless said, as
+        long as it takes where the cluster has set one apart, elsewhere not at all.
     strict
         With --no-strict, go on where the promise cannot be kept; the store then says so.
     overwrite
@@ -178,7 +179,7 @@ def resume(
     rollout_timeout
         Seconds one rollout may take.
     learner_timeout
-        Seconds to wait for the learner's own worker; then a rollout worker learns.
+        Seconds to wait for a worker with the resource learner or GPU; then it learns beside the driver.
     env
         Again the module:function the run was made with, where it was one.
     algorithm

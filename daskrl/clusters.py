@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from daskrl.config import require_integer
 from daskrl.demand import LEARNER
 from daskrl.errors import ConfigError
+from daskrl.workers import LOG_LENGTH, LOGGED, PRELOAD, QUIET, THREADS, UNWATCHED, forking_nanny, nanny_options
 
 if TYPE_CHECKING:
     from dask_jobqueue.core import JobQueueCluster
@@ -23,24 +24,8 @@ if TYPE_CHECKING:
     from distributed.deploy.cluster import Cluster
 
 
-# A terminal sends Ctrl-C to every process of ours; the driver's is the one that answers it.
-_IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-
-# Dask keeps the last 1000 messages of every connection and events of every topic, and in them the arguments of tasks:
-# over a long run tens of megabytes, of use to nobody but Dask's own developers.
-_LOG_LENGTH, _LOGGED = "distributed.admin.low-level-log-length", 20
-
-# What Dask samples and checks many times a second takes a few percent of every core from what its tasks compute.
-# Placement is the driver's: there is nothing to steal.
-_QUIET = {"distributed.admin.tick.interval": "1s", "distributed.scheduler.work-stealing": False}
-# Of use only to who looks at the dashboard.
-_UNWATCHED = {"distributed.admin.system-monitor.interval": "10s", "distributed.worker.profile.enabled": False}
-
-
 # Deaths of workers that Dask forgives a task: where nodes are taken away, a death says little of what ran there.
 _ALLOWED_FAILURES = 30
-
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False, **options: Any) -> SpecCluster:
@@ -55,20 +40,17 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
     options : given to ``distributed.SpecCluster``.
     """
     import dask
-    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed import Scheduler, SpecCluster
 
     require_integer("workers", workers, 1)
-    dask.config.set({_LOG_LENGTH: _LOGGED})
-    quiet = _QUIET if dashboard else {**_QUIET, **_UNWATCHED}
-    common = {
-        "nthreads": 1, "host": "127.0.0.1", "dashboard": False, "silence_logs": 40, "memory_limit": 0,
-        "preload": [_IGNORE_CTRL_C], "config": {**quiet, _LOG_LENGTH: _LOGGED},
-    }  # fmt: skip
-    rollout = {"cls": Nanny, "options": {**common, "env": _environment(1)}}
-    learner = {
-        "cls": Nanny,
-        "options": {**common, "env": _environment(learner_threads), "resources": {LEARNER: 1}},
-    }
+    dask.config.set({LOG_LENGTH: LOGGED})
+    rollout, learner = (
+        {
+            "cls": forking_nanny(),
+            "options": {"host": "127.0.0.1", **nanny_options(threads, learner=learns, watched=dashboard)},
+        }
+        for threads, learns in ((1, False), (learner_threads, True))
+    )
     # The learner goes first: scale() takes the last ones away.
     spec: dict[Any, Any] = {LEARNER: learner, **dict(enumerate([rollout] * workers))}
     scheduler = {
@@ -86,7 +68,8 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
             # which takes longer on a busy machine; with all of them gone, a run would wait for ever.
             super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
-    with dask.config.set(quiet):  # read when the scheduler and the nannies start
+    # Read when the scheduler and the nannies start.
+    with dask.config.set(QUIET if dashboard else {**QUIET, **UNWATCHED}):
         return Local(workers=spec, scheduler=scheduler, worker=rollout, **settings)  # type: ignore[no-untyped-call]
 
 
@@ -100,7 +83,7 @@ def slurm(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueCl
     Parameters
     ----------
     learner : what the learner's job has different from the others, e.g. ``{"queue": "gpu", "cores": 8, "walltime":
-        "12:00:00", "job_extra_directives": ["--gres=gpu:1"]}``. None for no such job: a rollout worker learns.
+        "12:00:00", "job_extra_directives": ["--gres=gpu:1"]}``. None for no such job: it learns beside the driver.
     job : of every job, as for ``dask_jobqueue.SLURMCluster``, e.g. ``queue="cpu", account="lab", memory="4GB",
         walltime="01:00:00", interface="ib0", log_directory="logs"``. One core and one process unless said. A worker
         leaves five minutes before its walltime, and what it was at runs again elsewhere.
@@ -170,7 +153,7 @@ def mpi(**options: Any) -> Iterator[Client]:
         {
             "distributed.comm.tls.ca-file": certificate["ca_file"], "distributed.comm.require-encryption": True,
             **{f"{role}.{name}": certificate[name] for role in roles for name in ("cert", "key")},
-            "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES, _LOG_LENGTH: _LOGGED, **_QUIET, **_UNWATCHED,
+            "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES, LOG_LENGTH: LOGGED, **QUIET, **UNWATCHED,
         }
     )  # fmt: skip
     learns = {"resources": {LEARNER: 1}} if rank == 2 else {}
@@ -259,7 +242,7 @@ def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) 
             f"{command} is not on the path of {os.uname().nodename}, so no job can be submitted from here. Run this "
             "where it is, on a login node or in a job, or use daskrl.clusters.local()."
         )
-    dask.config.set({_LOG_LENGTH: _LOGGED})
+    dask.config.set({LOG_LENGTH: LOGGED})
     private = Path.home() / ".cache" / "daskrl"  # must be shared by the nodes, as home directories are
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
     given = {
@@ -299,7 +282,7 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
     """Settings of a job for dask-jobqueue: one process, its threads fixed, leaving before the walltime."""
     settings = {"cores": 1, "memory": "4GB", **job, "processes": 1}
     settings.pop("scheduler_options", None)
-    arguments = ["--no-dashboard", *settings.get("worker_extra_args", [])]
+    arguments = ["--no-dashboard", "--preload", PRELOAD, *settings.get("worker_extra_args", [])]
     if kind != "HTCondorCluster":
         settings.setdefault("walltime", "01:00" if kind == "LSFCluster" else "01:00:00")
         seconds = _seconds(settings["walltime"], minutes_first=kind == "SLURMCluster")
@@ -309,7 +292,7 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
         arguments += ["--resources", f"{LEARNER}=1", "--nthreads", "1"]
         threads = settings["cores"]
     settings["worker_extra_args"] = arguments
-    exports = [f"export {name}={threads}" for name in _THREADS]
+    exports = [f"export {name}={threads}" for name in THREADS]
     settings["job_script_prologue"] = [*exports, *settings.get("job_script_prologue", [])]
     return settings
 
@@ -371,8 +354,3 @@ def adapt(
         Adaptive=LearnerDemand, minimum=minimum, maximum=maximum, interval=f"{interval}s",
         wait_count=max(1, round(patience / interval)), drain_timeout=drain_timeout,
     )  # fmt: skip
-
-
-def _environment(threads: int) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-    return {**kept, **dict.fromkeys(_THREADS, str(threads))}

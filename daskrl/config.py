@@ -115,8 +115,8 @@ class Options:
     rollout_timeout : seconds one fragment may take.
     strict : with False, a run goes on where the promise cannot be kept (an environment that is not
         deterministic, workers with other arithmetic or packages), and the store says so.
-    learner_timeout : seconds to wait for the worker that the cluster has set apart for learning, where it is not there;
-        then a rollout worker learns. None waits for as long as it takes.
+    learner_timeout : seconds to wait for a worker that offers the resource ``learner`` or ``GPU``; then it learns
+        beside the driver. None waits as long as it takes where the cluster has set one apart, elsewhere not at all.
     """
 
     checkpoint_every: int = 50

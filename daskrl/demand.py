@@ -15,6 +15,7 @@ from daskrl.commits import Record
 from daskrl.config import Schedule
 
 LEARNER = "learner"  # the name of the worker that is set apart for learning, and the resource it offers
+BESIDE_DRIVER = "daskrl-beside-driver-"  # how the names of workers begin that learn for one driver only
 
 # What runs and clusters tell one another, as events on the scheduler: topics.
 ASKED = "daskrl-demand"  # {"client", "slots", "learner"} of a run

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import queue
+import socket
 import time
 import uuid
 import warnings
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from daskrl import demand, learner, rollout, schedule, session
+from daskrl import demand, learner, rollout, schedule, session, workers
 from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.commits import Record
 from daskrl.config import Options
@@ -27,7 +28,7 @@ from daskrl.errors import DaskrlError, EnvironmentFailure, SchedulerLostError, W
 from daskrl.store import Layout
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, Nanny
 
 _TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory of them is cleared
 
@@ -275,8 +276,8 @@ class DaskPool:
     """Runs tasks on the workers of a Dask cluster.
 
     The learner runs on a worker with the resource ``learner`` or ``GPU``, and waits for it where the client's cluster
-    has set one apart. Without one it runs on the worker that has been there longest, which then gets rollouts only
-    while it is alone.
+    has set one apart. Where no worker offers it, the learner has a process beside the driver's, and says so. Where that
+    is not possible, it runs on the worker that has been there longest, which then gets rollouts only while it is alone.
 
     Parameters
     ----------
@@ -299,6 +300,8 @@ class DaskPool:
         )  # removed by the next driver at the latest
         self._known: dict[str, _Worker] = {}
         self._learner: str | None = None
+        self._beside: Nanny | None = None  # what learns beside the driver
+        self._may_be_beside = True
         self._homes: dict[int, str] = {}
         self._flights: dict[str, _Flight] = {}
         self._weights: dict[int, _Flight] = {}  # weights version -> the task that has it as its result
@@ -327,6 +330,10 @@ class DaskPool:
     @property
     def _topic(self) -> str:
         return f"daskrl-{self.token}"
+
+    @property
+    def _name_beside(self) -> str:
+        return f"{demand.BESIDE_DRIVER}{self.token}"
 
     # -- submitting ---------------------------------------------------------------------------------------
 
@@ -488,13 +495,15 @@ class DaskPool:
             if not self._flights and self._client.status == "connecting":
                 return
             self._scheduler_lost()
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        for address in [a for a in self._known if a not in workers]:
+        present = self._client.scheduler_info(n_workers=-1)["workers"]
+        for address in [a for a in self._known if a not in present]:
             self._left(address)
-        for address, info in workers.items():
-            if address not in self._known:
+        for address, info in present.items():
+            name = str(info.get("name", address))
+            anothers = name.startswith(demand.BESIDE_DRIVER) and name != self._name_beside
+            if address not in self._known and not anothers:
                 learns = demand.has_learner_resource(info.get("resources"))
-                worker = _Worker(address, str(info.get("name", address)), info["nthreads"], learns)
+                worker = _Worker(address, name, info["nthreads"], learns)
                 self._known[address] = worker
                 self._ask_to_join(worker)
 
@@ -526,10 +535,35 @@ class DaskPool:
 
     def _is_expected(self) -> bool:
         """Whether to wait for a learner's worker that is not there."""
-        if demand.LEARNER not in getattr(self._cluster, "worker_spec", ()):
-            return False
+        if self._beside is not None:  # its nanny starts it again
+            return not any(w.refused for w in self._known.values() if w.name == self._name_beside)
         timeout = self.plan.options.learner_timeout
-        return timeout is None or self._missing() < timeout
+        set_apart = demand.LEARNER in getattr(self._cluster, "worker_spec", ())
+        return set_apart if timeout is None else self._missing() < timeout
+
+    def _learn_beside(self, other: _Worker) -> None:
+        """Have a process beside this one for the learner, if it can be."""
+        self._may_be_beside = False
+        if self._address.startswith("inproc"):
+            return  # only threads of this process reach the scheduler
+        where = f"beside the driver, in a process on {socket.gethostname()}"
+        try:
+            self._beside = workers.learner_beside(
+                self._client, self._name_beside, self.plan.layout.config.torch_threads, other.address
+            )
+        except (OSError, RuntimeError) as error:
+            where = f"on a rollout worker, as none could be had {where}: {type(error).__name__}: {error}"
+        warnings.warn(
+            f"no worker offers the resource learner: it learns {where}. To have it learn elsewhere, start a worker "
+            "there with --resources learner=1.",
+            stacklevel=2,
+        )
+        self._reconcile()
+
+    def _end_beside(self) -> None:
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            self._client.sync(beside.close)
 
     def _missing(self) -> float:
         """Seconds since there was last a learner."""
@@ -547,10 +581,10 @@ class DaskPool:
         self._said = True
         timeout = self.plan.options.learner_timeout
         what = "the learner's worker" if self._known else "any worker"
-        then = "waiting on" if timeout is None else f"after {timeout:.0f} s a rollout worker learns"
+        then = "waiting on" if timeout is None else f"after {timeout:.0f} s it learns beside the driver"
         warnings.warn(
             f"{_SAY_AFTER:.0f} s without {what}: its job waits in the queue, or ends as it starts (see its log). The "
-            f"run is {then}; it may be interrupted and resumed, with learner_timeout= so that a rollout worker learns.",
+            f"run is {then}; interrupted, it may be resumed with learner_timeout= to learn beside the driver.",
             stacklevel=2,
         )
 
@@ -561,6 +595,10 @@ class DaskPool:
             return  # it is about to join
         if not tagged and self._is_expected():
             return
+        if not tagged and joined and self._may_be_beside:
+            self._learn_beside(joined[0])
+            if self._beside is not None:
+                return
         current = self._known.get(self._learner or "")
         candidates = [w for w in joined if w.learner_resource] or [w for w in joined if w is current] or joined
         if not candidates:
@@ -668,6 +706,8 @@ class DaskPool:
                     for i, address in enumerate(self._known)
                 ]
                 wait(forgets, timeout=5)  # asks the current client, which is not always the user's
+        with contextlib.suppress(Exception):
+            self._end_beside()
         self._client.close(timeout=5)
         with contextlib.suppress(OSError):
             self._probe.unlink()

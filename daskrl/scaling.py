@@ -7,13 +7,15 @@ cluster is. Any number of runs may share a cluster: what they ask for is added u
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from distributed import Adaptive, SchedulerPlugin
 
-from daskrl.demand import ASKED, DRAINING, LEARNER, has_learner_resource
+from daskrl.dashboard import Page
+from daskrl.demand import ASKED, BESIDE_DRIVER, DRAINING, LEARNER, has_learner_resource
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
@@ -23,9 +25,10 @@ _LOOK_EVERY = 0.05  # seconds, at workers that drain
 
 
 class Demands(SchedulerPlugin):
-    """On the scheduler: what runs ask for. A run's is forgotten when its client goes.
+    """On the scheduler: what runs ask for, and the page that shows them.
 
-    No worker that learns is ever named for closing, also where Dask's own ``adapt`` decides.
+    What a run asks for is forgotten when its client goes. No worker that learns is ever named for closing, also where
+    Dask's own ``adapt`` decides.
     """
 
     name = "daskrl-demands"
@@ -33,10 +36,14 @@ class Demands(SchedulerPlugin):
 
     def __init__(self) -> None:
         self.asked: dict[str, dict[str, Any]] = {}  # by client
+        self.page = Page()
 
     async def start(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         scheduler.handlers.update(daskrl_demand=self.demand, daskrl_drain=self.drain)
+        scheduler.handlers.update(daskrl_page=self.page.served, daskrl_tell=self.page.tell)
+        with contextlib.suppress(Exception):  # runs can do without
+            self.page.start(scheduler)
 
     def log_event(self, topic: str, msg: Any) -> None:
         if topic == ASKED:
@@ -44,6 +51,7 @@ class Demands(SchedulerPlugin):
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         self.asked.pop(client, None)
+        self.page.left(client)
 
     def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:
         return [worker for worker in workers if not self._learns(worker)]
@@ -53,8 +61,12 @@ class Demands(SchedulerPlugin):
         return worker.address in chosen or has_learner_resource(worker.resources)
 
     def demand(self) -> dict[str, int]:
-        """Of all runs: rollout slots wanted, workers that learn, those of them set apart, threads of another worker."""
-        workers = list(self.scheduler.workers.values())
+        """Of all runs: rollout slots wanted, workers that learn, those of them set apart, threads of another worker.
+
+        What learns beside a driver is not the cluster's, and counted apart.
+        """
+        everyone = list(self.scheduler.workers.values())
+        workers = [worker for worker in everyone if not str(worker.name).startswith(BESIDE_DRIVER)]
         rollouts = [worker.nthreads for worker in workers if not self._learns(worker)]
         return {
             "runs": len(self.asked),
@@ -62,6 +74,7 @@ class Demands(SchedulerPlugin):
             "learners": sum(self._learns(worker) for worker in workers),
             "set_apart": sum(has_learner_resource(worker.resources) for worker in workers),
             "threads": min(rollouts, default=1),
+            "beside_drivers": len(everyone) - len(workers),
         }
 
     async def drain(self, names: Iterable[Any], timeout: float) -> None:
@@ -114,6 +127,11 @@ class LearnerDemand(Adaptive):
             # What has not arrived is closed first: that may be a learner that is just coming back.
             found["workers"] = [name for name in found["workers"] if name != LEARNER]
         return found
+
+    async def workers_to_close(self, target: int) -> list[str]:
+        demand = await self.scheduler.daskrl_demand()
+        names: list[str] = await super().workers_to_close(target + demand["beside_drivers"])
+        return names
 
     async def scale_down(self, workers: Any) -> None:
         if workers:

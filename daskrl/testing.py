@@ -36,9 +36,10 @@ from gymnasium import spaces
 
 from daskrl import envs, seeding, session
 from daskrl.algorithms.base import Algorithm, Learner, Moment, Setup, Weights, recurrent_state, settings
-from daskrl.chaos import ChaosReport, FillDisk, Harm, Kill, Slow, Stop, chaos, plan_of_kills  # noqa: F401
+from daskrl.chaos import ChaosReport, Harm, chaos, plan_of_kills  # noqa: F401
 from daskrl.config import Options, Schedule
 from daskrl.evaluate import evaluate
+from daskrl.faults import FillDisk, Kill, Partition, Slow, Stop  # noqa: F401
 from daskrl.rollout import unstacked
 from daskrl.spaces import Array
 from daskrl.train import Run, resume, train

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from daskrl import envs, schedule
 from daskrl.algorithms.base import Algorithm, Setup, recurrent_state, settings
 from daskrl.commits import Record
 from daskrl.config import Options, RunConfig, Schedule, require_integer
+from daskrl.dashboard import telling
 from daskrl.demand import Demand
 from daskrl.errors import ConfigError, NondeterministicError, StoreFullError, StoreMismatchError
 from daskrl.pools import Checkpoint, DaskPool, InProcessPool, Plan, Pool, Recheck
@@ -63,12 +64,14 @@ class Report:
 
 
 def drive(
-    plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int, stop: threading.Event
-) -> Iterator[Report]:
+    plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int, stop: threading.Event,
+    committed: Callable[[list[Record]], None],
+) -> Iterator[Report]:  # fmt: skip
     """Take a run from where its store stands to ``rounds`` rounds, or until ``stop`` is set and the pool woken.
 
     Yields a report for each new version. The loop submits whatever the schedule finds ready, waits, and commits what
     finished. All that lasts is in the store: it may stop at any point, and another driver goes on from there.
+    ``committed`` is told every record.
     """
     config, options, began = store.config, plan.options, time.monotonic()
     at_start, demand = progress.published, Demand(config.schedule)
@@ -102,6 +105,7 @@ def drive(
 
         # Commit it; from here on it is part of the run.
         store.commit(records)
+        committed(records)
         published = progress.published
         for record in records:
             progress.take(record)
@@ -270,9 +274,10 @@ class Run:
                 return
             self._pool = pool = InProcessPool(plan) if self.client is None else DaskPool(plan, self.client)
             try:
-                for report in drive(plan, self.store, pool, progress, self._rounds, self._stop):
-                    self.report = report
-                    yield report
+                with telling(self.client, self.store, plan.transitions_per_update) as committed:
+                    for report in drive(plan, self.store, pool, progress, self._rounds, self._stop, committed):
+                        self.report = report
+                        yield report
                 if self._orderly and progress.published < self._rounds:
                     conclude(plan, self.store, pool, progress)
             finally:
@@ -392,8 +397,8 @@ def train(
     recheck_every : every how many fragments one is run twice and compared; 0 for never.
     checkpoint_every, weights_every : rounds between checkpoints, and between weights kept on disk.
     rollout_timeout : seconds one fragment may take.
-    learner_timeout : seconds to wait for the worker that the cluster has set apart for learning; then a rollout worker
-        learns. None waits for as long as it takes.
+    learner_timeout : seconds to wait for a worker that offers the resource ``learner`` or ``GPU``; then it learns
+        beside the driver. None waits as long as it takes where the cluster has set one apart, elsewhere not at all.
     strict : with False, go on where the promise cannot be kept; the store then says so.
     overwrite : delete the run that is in ``store``.
     resume : go on with the run that is in ``store``, if it is this very run: what starts a job may start it again.

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler, SpecCluster
 
 import daskrl
 from daskrl import chaos as module
-from daskrl import clusters, errors, testing
-from daskrl.testing import FillDisk, Kill, Slow, Stop, chaos, plan_of_kills
+from daskrl import clusters, errors, testing, victims
+from daskrl.testing import FillDisk, Kill, Partition, Slow, Stop, chaos, plan_of_kills
+from daskrl.workers import forking_nanny, nanny_options
 from tests.promise import STEPS, Once, Troubled, mounted, start
 
 
@@ -46,8 +52,8 @@ def whole(report: testing.ChaosReport, digest: str) -> None:
 
 def stopped(client: Client) -> list[str]:
     """Names of the workers that stand still, and of threads that would stop them."""
-    processes = module._Workers(client, 0)
-    found = [*processes.of(learner=True), *processes.of(learner=False)]
+    processes = victims.Workers(client, 0)
+    found = [*processes.for_(Kill(at=0, learner=True)), *processes.for_(Kill(at=0))]
     assert found
     states = {p.name: Path(f"/proc/{p.pid}/stat").read_text().rpartition(")")[2].split()[0] for p in found}
     processes.close()
@@ -138,8 +144,8 @@ def test_a_plan_of_nothing_carries_the_run_out(client: Client, digest: str, tmp_
 
 def test_the_victims_follow_from_the_seed(client: Client) -> None:
     def drawn(seed: int) -> list[str]:
-        workers = module._Workers(client, seed)
-        names = [workers.draw(learner=False).name for _ in range(8)]
+        workers = victims.Workers(client, seed)
+        names = [workers.draw(Kill(at=0)).name for _ in range(8)]
         workers.close()
         return names
 
@@ -157,7 +163,7 @@ def test_the_victims_follow_from_the_seed(client: Client) -> None:
     [
         ([Kill(at=12)], ("Kill(at=12", "versions 0 to 12", "at=0 to at=11", "env_steps")),
         ([Kill(at=1), FillDisk(at=40)], ("FillDisk(at=40", "at=11")),
-        ([Kill], ("plan", "Kill, Stop, Slow and FillDisk")),
+        ([Kill], ("plan", "Kill, Stop, Slow, Partition and FillDisk")),
         ([FillDisk(at=3, limit=1)], ("FillDisk(at=3", "limit=1", "mount -t tmpfs")),
     ],
     ids=["at the end", "beyond the end", "a class", "a large disk"],
@@ -174,6 +180,81 @@ def refused(run: Any, plan: list[Any], *parts: str) -> None:
     assert not [part for part in parts if part not in str(raised.value)], str(raised.value)
     assert run.report is None
     assert run.store.log.head() == 1
+
+
+@pytest.fixture
+def network() -> Iterator[tuple[list[str], str, str]]:
+    """A network namespace: what runs a command in it, and the addresses of this side and of that."""
+    name = f"daskrl{os.getpid()}"
+    here, there = "10.213.7.1", "10.213.7.2"
+    inside = ["ip", "netns", "exec", name]
+    made = [
+        ["ip", "netns", "add", name],
+        ["ip", "link", "add", f"{name}h", "type", "veth", "peer", "name", "eth0", "netns", name],
+        ["ip", "addr", "add", f"{here}/30", "dev", f"{name}h"],
+        ["ip", "link", "set", f"{name}h", "up"],
+        [*inside, "ip", "addr", "add", f"{there}/30", "dev", "eth0"],
+        [*inside, "ip", "link", "set", "lo", "up"],
+        [*inside, "ip", "link", "set", "eth0", "up"],
+        [*inside, "ip", "route", "add", "default", "via", here],
+    ]
+    try:
+        for command in made:
+            if shutil.which("ip") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+                pytest.skip("making a network namespace needs root and iproute2")
+        yield inside, here, there
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def reached(address: tuple[str, int], within: float) -> bool:
+    try:
+        socket.create_connection(address, timeout=within).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_worker_that_is_cut_off_holds_the_run_up_and_changes_nothing(
+    network: tuple[list[str], str, str], digest: str, tmp_path: Path
+) -> None:
+    inside, here, there = network
+    scheduler = {"cls": Scheduler, "options": {"host": here, "port": 0, "dashboard": False}}
+    learner = {"cls": forking_nanny(), "options": {"host": here, **nanny_options(1, learner=True)}}
+    with SpecCluster(workers={"learner": learner}, scheduler=scheduler) as cluster, Client(cluster) as client:
+        worker = [sys.executable, "-m", "dask", "worker", cluster.scheduler_address, "--host", there]
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--name", "far", "--local-directory", tmp_path]
+        process = subprocess.Popen([*inside, *worker, *options], stderr=subprocess.DEVNULL)
+        try:
+            client.wait_for_workers(2, timeout=120)
+            workers = victims.Workers(client, 0)
+            far = workers.draw(Partition(at=0))
+            address = there, int(address_of(client, "far").rpartition(":")[2])
+            assert (far.name, reached(address, 30)) == ("far", True)
+            with victims.Network(far) as held:
+                routes = held._ip("route", "show")
+                with held.cut():
+                    assert not reached(address, 0.3)
+                assert reached(address, 30)
+                assert held._ip("route", "show") == routes
+            workers.close()
+            report = chaos(start(tmp_path / "run", client=client), [Partition(at=3, seconds=0.5)])
+        finally:
+            process.terminate()
+            process.wait()
+    whole(report, digest)
+    assert report.harms[0].victim.startswith("far ")
+    assert report.harms[0].rolled_out_again == 0  # Dask had not given it up
+    assert "Partition(at=3, learner=False, seconds=0.5)" in str(report)
+
+
+def address_of(client: Client, name: str) -> str:
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return next(address for address, info in workers.items() if info["name"] == name)
+
+
+def test_a_partition_needs_a_worker_in_a_network_of_its_own(client: Client, tmp_path: Path) -> None:
+    refused(start(tmp_path / "run", client=client), [Partition(at=1)], "network namespace", "ip netns exec")
 
 
 def test_a_run_without_a_client_is_refused(tmp_path: Path) -> None:
@@ -206,11 +287,11 @@ def test_a_resumed_run_takes_faults_at_versions_to_come_only(client: Client, tmp
 def test_workers_that_do_not_come_back_are_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(victims, "PATIENCE", 0.0)
     with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
-        workers = module._Workers(client, 0)
+        workers = victims.Workers(client, 0)
         with pytest.raises(errors.DaskrlError, match="nannies"):
-            workers.draw(learner=True)
+            workers.draw(Kill(at=0, learner=True))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +299,7 @@ def test_workers_that_do_not_come_back_are_not_waited_for_without_end(
     [
         lambda: Kill(at=-1),
         lambda: Stop(at=1, seconds=0),
+        lambda: Partition(at=1, seconds=0),
         lambda: Slow(at=1, factor=1),
         lambda: Slow(at=1, for_versions=0),
         lambda: FillDisk(at=1, limit=0),

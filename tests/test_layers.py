@@ -38,14 +38,18 @@ LAYERS = [
     ["algorithms.qr_dqn", "algorithms.rainbow"],
     ["session"],
     ["rollout", "learner"],
+    ["preload"],
     ["schedule"],
-    ["demand"],
-    ["scaling"],
+    ["demand", "figures"],
+    ["dashboard"],
+    ["scaling", "workers"],
     ["pools"],
     ["clusters"],
     ["analysis"],
     ["train"],
     ["evaluate", "reproduce"],
+    ["faults"],
+    ["victims"],
     ["chaos"],
     ["watch", "sinks"],
     ["testing"],
@@ -55,18 +59,20 @@ LAYERS = [
 
 # Each heavy library has its own room: where it may be imported at all, lazily or not.
 ROOMS = {
-    "zarr": {"store"},
+    "zarr": {"store", "preload"},
     "xarray": {"store"},
     "matplotlib": {"analysis"},
-    "distributed": {"scaling", "pools", "clusters", "train", "cli"},
-    "dask": {"pools", "clusters", "cli"},
-    "safetensors": {"store", "learner"},
+    "distributed": {"dashboard", "scaling", "workers", "pools", "clusters", "train", "cli"},
+    "dask": {"workers", "pools", "clusters", "cli"},
+    "tornado": {"dashboard"},
+    "safetensors": {"store", "learner", "preload"},
     "rich": {"cli", "watch"},
     "cyclopts": {"cli"},
 }
 
 # torch is imported when these are; elsewhere only within functions.
 TORCH = {
+    "preload",
     "networks",
     "window",
     "samplers",
@@ -165,6 +171,7 @@ def fresh(code: str) -> list[str]:
 
 @pytest.mark.parametrize("module", ["daskrl", "daskrl.pools", "daskrl.rollout", "daskrl.learner"])
 def test_what_the_scheduler_imports_brings_neither_torch_nor_zarr(module):
-    heavy = ("torch", "zarr", "xarray", "matplotlib", "distributed", "dask", "safetensors", "cyclopts", "rich")
+    heavy = ("torch", "zarr", "xarray", "matplotlib", "distributed", "dask", "tornado", "bokeh", "safetensors",
+             "cyclopts", "rich")  # fmt: skip
     code = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     assert fresh(code) == []

@@ -59,12 +59,13 @@ class Cluster:
         self.closed = False
         self.id = "client"
         self.cluster: Any = None
+        self.address = "inproc://scheduler"  # so that no learner can be beside the driver
 
     def __call__(self, address: str, **options: Any) -> Cluster:
         return self
 
     def scheduler_info(self, n_workers: int = -1) -> dict[str, Any]:
-        return {"address": "tcp://scheduler", "workers": dict(self.workers)}
+        return {"address": self.address, "workers": dict(self.workers)}
 
     def subscribe_topic(self, topic: str, handler: Callable[[Any], None]) -> None:
         self.handlers[topic] = handler
@@ -89,6 +90,9 @@ class Cluster:
 
     def close(self, timeout: float) -> None:
         self.closed = True
+
+    def sync(self, function: Any, **options: Any) -> Any:
+        return function()
 
     # -- what a test does ---------------------------------------------------------------------------------
 
@@ -362,7 +366,7 @@ def test_a_learner_that_the_cluster_has_set_apart_is_waited_for(cluster: Cluster
     assert cluster.tasks[-1][1] == "a"
 
 
-def test_after_learner_timeout_a_rollout_worker_learns_and_says_so(
+def test_after_learner_timeout_a_learner_that_was_set_apart_is_waited_for_no_more(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
@@ -372,13 +376,101 @@ def test_after_learner_timeout_a_rollout_worker_learns_and_says_so(
     join(cluster, pool, "a")
     pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
     now = 161.0
-    with pytest.warns(UserWarning, match=r"60 s without the learner's worker: .* after 90 s a rollout worker learns"):
+    with pytest.warns(UserWarning, match=r"60 s without the learner's worker: .* after 90 s it learns beside"):
         pool._say_what_is_missing()
     pool._say_what_is_missing()  # once only
     assert not cluster.pending("learn")
     now = 191.0
     learn(cluster, pool, 0)
     assert cluster.tasks[-1][1] == "a"
+
+
+class Beside:
+    """Stands in for the nanny of a worker beside the driver, and for what starts it."""
+
+    def __init__(self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.cluster, self.error, self.started, self.closed = cluster, error, list[tuple[Any, ...]](), False
+        cluster.address = "tcp://scheduler"
+        monkeypatch.setattr(pools.workers, "learner_beside", self)
+
+    def __call__(self, client: Any, name: str, threads: int, reached_from: str) -> Beside:
+        self.started.append((name, threads, reached_from))
+        if self.error is not None:
+            raise self.error
+        self.cluster.add(name, learner=1)
+        return self
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_where_no_worker_offers_the_resource_the_learner_has_a_process_beside_the_driver_which_says_so(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Beside(cluster, monkeypatch)
+    pool = pool_on(cluster, tmp_path)
+    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    assert not beside.started  # a worker with the resource may be the first that comes
+    join(cluster, pool, "a")
+    with pytest.warns(UserWarning, match=r"learns beside the driver, in a process on .*--resources learner=1"):
+        pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    name = f"{demand.BESIDE_DRIVER}{pool.token}"
+    assert beside.started == [(name, 1, "a")]
+    assert not cluster.pending("learn")  # it joins first
+    cluster.tell(cluster.pending("join", name)[-1], INFO)
+    pool.wait()
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(2), 1)
+    assert not cluster.pending("rollout", name)
+    cluster.remove(name)  # its nanny starts it again
+    pool.wait()
+    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    assert not cluster.pending("learn")
+    join(cluster, pool, name, learner=1)
+    learn(cluster, pool, 0)
+    join(cluster, pool, "l", learner=1)  # one of the cluster's own, however late
+    assert len(beside.started) == 1
+    pool.close()
+    assert beside.closed
+
+
+def test_where_none_can_be_beside_the_driver_a_rollout_worker_learns_and_says_so(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Beside(cluster, monkeypatch, RuntimeError("a does not reach it"))
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    with pytest.warns(UserWarning, match="on a rollout worker, .* a does not reach it"):
+        learn(cluster, pool, 0)
+    assert cluster.tasks[-1][1] == "a"
+    learn(cluster, pool, 1)
+    assert len(beside.started) == 1
+
+
+def test_the_learner_beside_another_driver_is_left_alone(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    cluster.add(f"{demand.BESIDE_DRIVER}other", learner=1)
+    pool.wait()
+    assert not cluster.pending("join")
+    join(cluster, pool, "a")
+    learn(cluster, pool, 0)
+    assert cluster.tasks[-1][1] == "a"
+
+
+def test_with_a_timeout_a_learner_is_waited_for_on_any_cluster(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    pool = pool_on(cluster, tmp_path, learner_timeout=90.0)
+    join(cluster, pool, "a")
+    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    now = 161.0
+    with pytest.warns(UserWarning, match="after 90 s it learns beside the driver"):
+        pool._say_what_is_missing()
+    assert not cluster.pending("learn")
+    now = 191.0
+    learn(cluster, pool, 0)
 
 
 def test_a_checkpoint_is_asked_of_the_learner_and_of_nobody_before_there_is_one(

@@ -82,7 +82,9 @@ def test_the_reference_run_learns_restores_and_ends_episodes(reference: daskrl.S
 def test_processes(workers: int, digest: str, tmp_path: Path) -> None:
     options = {"threads_per_worker": 1, "dashboard_address": None, "processes": True}
     with LocalCluster(n_workers=workers, **options) as cluster, Client(cluster) as client:
-        assert start(tmp_path / "run", client=client).wait().store.digest() == digest
+        with pytest.warns(UserWarning, match="it learns beside the driver"):
+            assert start(tmp_path / "run", client=client).wait().store.digest() == digest
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == workers  # and is gone with its run
 
 
 def test_threads(digest: str, tmp_path: Path) -> None:

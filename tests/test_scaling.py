@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,9 @@ def test_a_run_on_a_pool_that_follows_it_has_the_digest_of_one_process(tmp_path:
     made = clusters.local(1) if set_apart else LocalCluster(n_workers=1, **options)
     with made as cluster, Client(cluster) as client:
         clusters.adapt(cluster, minimum=1, maximum=3, interval=0.1, patience=0.1)
-        run = start(tmp_path / "run", client=client).wait()
+        says = nullcontext() if set_apart else pytest.warns(UserWarning, match="it learns beside the driver")
+        with says:
+            run = start(tmp_path / "run", client=client).wait()
         assert run.store.digest() == expected
         asked = [event for _, event in client.get_events(demand.ASKED)]
     assert asked[0]["slots"] == 4  # all streams, before anything was measured

@@ -23,7 +23,8 @@ from daskrl import cli
 from daskrl.commits import Record
 from daskrl.config import Schedule
 from daskrl.errors import ConfigError, StoreMismatchError
-from daskrl.watch import Reader, Tally, bars, duration, follow, line, page, rows, sampled
+from daskrl.figures import Tally, duration, page, rows
+from daskrl.watch import Reader, bars, follow, line, sampled
 from tests.test_cli import Terminal, daskrl_
 
 ROOT = Path(__file__).parents[1]

@@ -1,0 +1,100 @@
+"""Workers that are started on this machine: a process each, its threads fixed, there in a moment.
+
+Python and torch take seconds to start. One process beside this one, Python's fork server, imports once what tasks need,
+and each worker is a fork of it. A worker that was lost is back as fast.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+from typing import TYPE_CHECKING, Any
+
+from daskrl.demand import LEARNER
+
+if TYPE_CHECKING:
+    from distributed import Client, Nanny
+
+# A terminal sends Ctrl-C to every process of ours; the driver's is the one that answers it.
+_IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+# Dask keeps the last 1000 messages of every connection and events of every topic, and in them the arguments of tasks:
+# over a long run tens of megabytes, of use to nobody but Dask's own developers.
+LOG_LENGTH, LOGGED = "distributed.admin.low-level-log-length", 20
+
+# What Dask samples and checks many times a second takes a few percent of every core from what its tasks compute.
+# Placement is the driver's: there is nothing to steal.
+QUIET = {"distributed.admin.tick.interval": "1s", "distributed.scheduler.work-stealing": False}
+# Of use only to who looks at the dashboard.
+UNWATCHED = {"distributed.admin.system-monitor.interval": "10s", "distributed.worker.profile.enabled": False}
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+PRELOAD = "daskrl.preload"
+_FORKED = {"distributed.worker.multiprocessing-method": "forkserver"}
+
+
+@functools.cache
+def forking_nanny() -> type[Nanny]:
+    """The class of a nanny whose worker is a fork of the fork server."""
+    import dask
+    from distributed import Nanny
+    from distributed.utils import get_mp_context
+
+    class ForkingNanny(Nanny):
+        async def instantiate(self) -> Any:
+            with dask.config.set(_FORKED):
+                get_mp_context()  # has imports of its own, the first time
+                multiprocessing.get_context("forkserver").set_forkserver_preload(["distributed", PRELOAD])
+                return await super().instantiate()
+
+    return ForkingNanny
+
+
+def nanny_options(threads: int, *, learner: bool, watched: bool = False) -> dict[str, Any]:
+    """Of a nanny whose worker runs one task at a time, with so many threads for its arithmetic."""
+    quiet = QUIET if watched else {**QUIET, **UNWATCHED}
+    return {
+        "nthreads": 1, "dashboard": False, "silence_logs": 40, "memory_limit": 0, "preload": [_IGNORE_CTRL_C],
+        "config": {**quiet, LOG_LENGTH: LOGGED}, "env": {**os.environ, **dict.fromkeys(THREADS, str(threads))},
+        "resources": {LEARNER: 1} if learner else {},
+    }  # fmt: skip
+
+
+def learner_beside(client: Client, name: str, threads: int, reached_from: str) -> Nanny:
+    """A worker beside this process for the learner, on a scheduler elsewhere. ``client.sync(nanny.close)`` ends it.
+
+    Parameters
+    ----------
+    name : of the worker.
+    threads : of its arithmetic.
+    reached_from : address of a worker that will fetch weights from it.
+
+    Raises
+    ------
+    OSError, RuntimeError
+        It did not come up, or is not reached.
+    """
+    scheduler: str = client.scheduler_info(n_workers=0)["address"]
+
+    async def start() -> Nanny:
+        made: Nanny = await forking_nanny()(
+            scheduler, name=name, security=client.security, **nanny_options(threads, learner=True)
+        )
+        return made
+
+    nanny: Nanny = client.sync(start)
+    if not client.run(_reaches, nanny.worker_address, workers=[reached_from])[reached_from]:
+        client.sync(nanny.close)
+        raise RuntimeError(f"{reached_from} does not reach it at {nanny.worker_address}")
+    return nanny
+
+
+async def _reaches(address: str, dask_worker: Any) -> bool:
+    """On a worker: whether it can fetch what another one has."""
+    try:
+        await dask_worker.rpc(address).identity()
+    except OSError:
+        return False
+    return True
