@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 from daskrl.config import require_integer
 from daskrl.demand import LEARNER
 from daskrl.errors import ConfigError
-from daskrl.workers import LOG_LENGTH, LOGGED, PRELOAD, QUIET, THREADS, UNWATCHED, forking_nanny, nanny_options
+from daskrl.workers import (
+    LOG_LENGTH,
+    LOGGED,
+    PRELOAD,
+    PRELOAD_VARIABLE,
+    QUIET,
+    THREADS,
+    UNWATCHED,
+    forking_nanny,
+    nanny_options,
+)
 
 if TYPE_CHECKING:
     from dask_jobqueue.core import JobQueueCluster
@@ -282,7 +292,7 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
     """Settings of a job for dask-jobqueue: one process, its threads fixed, leaving before the walltime."""
     settings = {"cores": 1, "memory": "4GB", **job, "processes": 1}
     settings.pop("scheduler_options", None)
-    arguments = ["--no-dashboard", "--preload", PRELOAD, *settings.get("worker_extra_args", [])]
+    arguments = ["--no-dashboard", *settings.get("worker_extra_args", [])]
     if kind != "HTCondorCluster":
         settings.setdefault("walltime", "01:00" if kind == "LSFCluster" else "01:00:00")
         seconds = _seconds(settings["walltime"], minutes_first=kind == "SLURMCluster")
@@ -293,6 +303,7 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
         threads = settings["cores"]
     settings["worker_extra_args"] = arguments
     exports = [f"export {name}={threads}" for name in THREADS]
+    exports.append(f"export {PRELOAD_VARIABLE}={PRELOAD}")
     settings["job_script_prologue"] = [*exports, *settings.get("job_script_prologue", [])]
     return settings
 

@@ -1,4 +1,7 @@
-"""Imports what takes seconds, so that a worker has it when it arrives: ``dask worker ... --preload daskrl.preload``."""
+"""Imports what takes seconds, so that a worker has it when it arrives.
+
+For a worker of your own: ``DASK_DISTRIBUTED__WORKER__PRELOAD=daskrl.preload dask worker ...``
+"""
 
 # ruff: noqa: F401
 import gymnasium.envs

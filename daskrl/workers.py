@@ -32,6 +32,8 @@ UNWATCHED = {"distributed.admin.system-monitor.interval": "10s", "distributed.wo
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 PRELOAD = "daskrl.preload"
+# Of `dask worker`. Its option --preload would have the nanny import it all too.
+PRELOAD_VARIABLE = "DASK_DISTRIBUTED__WORKER__PRELOAD"
 _FORKED = {"distributed.worker.multiprocessing-method": "forkserver"}
 
 
