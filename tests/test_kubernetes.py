@@ -27,8 +27,9 @@ import yaml
 from dask_kubernetes.operator.controller import controller
 from distributed import Client, Security
 
-from daskrl import cli, clusters
+from daskrl import cli
 from daskrl.demand import LEARNER, has_learner_resource
+from daskrl.workers import LOG_LENGTH, LOGGED, QUIET, THREADS, UNWATCHED
 from tests.slurm import free_port
 
 RECIPES = Path(__file__).parents[1] / "cluster"
@@ -218,7 +219,7 @@ def test_the_learner_offers_its_resource_and_has_the_threads_of_its_cores() -> N
     assert "--resources" not in rollout["args"]
     assert f'resources={{"{LEARNER}": 1}}' in PODS["driver"]["initContainers"][0]["args"][-1]
     for container in (learner, rollout):
-        threads = {e["value"] for e in container["env"] if e["name"] in clusters._THREADS}
+        threads = {e["value"] for e in container["env"] if e["name"] in THREADS}
         assert threads == {container["resources"]["limits"]["cpu"]}
         assert option(container, "--nthreads") == "1"
     assert option(container_of("driver"), "--torch-threads") == learner["resources"]["limits"]["cpu"]
@@ -236,7 +237,7 @@ def test_a_driver_that_was_stopped_starts_again_and_never_beside_another() -> No
 
 def test_dask_has_the_settings_of_other_clusters_and_asks_for_a_certificate() -> None:
     with configured(SETTINGS):
-        for key, value in {**clusters._QUIET, **clusters._UNWATCHED, clusters._LOG_LENGTH: clusters._LOGGED}.items():
+        for key, value in {**QUIET, **UNWATCHED, LOG_LENGTH: LOGGED}.items():
             assert dask.config.get(key) == value
         assert dask.config.get("distributed.scheduler.allowed-failures") == 30
         security = Security()
@@ -285,7 +286,7 @@ class Node:
         ]
         if arguments[0] == "dask":
             arguments += ["--host", "127.0.0.1"]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("DASK_") and k not in clusters._THREADS}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("DASK_") and k not in THREADS}
         kept |= {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "PYTHONUNBUFFERED": "1"}
         return [*map(here, arguments)], {**kept, **{name: here(value) for name, value in environment.items()}}
 
@@ -381,7 +382,7 @@ def test_a_run_on_its_processes_has_the_digest_of_one_process(node: Node) -> Non
 
 def test_the_learners_process_has_the_threads_of_its_cores_and_those_of_rollouts_one(node: Node) -> None:
     def threads() -> set[str | None]:
-        return {os.environ.get(name) for name in clusters._THREADS}
+        return {os.environ.get(name) for name in THREADS}
 
     with Client(node.address, security=node.security()) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
