@@ -345,7 +345,7 @@ def scale_up(repeats: int, workers: int, task: float) -> None:
         note="Arrived: the scheduler's time stamp of add-worker. The fragment's own seconds are subtracted in the last "
         f"two columns. import {HEAVY} in a fresh process, in turn with the workers: {spread(imports)} s. The target is "
         "1 s, and on top the import's median where nothing is imported before the worker arrives. Preloaded: "
-        f"{', '.join(PRELOADED)}.",
+        f"{PRELOAD}.",
         width=140,
     )  # fmt: skip
 
