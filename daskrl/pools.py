@@ -418,7 +418,10 @@ class DaskPool:
     def wait(self) -> list[Outcome]:
         events = []
         try:
-            events.append(self._queue.get(timeout=5.0))
+            event = self._queue.get(timeout=5.0)
+            while event[0] == "done" and event[1] not in self._flights:  # it has told already: nothing is new
+                event = self._queue.get(timeout=5.0)
+            events.append(event)
             while True:
                 events.append(self._queue.get_nowait())
         except queue.Empty:
