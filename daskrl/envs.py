@@ -12,6 +12,8 @@ import hashlib
 import importlib
 import inspect
 import linecache
+import os
+import sysconfig
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,9 +185,20 @@ def _packages(env: Environment) -> list[str]:
     module = type(env.unwrapped).__module__
     for prefix, imported in (("gymnasium.envs.box2d", "Box2D"), ("gymnasium.envs.mujoco", "mujoco")):
         if module.startswith(prefix):
-            return sorted(set(metadata.packages_distributions().get(imported, [])))
-    found = metadata.packages_distributions().get(module.partition(".")[0], [])
+            return sorted(set(_distributions().get(imported, [])))
+    found = _distributions().get(module.partition(".")[0], [])
     return sorted(set(found) - {"daskrl", "gymnasium"})
+
+
+def _distributions() -> Mapping[str, list[str]]:
+    """Top-level modules, and the installed packages that each is of."""
+    return _distributions_since(os.stat(sysconfig.get_path("purelib")).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _distributions_since(changed: int) -> Mapping[str, list[str]]:
+    """Looked up again where packages were installed meanwhile: it takes longer than all else that starts a run."""
+    return metadata.packages_distributions()
 
 
 def _probe(env: object, factory: EnvironmentFactory) -> Environment:
