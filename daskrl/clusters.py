@@ -21,11 +21,10 @@ from daskrl.workers import (
     LOGGED,
     PRELOAD,
     PRELOAD_VARIABLE,
-    QUIET,
     THREADS,
-    UNWATCHED,
     forking_nanny,
     nanny_options,
+    quiet,
 )
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
             super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
     # Read when the scheduler and the nannies start.
-    with dask.config.set(QUIET if dashboard else {**QUIET, **UNWATCHED}):
+    with dask.config.set(quiet(dashboard)):
         return Local(workers=spec, scheduler=scheduler, worker=rollout, **settings)  # type: ignore[no-untyped-call]
 
 
@@ -163,7 +162,7 @@ def mpi(**options: Any) -> Iterator[Client]:
         {
             "distributed.comm.tls.ca-file": certificate["ca_file"], "distributed.comm.require-encryption": True,
             **{f"{role}.{name}": certificate[name] for role in roles for name in ("cert", "key")},
-            "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES, LOG_LENGTH: LOGGED, **QUIET, **UNWATCHED,
+            "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES, LOG_LENGTH: LOGGED, **quiet(),
         }
     )  # fmt: skip
     learns = {"resources": {LEARNER: 1}} if rank == 2 else {}

@@ -24,11 +24,6 @@ class Fault:
         require_integer("at", self.at, 0)
 
 
-def _require_seconds(seconds: float) -> None:
-    if not 0 < seconds < float("inf"):
-        raise ConfigError(f"seconds: expected a number > 0, got {seconds!r}.")
-
-
 @dataclass(frozen=True)
 class WorkerFault(Fault):
     """What happens to a worker's process.
@@ -47,18 +42,29 @@ class Kill(WorkerFault):
 
 
 @dataclass(frozen=True)
-class Stop(WorkerFault):
-    """SIGSTOP, and SIGCONT after some seconds: a worker that answers nothing and is not gone.
+class TimedFault(WorkerFault):
+    """What ends by the clock.
 
-    It ends by the clock and not by a version: the learner waits for the fragments of a stopped worker, so none might
-    come. Dask gives a worker up that was silent for ``distributed.scheduler.worker-ttl``, by default 5 minutes.
+    Parameters
+    ----------
+    seconds : it lasts.
     """
 
     seconds: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_seconds(self.seconds)
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"seconds: expected a number > 0, got {self.seconds!r}.")
+
+
+@dataclass(frozen=True)
+class Stop(TimedFault):
+    """SIGSTOP, and SIGCONT after some seconds: a worker that answers nothing and is not gone.
+
+    It ends by the clock and not by a version: the learner waits for the fragments of a stopped worker, so none might
+    come. Dask gives a worker up that was silent for ``distributed.scheduler.worker-ttl``, by default 5 minutes.
+    """
 
 
 @dataclass(frozen=True)
@@ -82,19 +88,13 @@ class Slow(WorkerFault):
 
 
 @dataclass(frozen=True)
-class Partition(WorkerFault):
+class Partition(TimedFault):
     """The network of a worker cut for some seconds: it reaches nothing, and nothing reaches it, but it goes on.
 
     The worker must be in a network namespace of its own (``ip netns exec NAME dask worker ...``), whose links are taken
     down and up again; that needs root, ``ip`` and ``nsenter``. It ends by the clock, as `Stop`. Dask gives a connection
     up after ``distributed.comm.timeouts.tcp``, by default 30 s, and the worker with it; what it was at runs elsewhere.
     """
-
-    seconds: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_seconds(self.seconds)
 
 
 @dataclass(frozen=True)

@@ -89,21 +89,20 @@ class Workers:
         return sorted(found, key=lambda process: process.name)
 
     def require(self, fault: WorkerFault) -> None:
-        found = self.for_(fault)
-        if found and isinstance(fault, Partition):
-            with Network(found[0]) as network:
-                network.links()  # fails here and not on the way
-        elif isinstance(fault, Partition):
+        found, which = self.for_(fault), f"{'with' if fault.learner else 'without'} the resource learner"
+        if not found and isinstance(fault, Partition):
             raise ConfigError(
-                f"{fault!r}: the client has no worker {'with' if fault.learner else 'without'} the resource learner in "
-                "a network namespace of its own. Type: ip netns exec NAME dask worker tcp://... --nthreads 1"
+                f"{fault!r}: the client has no worker {which} in a network namespace of its own. Type: "
+                "ip netns exec NAME dask worker tcp://... --nthreads 1"
             )
         if not found:
             raise ConfigError(
-                f"{fault!r}: the client has no worker {'with' if fault.learner else 'without'} the resource learner or "
-                f"GPU that is a process of its own on {socket.gethostname()}. Type: "
-                "client = Client(daskrl.clusters.local(2))"
+                f"{fault!r}: the client has no worker {which} or GPU that is a process of its own on "
+                f"{socket.gethostname()}. Type: client = Client(daskrl.clusters.local(2))"
             )
+        if isinstance(fault, Partition):
+            with Network(found[0]) as network:
+                network.links()  # fails here and not on the way
 
     def draw(self, fault: WorkerFault) -> Process:
         """One of them; where all are gone, as soon as one is back."""

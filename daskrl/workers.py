@@ -54,12 +54,16 @@ def forking_nanny() -> type[Nanny]:
     return ForkingNanny
 
 
+def quiet(watched: bool = False) -> dict[str, Any]:
+    """Dask's configuration where nobody, or somebody, looks at the dashboard."""
+    return QUIET if watched else {**QUIET, **UNWATCHED}
+
+
 def nanny_options(threads: int, *, learner: bool, watched: bool = False) -> dict[str, Any]:
     """Of a nanny whose worker runs one task at a time, with so many threads for its arithmetic."""
-    quiet = QUIET if watched else {**QUIET, **UNWATCHED}
     return {
         "nthreads": 1, "dashboard": False, "silence_logs": 40, "memory_limit": 0, "preload": [_IGNORE_CTRL_C],
-        "config": {**quiet, LOG_LENGTH: LOGGED}, "env": {**os.environ, **dict.fromkeys(THREADS, str(threads))},
+        "config": {**quiet(watched), LOG_LENGTH: LOGGED}, "env": {**os.environ, **dict.fromkeys(THREADS, str(threads))},
         "resources": {LEARNER: 1} if learner else {},
     }  # fmt: skip
 
@@ -87,9 +91,14 @@ def learner_beside(client: Client, name: str, threads: int, reached_from: str) -
         return made
 
     nanny: Nanny = client.sync(start)
-    if not client.run(_reaches, nanny.worker_address, workers=[reached_from])[reached_from]:
-        client.sync(nanny.close)
-        raise RuntimeError(f"{reached_from} does not reach it at {nanny.worker_address}")
+    address, reached = nanny.worker_address, False
+    try:
+        reached = client.run(_reaches, address, workers=[reached_from])[reached_from]
+    finally:
+        if not reached:
+            client.sync(nanny.close)
+    if not reached:
+        raise RuntimeError(f"{reached_from} does not reach it at {address}")
     return nanny
 
 

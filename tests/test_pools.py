@@ -366,17 +366,19 @@ def test_a_learner_that_the_cluster_has_set_apart_is_waited_for(cluster: Cluster
     assert cluster.tasks[-1][1] == "a"
 
 
-def test_after_learner_timeout_a_learner_that_was_set_apart_is_waited_for_no_more(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("planned", [Planned(demand.LEARNER), None], ids=["set apart", "a cluster not known"])
+def test_a_learner_is_waited_for_until_learner_timeout(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: Planned | None
 ) -> None:
     now = 100.0
     monkeypatch.setattr(pools.time, "monotonic", lambda: now)
-    cluster.cluster = Planned(demand.LEARNER)
+    cluster.cluster = planned
     pool = pool_on(cluster, tmp_path, learner_timeout=90.0)
     join(cluster, pool, "a")
     pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
     now = 161.0
-    with pytest.warns(UserWarning, match=r"60 s without the learner's worker: .* after 90 s it learns beside"):
+    said = r"60 s without the learner's worker: .* after 90 s it learns beside the driver"
+    with pytest.warns(UserWarning, match=said):
         pool._say_what_is_missing()
     pool._say_what_is_missing()  # once only
     assert not cluster.pending("learn")
@@ -455,22 +457,6 @@ def test_the_learner_beside_another_driver_is_left_alone(cluster: Cluster, tmp_p
     join(cluster, pool, "a")
     learn(cluster, pool, 0)
     assert cluster.tasks[-1][1] == "a"
-
-
-def test_with_a_timeout_a_learner_is_waited_for_on_any_cluster(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
-    pool = pool_on(cluster, tmp_path, learner_timeout=90.0)
-    join(cluster, pool, "a")
-    pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
-    now = 161.0
-    with pytest.warns(UserWarning, match="after 90 s it learns beside the driver"):
-        pool._say_what_is_missing()
-    assert not cluster.pending("learn")
-    now = 191.0
-    learn(cluster, pool, 0)
 
 
 def test_a_checkpoint_is_asked_of_the_learner_and_of_nobody_before_there_is_one(
