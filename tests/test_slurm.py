@@ -211,7 +211,8 @@ def test_a_batch_job_submits_its_own_workers_and_goes_on_where_it_was_started_ag
         (made,) = daskrl.Store.open(tmp_path / "run").records("checkpoint")
         *_, learned = daskrl.Store.open(tmp_path / "run").records("learn")
         assert made["version"] == learned["version"]
-    slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")  # Slurm would wait two minutes
+    # Slurm itself waits two minutes. A start in the second in which the job was stopped is refused ("already killed").
+    slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now+3")
     wait_for_state(job, "COMPLETED", "FAILED")
     assert (state(job, "ExitCode"), state(job, "Restarts")) == ("0:0", "1"), (tmp_path / "driver.log").read_text()
     assert daskrl.Store.open(tmp_path / "run").digest() == unattended_digest
