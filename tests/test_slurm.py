@@ -217,7 +217,7 @@ def test_a_batch_job_submits_its_own_workers_and_goes_on_where_it_was_started_ag
     assert (state(job, "ExitCode"), state(job, "Restarts")) == ("0:0", "1"), (tmp_path / "driver.log").read_text()
     assert daskrl.Store.open(tmp_path / "run").digest() == unattended_digest
     while event is requeue and slurm.jobs():
-        pass  # the first driver had no time to cancel its jobs: their workers end when they find no scheduler for a minute
+        pass  # of the first driver, which had no time to cancel them: workers without a scheduler end after a minute
     assert nothing_is_left()
 
 
