@@ -81,6 +81,12 @@ class Window:
     n_step, discount : of the n-step return.
     reward_clip : rewards are clipped to ``[-reward_clip, reward_clip]`` here; the store keeps them as they came.
     device : where observations, actions and returns are held.
+
+    Attributes
+    ----------
+    rows, rounds : that have come so far, of ``lanes`` transitions and of ``fragment_steps`` rows each.
+    first : the oldest row that may be sampled. Under frame stacking, older frames must still be there.
+    stop : one past the newest row that may be sampled: its n rewards have all arrived.
     """
 
     def __init__(
@@ -106,8 +112,7 @@ class Window:
         # One round more than the window: the newest observation lies one row beyond the last transition.
         self.ring_rows = self.window_rows + schedule.fragment_steps
         self.ring = self.ring_rows * self.lanes
-        self.rows = 0
-        self.rounds = 0
+        self._arrived(0)
 
         leaf = spec.action[0]
         self._action_start = leaf.start[0] if leaf.kind == "discrete" else 0
@@ -146,16 +151,12 @@ class Window:
 
     # -- what may be sampled ------------------------------------------------------------------------------
 
-    @property
-    def first(self) -> int:
-        """The oldest row that may be sampled. Under frame stacking, older frames must still be there."""
+    def _arrived(self, rounds: int) -> None:
+        """Take in that so many rounds have come."""
+        self.rounds, self.rows = rounds, rounds * self.schedule.fragment_steps
         oldest = max(0, self.rows - self.window_rows)
-        return oldest + (self.frame_stack - 1 if oldest else 0)
-
-    @property
-    def stop(self) -> int:
-        """One past the newest row that may be sampled: its n rewards have all arrived."""
-        return max(self.first, self.rows - self.n_step + 1)
+        self.first = oldest + (self.frame_stack - 1 if oldest else 0)
+        self.stop = max(self.first, self.rows - self.n_step + 1)
 
     def __len__(self) -> int:
         """How many transitions may be sampled."""
@@ -171,7 +172,7 @@ class Window:
 
     def skip(self, rounds: int) -> None:
         """Begin as if that many rounds had come and gone."""
-        self.rounds, self.rows = rounds, rounds * self.schedule.fragment_steps
+        self._arrived(rounds)
 
     # -- filling ------------------------------------------------------------------------------------------
 
@@ -217,8 +218,7 @@ class Window:
         self._link(head, begins[steps:])
 
         self._add_finals(first, fragments, truncated & ~terminated)
-        self.rows += steps
-        self.rounds += 1
+        self._arrived(self.rounds + 1)
         oldest = max(self.rows - steps - self.n_step, self.rows - self.window_rows, 0)
         self._returns(oldest, self.rows - self.n_step + 1)
 

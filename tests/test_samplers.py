@@ -32,9 +32,9 @@ def test_a_mass_falls_on_the_leaf_under_it(size):
     leaves = random.integers(0, 5, size)
     leaves[random.integers(size)] = 3  # at least one is not empty
     tree.rebuild(leaves)
-    assert tree.total == leaves.sum()
-    masses = np.unique(np.concatenate([random.integers(0, tree.total, 50), [0, tree.total - 1]]))
-    assert tree.find(masses).tolist() == [naive_find(leaves, mass) for mass in masses.tolist()]
+    assert tree.sums()[-1] == leaves.sum()
+    masses = np.unique(np.concatenate([random.integers(0, tree.sums()[-1], 50), [0, tree.sums()[-1] - 1]]))
+    assert tree.find(masses, tree.sums()).tolist() == [naive_find(leaves, mass) for mass in masses.tolist()]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -43,7 +43,7 @@ def test_a_leaf_is_found_as_often_as_its_value_says(size):
     leaves[0] = 2
     tree = SumTree(size)
     tree.rebuild(leaves)
-    found = tree.find(np.arange(tree.total))
+    found = tree.find(np.arange(tree.sums()[-1]), tree.sums())
     np.testing.assert_array_equal(np.bincount(found, minlength=size), leaves)
 
 
@@ -61,7 +61,7 @@ def test_a_tree_updated_many_times_is_the_one_built_from_its_leaves(size):
     again.rebuild(expected)
     assert all((a == b).all() for a, b in zip(tree.levels, again.levels, strict=True))
     np.testing.assert_array_equal(tree.leaves[:size], expected)
-    assert tree.total == int(expected.sum())
+    assert tree.sums()[-1] == int(expected.sum())
 
 
 def filled(rounds: int, *, alpha: float = 0.6, n: int = 1, capacity: int = 3 * ROUND) -> tuple[Window, Prioritized]:
@@ -82,7 +82,7 @@ def test_new_transitions_all_have_the_same_probability():
     window, sampler = filled(2)
     positions = window.positions_of_rows(window.first, window.stop)
     assert set(sampler.tree.leaves[positions].tolist()) == {sampler.largest}
-    assert sampler.tree.total == sampler.largest * len(window)
+    assert sampler.tree.sums()[-1] == sampler.largest * len(window)
 
 
 def test_probabilities_are_those_of_equation_1_of_the_paper():
@@ -93,7 +93,7 @@ def test_probabilities_are_those_of_equation_1_of_the_paper():
     sampler.update(positions, td.astype(np.float64))
     priority = (np.abs(td) + epsilon) ** alpha
     expected = priority / priority.sum()
-    np.testing.assert_allclose(sampler.tree.leaves[positions] / sampler.tree.total, expected, rtol=1e-4)
+    np.testing.assert_allclose(sampler.tree.leaves[positions] / sampler.tree.sums()[-1], expected, rtol=1e-4)
 
 
 def test_draws_are_stratified_one_from_each_equal_share_of_the_mass():
@@ -103,7 +103,7 @@ def test_draws_are_stratified_one_from_each_equal_share_of_the_mass():
     for seed in range(20):
         drawn, _ = sampler.draw(window, 8, np.random.default_rng(seed), 0.4)
         edges = np.cumsum(sampler.tree.leaves)
-        share = sampler.tree.total / 8
+        share = sampler.tree.sums()[-1] / 8
         for i, position in enumerate(drawn.tolist()):
             low, high = edges[position] - sampler.tree.leaves[position], edges[position]
             assert low < (i + 1) * share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,10 +102,12 @@ class TorchLearner:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._optimizers[name] = (make([weights]), weights, gradient, parameters)
 
-    def precision(self) -> torch.autocast:
+    def precision(self) -> AbstractContextManager[object]:
         """The precision of what is computed under it; ``minimise`` goes back to float32."""
+        if not self._mixed:
+            return nullcontext()  # autocast takes its time for nothing, too
         # No cache: it would keep the weights of before an update.
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def minimise(
         self,
@@ -117,7 +120,7 @@ class TorchLearner:
         """One step of an optimizer on the gradient of ``loss`` with respect to its part, and to nothing else."""
         optimizer, weights, gradient, parameters = self._optimizers[name]
         gradient.zero_()
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False) if self._mixed else nullcontext():
             loss.backward(inputs=parameters)
         if max_grad_norm is not None:
             norm = torch.linalg.vector_norm(gradient)
