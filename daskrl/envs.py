@@ -39,7 +39,8 @@ EnvironmentFactory = Callable[[], Environment]
 Fragment = dict[str, Array]
 State = dict[str, Array]
 Policy = Callable[[Mapping[str, Array], State, int], tuple[Array, Mapping[str, Array]]]
-"""Observation, recurrent state (which it writes the next into) and step to actions and further columns."""
+"""Observation (see `Stream.seen`), recurrent state (which it writes the next into) and step to actions and further
+columns."""
 
 # Packages that register their environments on import, and the extra that installs them.
 _REGISTERED_BY = {"ALE": "ale_py", "MinAtar": "minatar"}
@@ -273,6 +274,7 @@ class Stream:
     ----------
     observation : leaf name -> array ``[N, K, *leaf]``: the newest K frames of each environment, oldest first;
         frames before the episode's first are copies of it.
+    seen : the same memory as policies see it, see `unstacked`.
     episode : ``[N]`` index of each environment's current episode, counted from 0.
     age : ``[N]`` steps taken in the current episode.
     episode_return : ``[N]`` sum of the rewards of the current episode.
@@ -293,6 +295,7 @@ class Stream:
     def __post_init__(self) -> None:
         stacks = [(leaf, self.observation[leaf.name]) for leaf in self.spec.observation]
         self._stacks = [(leaf, stack, stack[:, -1]) for leaf, stack in stacks]
+        self.seen = unstacked(self.observation, stacks[0][1].shape[1])
         action = self.spec.action[0]
         low_high = [np.array(bound, action.dtype).reshape(action.shape) for bound in (action.low, action.high) if bound]
         self._bounds = low_high or None
@@ -433,7 +436,7 @@ class Stream:
         one = np.ones(count, np.int64)  # adding a Python 1 costs three times as much
 
         for t in range(steps):
-            action, extra = policy(self.observation, self.state, t)
+            action, extra = policy(self.seen, self.state, t)
             if actions is None:
                 actions = np.empty((steps, *action.shape), action.dtype)
                 extras = {name: np.empty((steps, *value.shape), value.dtype) for name, value in extra.items()}
@@ -541,6 +544,13 @@ class Stream:
             env.close()
 
 
+def unstacked(observation: Mapping[str, Array], frames: int) -> Mapping[str, Array]:
+    """Observations as networks see them: with an axis for K ``frames`` only where K > 1. The memory is the same."""
+    if frames > 1:
+        return observation
+    return {name: stack[:, 0] for name, stack in observation.items()}
+
+
 def state_name(state: str) -> str:
     """``lstm`` -> ``recurrent_state.lstm``."""
     return f"recurrent_state.{state}"
@@ -582,7 +592,7 @@ def evaluate_episodes(
             begin(env, env)
         following, active = count, set(range(count))
         while active:
-            actions = convert(policy(stream.observation, stream.state))
+            actions = convert(policy(stream.seen, stream.state))
             for env in sorted(active):
                 reward, terminated, truncated = stream.step(env, actions[env])
                 stream.episode_return[env] += reward

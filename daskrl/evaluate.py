@@ -12,7 +12,6 @@ import numpy as np
 from daskrl import envs, seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup, recurrent_state
 from daskrl.config import require_integer
-from daskrl.rollout import unstacked
 from daskrl.spaces import Array
 from daskrl.store import Store, html_table
 from daskrl.train import same_algorithm, same_environment
@@ -97,7 +96,7 @@ def evaluate(
     moment = Moment({}, seeding.generator(seed, "evaluate"), greedy=True)
 
     def policy(observation: Mapping[str, Array], state: dict[str, Array]) -> Array:
-        moment.observation, moment.state = unstacked(observation, setup.frame_stack), state
+        moment.observation, moment.state = observation, state
         with torch.inference_mode():
             chosen = algorithm.act(acting, moment)
         return chosen[0] if isinstance(chosen, tuple) else chosen

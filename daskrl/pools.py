@@ -432,7 +432,7 @@ class DaskPool:
         joined = False
         for kind, value in events:
             if kind == "told" and value["key"] in self._flights:
-                self._told(self._flights.pop(value["key"]), value["record"], outcomes)
+                self._told(self._flights.pop(value["key"]), json.loads(value["record"]), outcomes)
             elif kind == "done" and value in self._flights:
                 self._silent(self._flights.pop(value))
             elif kind == "draining":
@@ -726,8 +726,8 @@ def tell(topic: str, key: str, function: Callable[..., Any], *args: Any) -> Any:
 
     result = function(*args)
     weights = isinstance(result, tuple)
-    record = json.loads(json.dumps(result[0] if weights else result))
-    get_worker().log_event(topic, {"key": key, "record": record})
+    # As text: the scheduler, which passes it on, would take in every number of every episode.
+    get_worker().log_event(topic, {"key": key, "record": json.dumps(result[0] if weights else result)})
     return result if weights else None
 
 

@@ -235,20 +235,12 @@ def make_policy(session: Session, weights: Published, stream: int, round_: int) 
     moment = Moment({}, seeding.generator(config.seed, "act", stream, round_))
 
     def choose(observation: Mapping[str, Array], state: dict[str, Array], t: int) -> tuple[Array, Mapping[str, Array]]:
-        moment.observation = unstacked(observation, config.frame_stack)
-        moment.env_steps, moment.state = before + t * lanes, state
+        moment.observation, moment.state, moment.env_steps = observation, state, before + t * lanes
         with torch.inference_mode():
             chosen = act(policy, moment)
         return chosen if isinstance(chosen, tuple) else (chosen, {})
 
     return choose
-
-
-def unstacked(observation: Mapping[str, Array], frame_stack: int) -> Mapping[str, Array]:
-    """Observations as networks see them: with a frame axis only under frame stacking."""
-    if frame_stack > 1:
-        return observation
-    return {name: stack[:, 0] for name, stack in observation.items()}
 
 
 def acting_policy(session: Session, weights: Published) -> Any:

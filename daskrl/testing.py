@@ -40,7 +40,6 @@ from daskrl.chaos import ChaosReport, Harm, chaos, plan_of_kills  # noqa: F401
 from daskrl.config import Options, Schedule
 from daskrl.evaluate import evaluate
 from daskrl.faults import FillDisk, Kill, Partition, Slow, Stop  # noqa: F401
-from daskrl.rollout import unstacked
 from daskrl.spaces import Array
 from daskrl.train import Run, resume, train
 
@@ -385,7 +384,7 @@ class _Game:
         def choose(
             observation: Mapping[str, Array], state: dict[str, Array], t: int
         ) -> tuple[Array, Mapping[str, Array]]:
-            moment.observation, moment.state = unstacked(observation, self.setup.frame_stack), state
+            moment.observation, moment.state = observation, state
             moment.env_steps = env_steps + t * self.setup.schedule.lanes
             return self.act(policy, moment)
 
@@ -414,7 +413,7 @@ class _Game:
                 leaf.name: np.swapaxes(columns[leaf.name][t : t + frames], 0, 1).copy()
                 for leaf in self.setup.spec.observation
             }
-            yield Moment(unstacked(stacks, frames), random, t * self.setup.schedule.lanes, greedy, state)
+            yield Moment(envs.unstacked(stacks, frames), random, t * self.setup.schedule.lanes, greedy, state)
 
     def require_fits(self, action: Array) -> None:
         leaf = self.setup.action

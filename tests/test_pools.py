@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ class Cluster:
     def tell(self, task: Future, record: dict[str, Any]) -> None:
         for topic, handler in self.handlers.items():
             if topic not in ("all", demand.DRAINING):
-                handler((0.0, {"key": task.key, "record": record}))
+                handler((0.0, {"key": task.key, "record": json.dumps(record)}))
         task.done("finished")
 
     def pending(self, prefix: str, worker: str | None = None) -> list[Future]:
