@@ -332,31 +332,45 @@ class Window:
         """
         if stop <= first:
             return
-        rows = np.arange(first, stop)
-        shape = (stop - first, self.lanes)
+        count = stop - first
+        shape = (count, self.lanes)
         returns, discount = np.zeros(shape, np.float32), np.empty(shape, np.float32)
-        following = ((rows + self.n_step) % self.ring_rows)[:, None] * self.lanes + np.arange(self.lanes)
+        following = ((np.arange(first, stop) + self.n_step) % self.ring_rows * self.lanes)[:, None] + np.arange(
+            self.lanes
+        )
         alive = np.ones(shape, np.bool_)
         for k in range(self.n_step):
-            ring = (rows + k) % self.ring_rows
-            returns += np.where(alive, np.float32(self.discount**k) * self._reward[ring], np.float32(0))
-            ends = alive & self._ended[ring]
+            reward, ended, terminated = (
+                self._span(column, first + k, count) for column in (self._reward, self._ended, self._terminated)
+            )
+            returns += np.where(alive, np.float32(self.discount**k) * reward, np.float32(0))
+            ends = alive & ended
             if ends.any():
-                stops = self._terminated[ring] & ends
+                stops = terminated & ends
                 goes_on = ends & ~stops
                 discount[ends] = np.float32(self.discount ** (k + 1))
                 discount[stops] = 0
-                following[goes_on] = self._final[ring][goes_on]
-                own = (ring[:, None] * self.lanes + np.arange(self.lanes))[stops]
-                following[stops] = own  # never used: the discount is 0
+                following[goes_on] = self._span(self._final, first + k, count)[goes_on]
+                row, lane = np.nonzero(stops)
+                following[row, lane] = (first + k + row) % self.ring_rows * self.lanes + lane  # of no use: discount 0
                 alive &= ~ends
         discount[alive] = np.float32(self.discount**self.n_step)
         for column, values in ((self._value, np.stack([returns, discount], axis=2)), (self._next, following)):
-            grid, where = self._grid(column), rows % self.ring_rows
-            if self.device.type == "cpu":
-                grid.numpy()[where] = values
-            else:
-                grid[torch.from_numpy(where).to(self.device)] = torch.from_numpy(values).to(self.device)
+            self._write(column, first, values)
+
+    def _span(self, grid: Array, first: int, count: int) -> Array:
+        """Some rows of a ``[ring_rows, ...]`` column, a view of it unless they go round its end."""
+        begin = first % self.ring_rows
+        if begin + count <= self.ring_rows:
+            return grid[begin : begin + count]
+        return np.concatenate([grid[begin:], grid[: begin + count - self.ring_rows]])
+
+    def _write(self, column: torch.Tensor, first: int, rows: Array) -> None:
+        """Write some rows into a column, which may go round its end."""
+        grid, begin = self._grid(column), first % self.ring_rows
+        before_end = min(len(rows), self.ring_rows - begin)
+        for at, part in ((begin, rows[:before_end]), (0, rows[before_end:])):
+            grid[at : at + len(part)].copy_(torch.from_numpy(part))
 
     # -- sampling -----------------------------------------------------------------------------------------
 

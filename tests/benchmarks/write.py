@@ -183,7 +183,7 @@ def share_of_rollout(environments: list[str], root: Path, fragments: int) -> Non
             moment, policy_name = Moment({}, np.random.default_rng(0)), "DQN [256, 256]"
 
             def policy(observation: Any, state: Any, t: int, acting: Any = acting, moment: Any = moment) -> Any:
-                moment.observation = {key: stack[:, 0] for key, stack in observation.items()}
+                moment.observation = observation
                 with torch.inference_mode():
                     return algorithm.act(acting, moment), {}
 
