@@ -302,7 +302,7 @@ def mean(env: Any, act: Any) -> float:
 
 def test_the_corridor_is_worth_what_it_says() -> None:
     random = np.random.default_rng(0)
-    assert mean(Corridor, lambda o, _: 2 * (o["observation"][:, 0, 1] > 0)) == pytest.approx(0.97, abs=0.005)
+    assert mean(Corridor, lambda o, _: 2 * (o["observation"][:, 1] > 0)) == pytest.approx(0.97, abs=0.005)
     assert mean(Corridor, lambda o, _: random.integers(0, 3, 16)) == pytest.approx(-0.2, abs=0.15)
     assert mean(Corridor, lambda o, _: np.full(16, 2)) < 0.3
 
@@ -311,7 +311,7 @@ def test_reaching_is_worth_what_it_says() -> None:
     random = np.random.default_rng(0)
 
     def towards(observation: Any, _: Any, low: float = -1.0, high: float = 2.0) -> Array:
-        point, target = observation["observation"][:, 0].T
+        point, target = observation["observation"].T
         return np.clip(5 * (target - point), low, high)[:, None].astype(np.float32)
 
     assert mean(Reach, towards) == pytest.approx(-0.9, abs=0.15)
