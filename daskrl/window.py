@@ -335,9 +335,8 @@ class Window:
         count = stop - first
         shape = (count, self.lanes)
         returns, discount = np.zeros(shape, np.float32), np.empty(shape, np.float32)
-        following = ((np.arange(first, stop) + self.n_step) % self.ring_rows * self.lanes)[:, None] + np.arange(
-            self.lanes
-        )
+        ahead = np.arange(first + self.n_step, stop + self.n_step) % self.ring_rows
+        following = ahead[:, None] * self.lanes + np.arange(self.lanes)
         alive = np.ones(shape, np.bool_)
         for k in range(self.n_step):
             reward, ended, terminated = (
