@@ -115,9 +115,9 @@ _LUNARLANDER: dict[str, Any] = {
     "learning_rate": 5e-4, "learning_rate_end": 1e-5, "learning_rate_updates": 120_000, "batch_size": 128,
     "window": 300_000, "replay_ratio": 32.0, "target_update": 500, "epsilon_steps": 60_000, "epsilon_end": 0.02,
 }  # fmt: skip
-_LUNARLANDER_200K: dict[str, Any] = {
-    **_LUNARLANDER, "batch_size": 64, "replay_ratio": 16.0, "window": 200_000, "learning_rate_updates": 48_000,
-    "epsilon_steps": 40_000,
+_LUNARLANDER_200K: dict[str, Any] = {  # the reference's settings; its target moves every 250 steps, an update is four
+    "learning_rate": 6.3e-4, "batch_size": 64, "replay_ratio": 16.0, "window": 200_000, "target_update": 62,
+    "epsilon_steps": 24_000, "epsilon_end": 0.1,
 }  # fmt: skip
 _CARTPOLE = {"n_step": 3, "learning_rate_end": 1e-4, "learning_rate_updates": 24_000}
 _NOISY = {"epsilon_start": 0.0, "epsilon_end": 0.0}
@@ -137,10 +137,10 @@ TASKS = {
     "lunarlander": Task("lunarlander", "dqn", _LUNARLANDER, against=("sb3-dqn-lunarlander",)),
     "c51-lunarlander": Task(
         "lunarlander-200k", "c51", {**_LUNARLANDER_200K, "v_min": -400.0, "v_max": 400.0},
-        against=("sb3-qrdqn-lunarlander", "sb3-dqn-lunarlander-200k"), seeds=3,
+        against=("sb3-qrdqn-lunarlander", "sb3-dqn-lunarlander-200k"),
     ),
     "qr-dqn-lunarlander": Task(
-        "lunarlander-200k", "qr-dqn", _LUNARLANDER_200K, against=("sb3-qrdqn-lunarlander",), seeds=3
+        "lunarlander-200k", "qr-dqn", _LUNARLANDER_200K, against=("sb3-qrdqn-lunarlander",)
     ),
     "rainbow-lunarlander": Task(
         "lunarlander-200k", "rainbow", {**_LUNARLANDER_200K, **_NOISY, "v_min": -400.0, "v_max": 400.0},
@@ -254,13 +254,10 @@ REFERENCES = {
         {**_SB3_DQN_CARTPOLE, "policy_kwargs": {"net_arch": [256, 256], "n_quantiles": 10}},
     ),
     "sb3-dqn-lunarlander": Reference("lunarlander", "DQN", _SB3_DQN_LUNARLANDER, seeds=3),
-    "sb3-dqn-lunarlander-200k": Reference(
-        "lunarlander-200k", "DQN", {**_SB3_DQN_LUNARLANDER, "batch_size": 64}, seeds=3
-    ),
+    "sb3-dqn-lunarlander-200k": Reference("lunarlander-200k", "DQN", {**_SB3_DQN_LUNARLANDER, "batch_size": 64}),
     "sb3-qrdqn-lunarlander": Reference(
         "lunarlander-200k", "QRDQN",
         {**_SB3_DQN_LUNARLANDER, "batch_size": 64, "policy_kwargs": {"net_arch": [256, 256], "n_quantiles": 50}},
-        seeds=3,
     ),
     "sb3-dqn-minatar": Reference("minatar-breakout", "DQN", _SB3_DQN_MINATAR, seeds=3),
     "sb3-qrdqn-minatar": Reference(
