@@ -35,6 +35,25 @@ def test_discrete_cql_trains_and_plays(tmp_path: Path, capsys: pytest.CaptureFix
     assert "greedy mean return" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "package", "steps", "least", "most"),
+    [
+        ("robotics", "mujoco", 600, -300.0, 0.0),  # 50 steps, a cost each
+        ("driving", "highway_env", 240, 0.0, 30.0),  # 30 decisions, at most 1 each
+        ("trading", "gym_anytrading", 2048, -600.0, 2000.0),
+    ],
+)
+def test_real_environments_train_and_play(
+    name: str, package: str, steps: int, least: float, most: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip(package)
+    greedy = example("real_environments").main([name, "--workers", "0", "--env-steps", str(steps)])
+    printed = capsys.readouterr().out
+    assert least <= greedy <= most
+    assert f"greedy: {greedy:.2f}\nrandom: " in printed
+    assert ("holding: 543.75\n" in printed) == (name == "trading")  # what the stock rose on the days it is played on
+
+
 def test_the_keras_example_learns_without_torch_and_the_same_in_processes(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     keras = example("keras_q_learning")
