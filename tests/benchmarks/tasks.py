@@ -225,7 +225,7 @@ TASKS = {
     ),
     "sac-halfcheetah": Task("halfcheetah", "sac", {}, _OFF_POLICY, against=("sb3-sac-halfcheetah",), seeds=3),
     "td3-halfcheetah": Task(
-        "halfcheetah", "td3", {"hidden": (400, 300)}, _OFF_POLICY, against=("sb3-td3-halfcheetah",)
+        "halfcheetah", "td3", {"hidden": (400, 300)}, _OFF_POLICY, against=("sb3-td3-halfcheetah",), seeds=3
     ),
 }  # fmt: skip
 
@@ -306,6 +306,6 @@ REFERENCES = {
     ),
     "sb3-sac-halfcheetah": Reference("halfcheetah", "SAC", {"learning_starts": 1000}, seeds=3),
     "sb3-td3-halfcheetah": Reference(
-        "halfcheetah", "TD3", {"learning_starts": 1000, "noise": 0.1, "batch_size": 256}
+        "halfcheetah", "TD3", {"learning_starts": 1000, "noise": 0.1, "batch_size": 256}, seeds=3
     ),
 }  # fmt: skip
