@@ -140,7 +140,8 @@ TASKS = {
         against=("sb3-qrdqn-lunarlander", "sb3-dqn-lunarlander-200k"),
     ),
     "qr-dqn-lunarlander": Task(
-        "lunarlander-200k", "qr-dqn", _LUNARLANDER_200K, against=("sb3-qrdqn-lunarlander",)
+        "lunarlander-200k", "qr-dqn", {**_LUNARLANDER_200K, "double": False, "max_grad_norm": None},
+        against=("sb3-qrdqn-lunarlander",),
     ),
     "rainbow-lunarlander": Task(
         "lunarlander-200k", "rainbow", {**_LUNARLANDER_200K, **_NOISY, "v_min": -400.0, "v_max": 400.0},
