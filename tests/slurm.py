@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CONFIGURATION = """
@@ -104,6 +105,13 @@ def stop(pid: int) -> None:
         select.select([process], [], [], 30)
     finally:
         os.close(process)
+
+
+def until(condition: Callable[[], object], meaning: str, seconds: float = 300.0) -> None:
+    """Ask again and again, as Slurm tells nobody by itself; fail where it takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{seconds:g} s, and not yet: {meaning}; jobs {jobs('all')}"
 
 
 def call(*command: str) -> str:

@@ -51,8 +51,7 @@ def job_of(partition: str) -> str:
 
 def nothing_is_left() -> bool:
     """Wait until Slurm has ended what was cancelled; it says so by itself within ``KillWait``."""
-    while slurm.jobs("COMPLETING"):
-        pass
+    slurm.until(lambda: not slurm.jobs("COMPLETING"), "the cancelled jobs have ended")
     return not slurm.jobs("RUNNING,PENDING,SUSPENDED")
 
 
@@ -169,10 +168,14 @@ def submit(place: Path, here: Path, *options: str) -> str:
 
 def wait_for_version(store: Path, version: int) -> None:
     """Until the run that another process drives has learned so much."""
-    while not (store / ".commits").exists() or not any(
-        record["version"] >= version for record in daskrl.Store.open(store).records("learn")
-    ):
+
+    def learned() -> bool:
         assert slurm.jobs("RUNNING,PENDING,CONFIGURING,COMPLETING"), (store.parent / "driver.log").read_text()
+        if not (store / ".commits").exists():
+            return False
+        return any(record["version"] >= version for record in daskrl.Store.open(store).records("learn"))
+
+    slurm.until(learned, f"version {version} of {store}")
 
 
 def state(job: str, field: str) -> str:
@@ -181,8 +184,7 @@ def state(job: str, field: str) -> str:
 
 
 def wait_for_state(job: str, *wanted: str) -> None:
-    while state(job, "JobState") not in wanted:
-        pass
+    slurm.until(lambda: state(job, "JobState") in wanted, f"job {job} is {' or '.join(wanted)}")
 
 
 def requeue(job: str) -> None:
@@ -218,8 +220,8 @@ def test_a_batch_job_submits_its_own_workers_and_goes_on_where_it_was_started_ag
     assert (state(job, "ExitCode"), state(job, "Restarts")) == ("0:0", "1"), (tmp_path / "driver.log").read_text()
     assert daskrl.Store.open(tmp_path / "run").digest() == unattended_digest
     assert set(slurm.jobs()) <= set(first)  # a driver that ends cancels its jobs
-    while event is requeue and slurm.jobs():
-        pass  # one that is killed cannot: workers without a scheduler end after a minute
+    if event is requeue:  # one that is killed cannot: workers without a scheduler end after a minute
+        slurm.until(lambda: not slurm.jobs(), "the first driver's workers have ended")
     assert nothing_is_left()
 
 
