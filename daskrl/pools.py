@@ -34,6 +34,10 @@ _TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory 
 
 _SAY_AFTER = 60.0  # seconds without a worker that a run cannot do without
 
+# Dask's priorities of tasks on one worker. They are the same for all runs, whose tasks of one kind take turns as they
+# are submitted: a run that began later is not served before one that is far ahead.
+_ROLLOUT, _LEARN, _JOIN, _FORGET = 0, 1, 2, 3
+
 _DEATHS = 10  # workers that may die under one rollout before it is taken for their killer
 
 
@@ -309,8 +313,8 @@ class DaskPool:
         self._submitted = 0
         self._asked: tuple[int, str | None] | None = None
         self._cluster = client.cluster
-        self._missing_since: float | None = None  # that no worker could learn
-        self._said = False
+        self._since: dict[str, float] = {}  # when it was found that something is missing
+        self._said: set[str] = set()
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._address: str = client.scheduler_info(n_workers=0)["address"]
         self._client = Client(
@@ -347,7 +351,7 @@ class DaskPool:
                 load[address] += 1
                 weights = self._weights[task.weights_version].future
                 args = (self.token, weights, task.stream, task.round, head)
-                self._start("rollout", task, address, rollout.rollout, args, -task.round, task.weights_version)
+                self._start("rollout", task, address, rollout.rollout, args, _ROLLOUT, task.weights_version)
 
     def submit_learns(
         self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
@@ -360,7 +364,7 @@ class DaskPool:
         busy = sum(_is_learn(flight.task) for flight in self._flights.values())
         for task in ready[: max(0, room - busy)]:
             args = (self.token, task.version, head, self.arithmetic["device"], *keep(task.version))
-            self._start("learn", task, self._learner, learner.learn, args, 1_000_000_000 - task.version)
+            self._start("learn", task, self._learner, learner.learn, args, _LEARN)
 
     def submit_recheck(self, task: Recheck, head: int) -> None:
         slots = self._slots()
@@ -368,11 +372,11 @@ class DaskPool:
         if slots and task.weights_version in self._weights:
             homes = sorted(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
             args = (self.token, self._weights[task.weights_version].future, record, head)
-            self._start("recheck", task, homes[0], rollout.recheck, args, -record["round"], task.weights_version)
+            self._start("recheck", task, homes[0], rollout.recheck, args, _ROLLOUT, task.weights_version)
 
     def submit_checkpoint(self) -> None:
         if self._learner is not None:
-            self._start("checkpoint", Checkpoint(), self._learner, learner.checkpoint, (self.token,), 0)
+            self._start("checkpoint", Checkpoint(), self._learner, learner.checkpoint, (self.token,), _LEARN)
 
     def _start(
         self,
@@ -427,7 +431,6 @@ class DaskPool:
         except queue.Empty:
             if not events:
                 self._reconcile()  # an event may have been missed while the connection was down
-                self._say_what_is_missing()
         outcomes: list[Outcome] = []
         joined = False
         for kind, value in events:
@@ -444,6 +447,7 @@ class DaskPool:
                 joined = joined or value.get("action") == "add-worker"
         if joined:
             self._reconcile()
+        self._say_what_is_missing()
         return outcomes
 
     def _told(self, flight: _Flight, record: Record, outcomes: list[Outcome]) -> None:
@@ -511,7 +515,7 @@ class DaskPool:
                 self._ask_to_join(worker)
 
     def _ask_to_join(self, worker: _Worker) -> None:
-        self._start("join", None, worker.address, session.join, (self._payload, str(self._probe)), 2_000_000_000)
+        self._start("join", None, worker.address, session.join, (self._payload, str(self._probe)), _JOIN)
 
     def _joined(self, address: str, info: Record) -> None:
         if address in self._known:
@@ -532,7 +536,8 @@ class DaskPool:
     def _refuse(self, worker: _Worker, problem: str) -> None:
         worker.refused = problem
         message = f"worker {worker.name} ({worker.address}) gets no rollouts: it {problem}"
-        if all(other.refused is not None for other in self._known.values()):
+        expected = len(getattr(self._cluster, "worker_spec", ()))  # those of jobs that wait in a queue too
+        if len(self._known) >= expected and all(other.refused is not None for other in self._known.values()):
             raise WorkerMismatchError(f"no worker can take part in this run. {message}")
         warnings.warn(message, stacklevel=2)
 
@@ -542,7 +547,7 @@ class DaskPool:
             return not any(w.refused for w in self._known.values() if w.name == self._name_beside)
         timeout = self.plan.options.learner_timeout
         set_apart = demand.LEARNER in getattr(self._cluster, "worker_spec", ())
-        return set_apart if timeout is None else self._missing() < timeout
+        return set_apart if timeout is None else self._without_learner() < timeout
 
     def _learn_beside(self, other: _Worker) -> None:
         """Have a process beside this one for the learner, if it can be."""
@@ -566,30 +571,41 @@ class DaskPool:
     def _end_beside(self) -> None:
         beside, self._beside = self._beside, None
         if beside is not None:
-            self._client.sync(beside.close)
+            with contextlib.suppress(Exception):  # it is of no use any more, whatever becomes of it
+                self._client.sync(beside.close)
 
-    def _missing(self) -> float:
-        """Seconds since there was last a learner."""
-        now = time.monotonic()
-        if self._learner is not None:
-            self._missing_since = None
+    def _missing(self, what: str, found: bool) -> float:
+        """Seconds for which it has not been found."""
+        if found:
+            self._since.pop(what, None)
+            self._said.discard(what)
             return 0.0
-        if self._missing_since is None:
-            self._missing_since, self._said = now, False
-        return now - self._missing_since
+        return time.monotonic() - self._since.setdefault(what, time.monotonic())
+
+    def _without_learner(self) -> float:
+        return self._missing("learner", self._learner is not None)
 
     def _say_what_is_missing(self) -> None:
-        if self._missing() < _SAY_AFTER or self._said:
-            return
-        self._said = True
         timeout = self.plan.options.learner_timeout
-        what = "the learner's worker" if self._known else "any worker"
         then = "waiting on" if timeout is None else f"after {timeout:.0f} s it learns beside the driver"
-        warnings.warn(
-            f"{_SAY_AFTER:.0f} s without {what}: its job waits in the queue, or ends as it starts (see its log). The "
-            f"run is {then}; interrupted, it may be resumed with learner_timeout= to learn beside the driver.",
-            stacklevel=2,
-        )
+        able = [w for w in self._known.values() if w.info is not None and w.refused is None]
+        if self._without_learner() >= _SAY_AFTER:
+            self._say(
+                "learner",
+                "the learner's worker" if self._known else "any worker",
+                f"The run is {then}; interrupted, it may be resumed with learner_timeout= to learn beside the driver.",
+            )
+        if self._missing("rollouts", not able or not all(w.learner_resource for w in able)) >= _SAY_AFTER:
+            self._say("rollouts", "a rollout worker", "The learner's worker rolls out as well until there is one.")
+
+    def _say(self, key: str, what: str, then: str) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            warnings.warn(
+                f"{_SAY_AFTER:.0f} s without {what}: its job waits in the queue, or ends as it starts (see its log). "
+                f"{then}",
+                stacklevel=2,
+            )
 
     def _choose_learner(self) -> None:
         joined = [w for w in self._known.values() if w.info is not None and w.refused is None]
@@ -603,7 +619,9 @@ class DaskPool:
             if self._beside is not None:
                 return
         current = self._known.get(self._learner or "")
-        candidates = [w for w in joined if w.learner_resource] or [w for w in joined if w is current] or joined
+        meant = [w for w in joined if w.learner_resource]
+        from_elsewhere = [w for w in meant if w.name != self._name_beside and self._could_take_over(w)]
+        candidates = from_elsewhere or meant or [w for w in joined if w is current] or joined
         if not candidates:
             self._learner = None
             return
@@ -620,6 +638,15 @@ class DaskPool:
                     _refuse_or_warn(f"the learner's worker {chosen.name} has {problem}", self.plan.options.strict)
                 )
         self._learner = chosen.address
+        if self._beside is not None and chosen.name != self._name_beside:  # the one that was waited for has come
+            self._end_beside()
+            self._may_be_beside = True
+
+    def _could_take_over(self, worker: _Worker) -> bool:
+        """Whether it would learn with the bits of the process beside the driver, if there is one."""
+        if self._beside is None or self.arithmetic is None or worker.info is None:
+            return True
+        return mismatch(worker.info, self.arithmetic, learns=True) is None
 
     def _left(self, address: str) -> None:
         """A worker is gone: what was on it is given up, and the driver finds it ready again."""
@@ -688,7 +715,7 @@ class DaskPool:
         self._queue.put(("wake", None))
 
     def close(self) -> None:
-        from distributed import wait
+        from distributed import fire_and_forget, wait
 
         for flight in [*self._flights.values(), *self._weights.values()]:
             flight.future.release()
@@ -700,17 +727,18 @@ class DaskPool:
                 self._client.unsubscribe_topic("all")
                 self._client.unsubscribe_topic(self._topic)
                 self._client.unsubscribe_topic(demand.DRAINING)
-                # A task, not client.run: that would wait half a minute for a worker that is just going.
-                # Behind all others, so that none of ours finds its session gone.
+                # A task, not client.run: that would wait half a minute for a worker that is just going. What of ours
+                # waits there has been given up above; a worker that is at something forgets once that is done.
                 forgets = [
                     self._client.submit(
-                        session.forget, self.token, key=f"forget-{self.token}-{i}", workers=[address], priority=-(10**9)
+                        session.forget, self.token, key=f"forget-{self.token}-{i}", workers=[address], priority=_FORGET
                     )
                     for i, address in enumerate(self._known)
                 ]
+                fire_and_forget(forgets)
+                self._client.run_on_scheduler(forget_topic, self._topic)
                 wait(forgets, timeout=5)  # asks the current client, which is not always the user's
-        with contextlib.suppress(Exception):
-            self._end_beside()
+        self._end_beside()
         self._client.close(timeout=5)
         with contextlib.suppress(OSError):
             self._probe.unlink()
@@ -736,6 +764,11 @@ def trim_spans(dask_scheduler: Any) -> None:
     for span in dask_scheduler.extensions["spans"].spans.values() if "spans" in dask_scheduler.extensions else ():
         if span._metadata is not None:
             span._metadata["collections"].clear()
+
+
+def forget_topic(topic: str, dask_scheduler: Any) -> None:
+    """On the scheduler: drop the newest records of a run that has ended, which Dask otherwise keeps for ever."""
+    dask_scheduler._broker._topics.pop(topic, None)
 
 
 def _is_learn(task: Any) -> bool:

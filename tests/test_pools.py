@@ -57,6 +57,8 @@ class Cluster:
         self.workers: dict[str, dict[str, Any]] = {}
         self.handlers: dict[str, Callable[[Any], None]] = {}  # by topic
         self.tasks: list[tuple[Future, str, Any, tuple[Any, ...]]] = []
+        self.priorities: dict[str, int] = {}  # by key
+        self.on_scheduler: list[tuple[Any, ...]] = []
         self.closed = False
         self.id = "client"
         self.cluster: Any = None
@@ -77,7 +79,11 @@ class Cluster:
     def submit(self, function: Any, *args: Any, key: str, workers: list[str], **options: Any) -> Future:
         future = Future(key)
         self.tasks.append((future, workers[0], args[2] if function is pools.tell else function, args))
+        self.priorities[key] = options["priority"]
         return future
+
+    def run_on_scheduler(self, *call: Any) -> None:
+        self.on_scheduler.append(call)
 
     def register_plugin(self, plugin: Any) -> None:
         pass
@@ -125,6 +131,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
     monkeypatch.setattr(distributed, "Client", made)
     monkeypatch.setattr(distributed, "wait", lambda futures, timeout: None)
+    monkeypatch.setattr(distributed, "fire_and_forget", lambda futures: None)
     return made
 
 
@@ -388,6 +395,37 @@ def test_a_learner_is_waited_for_until_learner_timeout(
     assert cluster.tasks[-1][1] == "a"
 
 
+def test_a_learners_worker_that_rolls_out_as_well_for_want_of_others_is_said(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "l", learner=1)
+    learn(cluster, pool, 0)
+    now = 161.0
+    with pytest.warns(UserWarning, match=r"60 s without a rollout worker: its job waits .* rolls out as well"):
+        learn(cluster, pool, 1)
+    join(cluster, pool, "a")  # and nothing is said while there is one, or no learner's worker is set apart
+    now = 300.0
+    cluster.remove("l")
+    pool.wait()
+    learn(cluster, pool, 0)
+    now = 400.0
+    learn(cluster, pool, 1)
+
+
+def test_tasks_of_a_run_that_is_far_ahead_wait_no_longer_than_those_of_one_that_begins(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = acting(cluster, tmp_path)
+    pool.submit_rollouts([schedule.Rollout(100_000, 1, 0)], 1)
+    first, later = cluster.pending("rollout")
+    assert cluster.priorities[first.key] == cluster.priorities[later.key]
+    early, late = learn(cluster, pool, 1), learn(cluster, pool, 100_000)
+    assert cluster.priorities[first.key] < cluster.priorities[early.key] == cluster.priorities[late.key]
+
+
 class Beside:
     """Stands in for the nanny of a worker beside the driver, and for what starts it."""
 
@@ -431,10 +469,54 @@ def test_where_no_worker_offers_the_resource_the_learner_has_a_process_beside_th
     assert not cluster.pending("learn")
     join(cluster, pool, name, learner=1)
     learn(cluster, pool, 0)
-    join(cluster, pool, "l", learner=1)  # one of the cluster's own, however late
     assert len(beside.started) == 1
     pool.close()
     assert beside.closed
+
+
+def test_a_learners_worker_that_comes_late_takes_over_from_the_process_beside_the_driver(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Beside(cluster, monkeypatch)
+    pool = pool_on(cluster, tmp_path, learner_timeout=0.0)
+    name = f"{demand.BESIDE_DRIVER}{pool.token}"
+    join(cluster, pool, "a")
+    for times in (1, 2):
+        with pytest.warns(UserWarning, match="learns beside the driver"):
+            pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+        assert len(beside.started) == times
+        cluster.tell(cluster.pending("join", name)[-1], INFO)
+        pool.wait()
+        learn(cluster, pool, 0)
+        assert not beside.closed
+        join(cluster, pool, "l", learner=1)
+        late = learn(cluster, pool, 1, told=False)
+        assert cluster.pending("learn", "l") == [late]
+        assert beside.closed
+        cluster.remove(name)
+        pool.wait()
+        assert not pool.held  # what only that process had is learned again
+        cluster.remove("l")  # and once it is gone again, and waited for in vain, there is another one beside the driver
+        pool.wait()
+        beside.closed = False
+
+
+def test_a_learners_worker_of_another_kind_does_not_take_over(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Beside(cluster, monkeypatch)
+    pool = pool_on(cluster, tmp_path, learner_timeout=0.0)
+    name = f"{demand.BESIDE_DRIVER}{pool.token}"
+    join(cluster, pool, "a")
+    with pytest.warns(UserWarning, match="learns beside the driver"):
+        pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    cluster.tell(cluster.pending("join", name)[-1], GPU)
+    pool.wait()
+    learn(cluster, pool, 0)
+    join(cluster, pool, "l", {**GPU, "cuda": "other bits"}, learner=1)
+    task = learn(cluster, pool, 1, told=False)
+    assert cluster.pending("learn", name) == [task]
+    assert not beside.closed
 
 
 def test_where_none_can_be_beside_the_driver_a_rollout_worker_learns_and_says_so(
@@ -493,6 +575,18 @@ def test_no_worker_that_can_take_part_ends_the_run(cluster: Cluster, tmp_path: P
         join(cluster, pool, "odd", {**INFO, "cpu": "other bits"})
 
 
+def test_workers_that_cannot_take_part_do_not_end_a_run_whose_cluster_has_others_on_their_way(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.cluster = Planned("0", "1")
+    pool = pool_on(cluster, tmp_path, pools.reference(INFO, "cpu"))
+    odd = {**INFO, "cpu": "other bits"}
+    with pytest.warns(UserWarning, match="worker 0 .* gets no rollouts: it has other arithmetic"):
+        join(cluster, pool, "0", odd)
+    with pytest.raises(WorkerMismatchError, match="no worker can take part"):
+        join(cluster, pool, "1", odd)
+
+
 def test_another_gpu_that_was_accepted_is_told_of_once(cluster: Cluster, tmp_path: Path) -> None:
     pool = pool_on(cluster, tmp_path, pools.reference(GPU, "cuda"), strict=False)
     join(cluster, pool, "l", {**GPU, "cuda": "other bits", "cuda_name": "Other"}, learner=1)
@@ -519,6 +613,7 @@ def test_closing_leaves_nothing_behind_and_never_hides_how_a_run_ended(
     assert not cluster.handlers
     assert all(future.released for future, *_ in cluster.tasks if future.key.startswith(("rollout", "learn")))
     assert [args for future, _, function, args in cluster.tasks if function is session.forget] == [(pool.token,)]
+    assert cluster.on_scheduler == [(pools.forget_topic, f"daskrl-{pool.token}")]
 
 
 def test_a_pool_that_cannot_begin_closes_its_connection(cluster: Cluster, tmp_path: Path) -> None:
