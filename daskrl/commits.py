@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from daskrl.columns import crc32c
-from daskrl.errors import DamagedError, StoreFullError, StoreLockedError
+from daskrl.errors import DamagedError, StoreError, StoreFullError, StoreLockedError
 
 Record = dict[str, Any]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 class CommitLog:
@@ -100,7 +103,7 @@ class CommitLog:
                 f"another driver committed {path}. This one stops; nothing is lost. Type: daskrl info {self.root}"
             ) from None
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in _FULL:
                 raise StoreFullError(
                     error.errno,
                     f"cannot commit to {self.directory}: {os.strerror(error.errno)}. Everything committed so "
@@ -120,22 +123,53 @@ class DriverLock:
         self._file: TextIO | None = None
 
     def acquire(self) -> None:
-        """Take the lock or raise `StoreLockedError` naming who holds it."""
-        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  kept open: closing releases the lock
+        """Take the lock.
+
+        Raises
+        ------
+        StoreLockedError
+            Another process holds it. Names the process.
+        StoreFullError
+            The disk is full.
+        StoreError
+            The file system has no locks.
+        """
+        try:
+            file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  kept open: closing releases the lock
+            try:
+                self._lock(file)
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            except BaseException:
+                file.close()
+                raise
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            why = os.strerror(error.errno)
+            raise StoreFullError(
+                error.errno,
+                f"cannot write {self.path}: {why}. Everything committed so far is kept; make room and type: "
+                f"daskrl resume {self.root}",
+            ) from error
+        self._file = file
+
+    def _lock(self, file: TextIO) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise StoreLockedError(
-                f"{self.root} is being written by {holder}. A store has one driver at a time; stop that "
-                "one (its run can be resumed) or use another store."
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        self._file = file
+        except OSError as error:
+            if error.errno in _HELD:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise StoreLockedError(
+                    f"{self.root} is being written by {holder}. A store has one driver at a time; stop that "
+                    "one (its run can be resumed) or use another store."
+                ) from None
+            raise StoreError(
+                f"cannot lock {self.path}: {error.strerror}. A store needs a file system with locks (flock), so that "
+                "it has one driver at a time. Mount this one with them (Lustre: the option flock; NFS: without the "
+                "option nolock), or choose a directory elsewhere."
+            ) from error
 
     def release(self) -> None:
         if self._file is not None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daskrl.columns import crc32c
 from daskrl.commits import CommitLog, DriverLock, Record
-from daskrl.errors import DamagedError, StoreError, StoreLockedError
+from daskrl.errors import DamagedError, StoreError, StoreFullError, StoreLockedError
 
 RECORDS = [
     [{"kind": "budget", "env_steps": 100, "options": {"strict": True}}],
@@ -160,6 +164,58 @@ def test_a_lock_is_held_against_the_same_process_too(log):
     second.acquire()
     second.release()
     second.release()  # twice is as good as once
+
+
+def open_files(path: Path) -> int:
+    """How often this process has a file open."""
+    links = [entry.path for entry in os.scandir("/proc/self/fd")]
+    return sum(os.path.realpath(link) == str(path.resolve()) for link in links)
+
+
+def failing(number: int) -> Any:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES])
+def test_a_lock_that_another_has_is_said_to_be_held(log, monkeypatch, number):
+    lock = DriverLock(log.root)
+    monkeypatch.setattr(fcntl, "flock", failing(number))
+    with pytest.raises(StoreLockedError, match="is being written by another process"):
+        lock.acquire()
+    assert open_files(lock.path) == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EPERM])
+def test_a_file_system_without_locks_is_said_to_have_none(log, monkeypatch, number):
+    lock = DriverLock(log.root)
+    monkeypatch.setattr(fcntl, "flock", failing(number))
+    with pytest.raises(StoreError, match=rf"driver\.lock: {os.strerror(number)}\. .*Mount this one") as caught:
+        lock.acquire()
+    assert not isinstance(caught.value, StoreLockedError)
+    assert open_files(lock.path) == 0
+    monkeypatch.undo()
+    lock.acquire()
+    assert open_files(lock.path) == 1
+    lock.release()
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "write"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_lock_on_a_full_disk_says_so_and_is_not_kept(log, monkeypatch, call, number):
+    lock = DriverLock(log.root)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing(number))
+        with pytest.raises(StoreFullError, match=r"driver\.lock: .*make room and type: daskrl resume") as caught:
+            lock.acquire()
+    assert caught.value.errno == number
+    assert open_files(lock.path) == 0
+    other = DriverLock(log.root)
+    other.acquire()
+    assert lock.path.read_text().startswith(f"process {os.getpid()} on ")
+    other.release()
 
 
 def test_errors_of_a_store_are_standard_exceptions_too():
