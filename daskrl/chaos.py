@@ -140,7 +140,7 @@ def chaos(run: Run, plan: Sequence[Fault], *, seed: int = 0) -> ChaosReport:
     Parameters
     ----------
     run : made with a client whose workers are processes on this machine, e.g. of `daskrl.clusters.local`.
-    plan : `Kill`, `Stop`, `Slow` and `FillDisk`, in any order.
+    plan : `Kill`, `Stop`, `Slow`, `Partition` and `FillDisk`, in any order.
     seed : victims are drawn with it from the workers of the moment, sorted by name.
 
     Raises

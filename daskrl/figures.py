@@ -82,7 +82,10 @@ class _Learned(NamedTuple):
 
 @dataclass
 class Tally:
-    """Counts committed records, in their order; what it keeps does not grow with the run.
+    """Counts committed records, in their order.
+
+    What it keeps does not grow with their number, only with that of the worker processes that take part: two moments
+    for each time that one came.
 
     Parameters
     ----------

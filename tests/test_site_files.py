@@ -16,7 +16,7 @@ SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "sge": "qsub", "lsf": "bsub", "htcon
 OWN = {
     "slurm": ["#SBATCH -p gpu", "#SBATCH --gres=gpu:1", "#SBATCH --cpus-per-task=8", "#SBATCH -t 12:00:00"],
     "pbs": ["#PBS -q gpu", "#PBS -l select=1:ncpus=8:ngpus=1:mem=32gb", "#PBS -l walltime=12:00:00"],
-    "sge": ["#$ -q gpu.q", "#$ -l h_vmem=32G,gpu=1", "#$ -l h_rt=12:00:00"],
+    "sge": ["#$ -q gpu.q", "#$ -pe smp 8", "#$ -l h_vmem=4G,gpu=1", "#$ -l h_rt=12:00:00"],
     "lsf": ["#BSUB -q gpuq", "#BSUB -gpu num=1", "#BSUB -n 8", "#BSUB -W 12:00"],
     "htcondor": ["request_gpus = 1", "MY.DaskWorkerCores = 8"],
 }
