@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import os
 import shutil
 import signal
@@ -189,14 +190,15 @@ def from_file(path: str | os.PathLike[str]) -> tuple[JobQueueCluster, dict[str, 
     """The cluster that a site file describes, and what to give to `adapt`. Nothing is submitted yet.
 
     A site file is YAML with ``system`` (slurm, pbs, sge, lsf or htcondor), and any of ``job`` (settings of every job),
-    ``learner`` (what the learner's job has different) and ``adapt`` (``minimum``, ``maximum``, ...). ``cluster/`` has
-    one for each system. The name of a system alone stands for a file with nothing else, and takes the rest from Dask's
-    own configuration.
+    ``learner`` (what the learner's job has different; ``learner: null`` for no such job: it learns beside the driver)
+    and ``adapt`` (``minimum``, ``maximum``, ...). ``cluster/`` has one for each system. The name of a system alone
+    stands for a file with nothing else, and takes the rest from Dask's own configuration.
 
     Raises
     ------
     ConfigError
-        No such file, a key or setting that is unknown, or the system's commands are not there.
+        No such file, a key or setting that is unknown, a value that `adapt` cannot take, or the system's commands are
+        not there.
     """
     name = os.fspath(path)
     site: dict[str, Any] = {"system": name} if name in SYSTEMS else _site(Path(name))
@@ -204,9 +206,19 @@ def from_file(path: str | os.PathLike[str]) -> tuple[JobQueueCluster, dict[str, 
     if site.get("system") not in SYSTEMS:
         raise ConfigError(f"{name}: system: expected one of {', '.join(SYSTEMS)}, got {site.get('system')!r}.")
     for part in ("job", "learner", "adapt"):
-        if not isinstance(site.setdefault(part, {}), dict):
+        if not isinstance(site.setdefault(part, {}), dict) and (part, site[part]) != ("learner", None):
             raise ConfigError(f"{name}: {part}: expected settings, one to a line, got {site[part]!r}.")
     _known(f"{name}: adapt", site["adapt"], [*inspect.signature(adapt).parameters][1:])
+    given = inspect.signature(adapt).bind(None, **site["adapt"])
+    given.apply_defaults()
+    try:
+        _bounds(*given.args[1:], **given.kwargs)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: adapt: {error}") from error
+    options = site["job"].get("scheduler_options", {})
+    if not isinstance(options, dict):
+        raise ConfigError(f"{name}: job: scheduler_options: expected settings, one to a line, got {options!r}.")
+    _known(f"{name}: job: scheduler_options", options, _of_scheduler())
     try:
         return SYSTEMS[site["system"]](learner=site["learner"], **site["job"]), site["adapt"]
     except ConfigError as error:
@@ -231,6 +243,26 @@ def _known(where: str, given: Mapping[str, Any], known: list[str]) -> None:
     unknown = [key for key in given if key not in known]
     if unknown:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}. Expected any of {', '.join(known)}.")
+
+
+def _of_scheduler() -> list[str]:
+    """Names of what a scheduler can be given. Dask itself fails on others late, and without their name."""
+    from distributed import Scheduler
+    from distributed.core import Server
+
+    taken = {**inspect.signature(Scheduler).parameters, **inspect.signature(Server).parameters}
+    return sorted(name for name in taken if name != "kwargs")
+
+
+def _bounds(minimum: int, maximum: int, *, interval: object, patience: object, drain_timeout: object) -> None:
+    """Raise `ConfigError` unless `adapt` can take them."""
+    require_integer("minimum", minimum, 0)
+    require_integer("maximum", maximum, max(1, minimum))
+    for name, value in (("interval", interval), ("patience", patience), ("drain_timeout", drain_timeout)):
+        if value is None and name != "drain_timeout":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ConfigError(f"{name}: expected seconds > 0, got {value!r}.")
 
 
 def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) -> JobQueueCluster:
@@ -353,8 +385,7 @@ def adapt(
 
     from daskrl.scaling import LearnerDemand, install
 
-    require_integer("minimum", minimum, 0)
-    require_integer("maximum", maximum, max(1, minimum))
+    _bounds(minimum, maximum, interval=interval, patience=patience, drain_timeout=drain_timeout)
     batch = hasattr(cluster, "job_script")
     interval = interval or (15.0 if batch else 1.0)
     patience = patience or (120.0 if batch else 10.0)

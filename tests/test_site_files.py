@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -79,6 +80,28 @@ def test_the_name_of_a_system_stands_for_a_file_with_nothing_else(commands: Path
         ("system: slurm\njob: {quee: cpu}\n", r"site.yaml: SLURMCluster: .*unexpected keyword argument 'quee'"),
         ("system: slurm\nlearner: {gres: 1}\n", r"site.yaml: SLURMCluster: .*unexpected keyword argument 'gres'"),
         ("system: slurm\njob: {walltime: long}\n", r"site.yaml: walltime: expected e.g. '01:00:00', got 'long'"),
+        ("system: slurm\nadapt: {minimum: few}\n", r"site.yaml: adapt: minimum: expected an integer >= 0, got 'few'"),
+        ("system: slurm\nadapt: {maximum: 2.5}\n", r"site.yaml: adapt: maximum: expected an integer >= 1, got 2.5"),
+        ("system: slurm\nadapt: {minimum: 9}\n", r"site.yaml: adapt: maximum: expected an integer >= 9, got 8"),
+        ("system: slurm\nadapt: {interval: 15s}\n", r"site.yaml: adapt: interval: expected seconds > 0, got '15s'"),
+        ("system: slurm\nadapt: {interval: 0}\n", r"site.yaml: adapt: interval: expected seconds > 0, got 0"),
+        ("system: slurm\nadapt: {patience: -1.5}\n", r"site.yaml: adapt: patience: expected seconds > 0, got -1.5"),
+        ("system: slurm\nadapt: {patience: .inf}\n", r"site.yaml: adapt: patience: expected seconds > 0, got inf"),
+        (
+            "system: slurm\nadapt: {drain_timeout: }\n",
+            r"site.yaml: adapt: drain_timeout: expected seconds > 0, got None",
+        ),
+        ("system: slurm\nadapt: {drain_timeout: true}\n", r"site.yaml: adapt: drain_timeout: .* > 0, got True"),
+        (
+            "system: slurm\njob: {scheduler_options: {prot: 8786}}\n",
+            r"site.yaml: job: scheduler_options: unknown key 'prot'\. Expected any of .* host, .* interface, .* port, ",
+        ),
+        (
+            "system: slurm\njob: {scheduler_options: 8786}\n",
+            r"site.yaml: job: scheduler_options: expected settings, one to a line, got 8786",
+        ),
+        ("system: slurm\nlearner: gpu\n", r"site.yaml: learner: expected settings, one to a line, got 'gpu'"),
+        ("system: slurm\nadapt: null\n", r"site.yaml: adapt: expected settings, one to a line, got None"),
         ("system: [slurm\n", r"site.yaml is not YAML: .*line 2"),
         ("just text\n", r"site.yaml: expected keys such as system: slurm, got 'just text'"),
     ],
@@ -88,6 +111,43 @@ def test_what_is_wrong_in_a_site_file_is_named(commands: Path, tmp_path: Path, t
     file.write_text(text)
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         clusters.from_file(file)
+    assert not commands.exists()
+
+
+def test_what_adapt_can_take_is_taken(commands: Path, tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    options = "{host: 127.0.0.1, port: 0, dashboard_address: ':0', idle_timeout: 1h}"
+    file.write_text(
+        f"system: slurm\njob: {{scheduler_options: {options}}}\n"
+        "adapt: {minimum: 0, maximum: 1, interval: 0.5, patience: , drain_timeout: 60}\n"
+    )
+    cluster, bounds = clusters.from_file(file)
+    cluster.close()
+    assert bounds == {"minimum": 0, "maximum": 1, "interval": 0.5, "patience": None, "drain_timeout": 60}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"interval": "15s"}, r"^interval: expected seconds > 0, got '15s'\.$"),
+        ({"patience": 0}, r"^patience: expected seconds > 0, got 0\.$"),
+        ({"drain_timeout": None}, r"^drain_timeout: expected seconds > 0, got None\.$"),
+        ({"minimum": -1}, r"^minimum: expected an integer >= 0, got -1\.$"),
+    ],
+)
+def test_adapt_names_a_value_it_cannot_take_before_it_asks_the_cluster(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        clusters.adapt(None, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("text", "learners"), [("learner: null\n", 0), ("learner: {}\n", 1), ("", 1)])
+def test_no_learner_in_a_site_file_is_no_job_for_one(commands: Path, tmp_path: Path, text: str, learners: int) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(f"system: slurm\n{text}")
+    cluster, _ = clusters.from_file(file)
+    with closing(cluster):
+        assert cluster.job_script().count("# of the learner's job") == learners
+        assert len(cluster.worker_spec) == learners
     assert not commands.exists()
 
 
