@@ -22,6 +22,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from daskrl.config import require_integer
 from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, SchedulerLostError
 
 if TYPE_CHECKING:
@@ -400,6 +401,10 @@ def _client(
     """The Dask client asked for: none, of a scheduler that runs already, of jobs, or of a cluster of our own."""
     if scheduler is not None and cluster is not None:
         raise ConfigError("--scheduler and --cluster: expected one of them.")
+    if cluster is not None and workers == 0:
+        raise ConfigError("--workers 0 --cluster: expected one of them; 0 runs in this process. Leave one of them out.")
+    if cluster is not None and workers is not None:
+        require_integer("--workers", workers, 1)
     if scheduler is None and workers == 0:
         yield None
         return
@@ -422,8 +427,10 @@ def _client(
             yield client
     elif cluster is not None:
         made, bounds = clusters.from_file(cluster)
+        if workers is not None:
+            bounds = {**bounds, "minimum": min(bounds.get("minimum", 1), workers), "maximum": workers}
         with made, Client(made) as client:
-            clusters.adapt(made, **(bounds if workers is None else {**bounds, "maximum": workers}))
+            clusters.adapt(made, **bounds)
             yield client
     else:
         count = 2 if workers is None else workers

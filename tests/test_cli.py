@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import distributed  # noqa: F401  before its settings are changed: importing it reads their defaults
+import distributed  # before its settings are changed: importing it reads their defaults
 import pytest
 
 import daskrl
-from daskrl import cli
+from daskrl import cli, clusters
 from tests.test_bad_input import faulty
 
 ROOT = Path(__file__).parents[1]
@@ -187,6 +187,10 @@ def test_reproduce_exits_with_1_where_a_fragment_differs(tmp_path: Path, here: H
         ("train CartPole-v1 -s hidden=3 --store new --env-steps 9 --workers 0", ("ConfigError", "hidden")),
         ("train CartPole-v1 --seed -1 --store new --env-steps 9 --workers 0", ("ConfigError", "seed", ">= 0", "-1")),
         ("train CartPole-v1 --workers -1 --store new --env-steps 9", ("ConfigError", "workers", "-1")),
+        ("train CartPole-v1 --workers 0 --cluster slurm --store new --env-steps 9", ("ConfigError", "--workers 0")),
+        ("train CartPole-v1 --workers 0 --cluster mpi --store new --env-steps 9", ("ConfigError", "--workers 0")),
+        ("train CartPole-v1 --workers -1 --cluster slurm --store new --env-steps 9", ("ConfigError", "workers", "-1")),
+        ("resume run --workers 0 --cluster site.yaml", ("ConfigError", "--workers 0")),
         ("train CartPole-v1 --scheduler tcp://127.0.0.1:9 --store new --env-steps 9", ("127.0.0.1:9", "scheduler")),
         ("train CartPole-v1 --store run --env-steps 9 --workers 0", ("StoreMismatchError", "daskrl resume")),
         ("resume new", ("StoreMismatchError", "daskrl train")),
@@ -212,6 +216,24 @@ def test_an_error_is_one_message_and_exits_with_2(
     missing = [part for part in parts if part not in done.stderr]
     assert not missing, done.stderr
     assert not (place / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "workers", "least", "most"),
+    [
+        ({"minimum": 4, "maximum": 64}, None, 4, 64), ({"minimum": 4, "maximum": 64}, 2, 2, 2),
+        ({"minimum": 4, "maximum": 64}, 100, 4, 100), ({"minimum": 0}, 3, 0, 3), ({}, 3, 1, 3),
+    ],
+)  # fmt: skip
+def test_workers_are_the_most_jobs_there_may_be_of_a_site_file(
+    monkeypatch: pytest.MonkeyPatch, file: dict[str, int], workers: int | None, least: int, most: int
+) -> None:
+    asked = []
+    empty = distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None)
+    monkeypatch.setattr(clusters, "from_file", lambda path: (empty, file))
+    monkeypatch.setattr(clusters, "adapt", lambda cluster, **bounds: asked.append(bounds))
+    with cli._client(workers, None, "site.yaml", 1):
+        assert asked == [{"minimum": least, "maximum": most}]
 
 
 def test_an_error_is_no_traceback_in_a_process_of_its_own_either(tmp_path: Path) -> None:
