@@ -3,7 +3,7 @@
 Environments and learners sleep, so that neither is held up by the number of cores; workers are processes. The clock is
 that of one machine: the scheduler's for workers that come and go, the file system's for commits.
 
-    python tests/benchmarks/elasticity.py [--tables up down kill] [--repeats N] [--kills N] [--task-seconds T]
+    python tests/benchmarks/elasticity.py [--tables up down retire kill] [--repeats N] [--kills N] [--task-seconds T]
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from daskrl import clusters
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.demand import DRAINING, LEARNER
 from daskrl.testing import Kill, chaos
-from daskrl.workers import PRELOAD, THREADS
+from daskrl.workers import PRELOAD, PRELOAD_VARIABLE, THREADS
 
 HEAVY = "torch, gymnasium, zarr, daskrl.rollout"
 PACKAGES = ("torch", "gymnasium", "zarr", "dask", "distributed")
 PATIENCE = 300.0  # seconds to wait for what has to happen
 SHARE = 0.95
+TABLES = ["up", "down", "retire", "kill"]
 
 
 def note(file: str, what: str, number: int) -> None:
@@ -257,12 +258,12 @@ def forked(cluster: SpecCluster) -> Callable[[], None]:
     return lambda: cluster.scale(size)
 
 
-def started(cluster: SpecCluster, *arguments: str) -> Callable[[], None]:
-    """One more worker, by the command line."""
+def started(cluster: SpecCluster, *arguments: str, **variables: str) -> Callable[[], None]:
+    """One more worker, by the command line and with these environment variables."""
     command = [sys.executable, "-m", "dask", "worker", cluster.scheduler_address, "--nthreads", "1", "--no-dashboard"]
     process = subprocess.Popen(
-        [*command, *arguments], env={**os.environ, **dict.fromkeys(THREADS, "1")}, stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        [*command, *arguments], env={**os.environ, **dict.fromkeys(THREADS, "1"), **variables},
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
 
     def end() -> None:
@@ -350,7 +351,14 @@ def scale_up(repeats: int, workers: int, task: float) -> None:
     )  # fmt: skip
 
 
-# -- scale-down -------------------------------------------------------------------------------------------
+# -- scale-down and retirement ----------------------------------------------------------------------------
+
+WAYS = {
+    "adapt": "clusters.adapt: drained",
+    "scale": "cluster.scale: not drained",
+    "lifetime": "dask worker --lifetime: drains itself",
+    "retire": "client.retire_workers: not drained",
+}
 
 
 @dataclass(frozen=True)
@@ -368,25 +376,40 @@ class Shrunk:
 
 
 def shrink(how: str, workers: int, fewer: int, task: float) -> Shrunk:
-    quiet = 12 * task
-    with tempfile.TemporaryDirectory() as folder, clusters.local(workers) as cluster, Client(cluster) as client:
-        adaptive = clusters.adapt(cluster, workers, workers, interval=0.2, patience=0.2) if how == "adapt" else None
+    quiet, going = 12 * task, workers - fewer
+    lifetime = quiet + 10  # seconds; the run starts when the worker is there
+    own = workers - going if how == "lifetime" else workers
+    with (
+        tempfile.TemporaryDirectory() as folder, clusters.local(own) as cluster, Client(cluster) as client,
+        Coming(client, cluster) as coming, contextlib.ExitStack() as stack,
+    ):  # fmt: skip
+        if how == "adapt":
+            adaptive = clusters.adapt(cluster, workers, workers, interval=0.2, patience=0.2)
+            stack.callback(adaptive.stop)
+        elif how == "lifetime":
+            for _ in range(going):
+                stack.callback(started(cluster, "--lifetime", f"{lifetime}s", **{PRELOAD_VARIABLE: PRELOAD}))
+            until(lambda: len(coming.came) == workers + 1, "workers")
         run = sleeping_run(folder, client, streams=2 * math.lcm(workers, fewer), task=task)
-        with Coming(client, cluster) as coming, going_on(run) as commits:
-            time.sleep(quiet)
+        with going_on(run) as commits:
+            if how != "lifetime":
+                time.sleep(quiet)
             ordered = time.time()
-            if adaptive is not None:
+            if how == "adapt":
                 adaptive.minimum = adaptive.maximum = fewer
-            else:
+            elif how == "scale":
                 cluster.scale(fewer + 1)
-            until(lambda: len(coming.left) == workers - fewer, "end of workers")
-            if adaptive is not None:
+            elif how == "retire":
+                rollout = [address for address, (_, _, name) in coming.came.items() if name != LEARNER]
+                client.retire_workers(rollout[-going:])
+            else:
+                ordered = max(arrived for arrived, _, _ in coming.came.values()) + lifetime
+            until(lambda: len(coming.left) == going, "end of workers")
+            if how in ("adapt", "lifetime") and coming.drained:
                 ordered = coming.drained[0]
             time.sleep(quiet)
             done, settled = commits.fragments(), time.time() - task
             notes = noted(folder)
-        if adaptive is not None:
-            adaptive.stop()
     gone = {coming.came[address][1] for address in coming.left}
     begun = [note for note in notes if note.what == "begins" and note.pid in gone]
     finished = {(note.number, note.pid) for note in notes if note.what == "ends"}
@@ -411,20 +434,19 @@ def shrink(how: str, workers: int, fewer: int, task: float) -> Shrunk:
     )
 
 
-def scale_down(repeats: int, workers: int, fewer: int, task: float) -> None:
-    ways = {"adapt": "clusters.adapt: drained", "scale": "cluster.scale: not drained"}
-    found = {how: [shrink(how, workers, fewer, task) for _ in range(repeats)] for how in ways}
+def scale_down(drained: str, not_drained: str, repeats: int, workers: int, fewer: int, task: float) -> None:
+    found = {how: [shrink(how, workers, fewer, task) for _ in range(repeats)] for how in (drained, not_drained)}
     rows = [
         [
-            ways[how], f"{sum(s.lost for s in each)} of {sum(s.begun for s in each)}", f"{sum(s.again for s in each)}",
+            WAYS[how], f"{sum(s.lost for s in each)} of {sum(s.begun for s in each)}", f"{sum(s.again for s in each)}",
             spread([s.ended for s in each]), f"{statistics.median(s.before for s in each):.2f}",
             f"{min(s.lowest for s in each):.2f}", f"{statistics.median(s.after for s in each):.2f}",
             spread([s.recovered / task for s in each]),
         ]
         for how, each in found.items()
     ]  # fmt: skip
-    lost, again = (sum(getattr(s, what) for s in found["adapt"]) for what in ("lost", "again"))
-    recovered = max(s.recovered / task for s in found["adapt"])
+    lost, again = (sum(getattr(s, what) for s in found[drained]) for what in ("lost", "again"))
+    recovered = max(s.recovered / task for s in found[drained])
     none = [f"0: {'MISSED' if count else 'yes'}" for count in (lost, again)]
     rows.append(["target where drained", *none, "", "", "", "", verdict(recovered, 2, at_least=False)])
     show(
@@ -437,8 +459,9 @@ def scale_down(repeats: int, workers: int, fewer: int, task: float) -> None:
         packages=PACKAGES,
         note="Throughput is over what the workers of the moment can do, from the seconds that fragments took; the "
         "lowest is that of one task's time after the order, over what those that stay can do. Time to "
-        f"{SHARE:.0%} runs from the order to drain (or to scale) to the end of the last such window below {SHARE:.0%} "
-        "of the throughput before.",
+        f"{SHARE:.0%} runs from the order, to drain, to scale or to retire, to the end of the last such window below "
+        f"{SHARE:.0%} of the throughput before. A worker with a lifetime is a dask worker with {PRELOAD} preloaded; "
+        "its order is the beginning of its drain, or where there was none its lifetime's end.",
         width=130,
     )  # fmt: skip
 
@@ -540,10 +563,10 @@ def kill(kills: int, workers: int, task: float, learn: float, every: int, apart:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--tables", nargs="+", choices=["up", "down", "kill"], default=["up", "down", "kill"])
-    arguments.add_argument("--repeats", type=int, default=5, help="of scale-up, each kind, and scale-down, each way")
+    arguments.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
+    arguments.add_argument("--repeats", type=int, default=5, help="of scale-up, each kind, and of each way down")
     arguments.add_argument("--kills", type=int, default=6, help="of rollout workers, and as many of the learner")
-    arguments.add_argument("--workers", type=int, default=6, help="rollout workers before scaling down")
+    arguments.add_argument("--workers", type=int, default=6, help="rollout workers before some go; one retires")
     arguments.add_argument(
         "--fewer", type=int, default=4, help="after it, and where workers are killed; half where they are added"
     )
@@ -555,7 +578,9 @@ def main() -> None:
     if "up" in given.tables:
         scale_up(given.repeats, max(1, given.fewer // 2), task)
     if "down" in given.tables:
-        scale_down(given.repeats, given.workers, given.fewer, task)
+        scale_down("adapt", "scale", given.repeats, given.workers, given.fewer, task)
+    if "retire" in given.tables:
+        scale_down("lifetime", "retire", given.repeats, given.workers, given.workers - 1, task)
     if "kill" in given.tables:
         kill(given.kills, given.fewer, task, given.learn_seconds, given.checkpoint_every, 12)
 
