@@ -453,6 +453,9 @@ class Stream:
                         terminated[t, env], truncated[t, env] = over, cut
                         endings.append(env)
             except (Exception, SystemExit) as error:
+                seen = all(np.isfinite(stack[env]).all() for _, stack, _ in self._stacks)
+                if seen and action.dtype.kind == "f" and not np.isfinite(action[env]).all():
+                    raise self._not_finite(self.spec.action[0].name, (t, env), action[env], _BY_POLICY) from error
                 raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
             self._push(every, values)
             self.age += one
@@ -506,15 +509,35 @@ class Stream:
         return {leaf.name: actions.astype(leaf.dtype)}
 
     def _check_finite(self, fragment: Fragment) -> None:
-        known = {"reward", *self.observation, *map(final_name, self.observation)}
-        for name, column in fragment.items():
-            if column.dtype.kind == "f" and not np.isfinite(column).all():
-                place = np.argwhere(~np.isfinite(column))[0]
-                raise NonFiniteError(
-                    f"{name} of {self.where or f'stream {self.index}'} holds a value that is NaN or infinite, "
-                    f"first at {tuple(int(i) for i in place)}: {column[tuple(place)]}. The fragment was not "
-                    f"committed; no learner saw it.{'' if name in known else _BY_POLICY}"
-                )
+        bad = {
+            name: np.argwhere(~np.isfinite(column))[0]
+            for name, column in fragment.items()
+            if column.dtype.kind == "f" and not np.isfinite(column).all()
+        }
+        if not bad:
+            return
+        frames, steps = self._stacks[0][1].shape[1], len(fragment["reward"])
+        finals = {final_name(name) for name in self.observation}
+        stepless = finals | {state_name(name) for name in self.state}
+        by_environment = {"reward", *self.observation, *finals}
+
+        def order(name: str) -> tuple[int, int]:
+            # What was first is the cause: a policy sees an observation, acts, and gets a reward.
+            if name in self.observation:
+                return int(bad[name][0]) - frames + 1, 0
+            if name in stepless:
+                return steps, 0
+            return int(bad[name][0]), 2 if name == "reward" else 1
+
+        name = min(bad, key=order)
+        place = tuple(int(i) for i in bad[name])
+        raise self._not_finite(name, place, fragment[name][place], "" if name in by_environment else _BY_POLICY)
+
+    def _not_finite(self, name: str, place: tuple[int, ...], value: Any, cause: str) -> NonFiniteError:
+        return NonFiniteError(
+            f"{name} of {self.where or f'stream {self.index}'} holds a value that is NaN or infinite, "
+            f"first at {place}: {value}. The fragment was not committed; no learner saw it.{cause}"
+        )
 
     def replay(self, actions: Mapping[int, Array], where: str) -> None:
         """Step each environment through recorded actions of its current episode.

@@ -41,7 +41,7 @@ def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoi
     Raises
     ------
     DivergedError
-        The loss is NaN or infinite.
+        The loss, a TD error or a weight is NaN or infinite.
     DamagedError
         A chunk of the replay is not the one committed; nothing was learned from it.
     """
@@ -127,18 +127,33 @@ class Standing:
         torch.set_num_threads(self.session.config.torch_threads)
         for fragments in self.read_ahead(range(self.version, version), head):
             self.learner.append(fragments)
-            with torch.enable_grad():
-                loss = self.learner.learn(seeding.generator(self.session.config.seed, "learn", self.version))
+            random = seeding.generator(self.session.config.seed, "learn", self.version)
             self.version += 1
+            try:
+                with torch.enable_grad():
+                    loss = self.learner.learn(random)
+            except DivergedError as error:  # a sampler's, of TD errors
+                raise self._diverged(f"learning version {self.version}: {str(error).rstrip('.')}", head) from error
             if loss is not None:
                 self.loss = loss
                 if not np.isfinite(loss):
-                    raise self._diverged(loss, head)
+                    raise self._diverged(f"the loss of version {self.version} is {loss}", head)
             # A copy: what is returned by reference changes before other workers fetch it.
-            self.published[self.version] = pack(self.learner.weights())
+            weights = pack(self.learner.weights())
+            bad = self._not_finite(weights)
+            if bad:  # the loss was finite: it was that of the weights before
+                raise self._diverged(f"NaN or infinite in what version {self.version} learned: {', '.join(bad)}", head)
+            self.published[self.version] = weights
             self.published.pop(self.version - self.session.config.schedule.lag - 1, None)
 
-    def _diverged(self, loss: float, head: int) -> DivergedError:
+    def _not_finite(self, weights: tuple[Table, Array]) -> list[str]:
+        """Names of published arrays, and of what else the learner learns, that hold NaN or infinite values."""
+        arrays = unpack(*weights)
+        bad = [name for name, value in arrays.items() if value.dtype.kind in "fc" and not np.isfinite(value).all()]
+        others = getattr(self.learner, "not_finite", list)
+        return bad or list(others())
+
+    def _diverged(self, what: str, head: int) -> DivergedError:
         kept = ""
         batch = getattr(self.learner, "last_batch", None)
         if batch is not None:
@@ -151,7 +166,7 @@ class Standing:
         newest = next(checkpoints, None)
         where = "no checkpoint was made before" if newest is None else f"the last good checkpoint is that of {newest}"
         return DivergedError(
-            f"the loss of version {self.version} is {loss}; {where}. Everything up to it is kept.{kept} Lower "
+            f"{what}; {where}. Everything up to it is kept.{kept} Lower "
             "learning_rate, clip rewards (reward_clip), or check the environment's reward scale, and start a new run."
         )
 

@@ -57,7 +57,13 @@ class Sampler(Protocol):
         """Positions ``[B]`` and their importance weights ``[B]`` (None: all 1)."""
 
     def update(self, positions: Positions, td_error: Array) -> None:
-        """The absolute TD errors ``[B]`` of the positions drawn last."""
+        """The absolute TD errors ``[B]`` of the positions drawn last.
+
+        Raises
+        ------
+        DivergedError
+            One is NaN or infinite. The learner task adds the version, the last good checkpoint and the batch.
+        """
 
     def state(self) -> dict[str, Array]:
         """Everything that cannot be worked out again from the window, for a checkpoint."""
@@ -188,7 +194,7 @@ class Prioritized:
     def update(self, positions: Positions, td_error: Array) -> None:
         priority = (np.abs(td_error).astype(np.float64) + self.epsilon) ** self.alpha
         if not math.isfinite(priority.max()):  # NaN if one is
-            raise DivergedError("a TD error is NaN or infinite; lower learning_rate or clip rewards.")
+            raise DivergedError("a TD error is NaN or infinite")  # the learner task says the rest
         scaled = np.minimum(np.maximum(priority * self._SCALE, 1), self._LARGEST).astype(np.int64)
         self.largest = max(self.largest, int(scaled.max()))
         self.tree.set(positions, scaled)

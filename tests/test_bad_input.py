@@ -559,6 +559,143 @@ def test_a_policy_that_gives_nan_is_told_from_an_environment_that_does(tmp_path:
     says(raised, "from the policy", "learning has diverged", "learning_rate", "reproduce")
 
 
+@dataclasses.dataclass(frozen=True)
+class Poisoned(daskrl.DQN):
+    """An update that leaves a NaN among the weights, and a finite loss."""
+
+    at: int = 24  # the last of the 8 updates that version 4 makes
+
+    def update(self, learner: Any, batch: Any) -> Any:
+        result = super().update(learner, batch)
+        if learner.updates + 1 == self.at:
+            next(learner.online.parameters()).data[0] = float("nan")
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class PoisonedCritic(daskrl.TD3):
+    """The same in the critics: the actor, which is published, is not updated with them."""
+
+    def update(self, learner: Any, batch: Any) -> Any:
+        result = super().update(learner, batch)
+        if learner.updates + 1 == 24:
+            next(learner.online.critics.parameters()).data[0] = float("nan")
+        return result
+
+
+@pytest.mark.parametrize("env_steps", [4 * ROUND, STEPS], ids=["in the last round", "on the way"])
+@pytest.mark.parametrize(
+    ("algorithm", "env", "named"),
+    [
+        (Poisoned(**SETTINGS), WALK, "advantage.0.weight"),
+        (PoisonedCritic(**SETTINGS, policy_delay=5), "Pendulum-v1", "critics"),
+    ],
+    ids=["published", "not published"],
+)
+def test_weights_that_are_not_finite_stop_the_run_before_they_are_published(
+    tmp_path: Path, algorithm: Any, env: str, named: str, env_steps: int
+) -> None:
+    store = tmp_path / "run"
+    run = start(store, env, algorithm, env_steps=env_steps)
+    with pytest.raises(errors.DivergedError) as raised:
+        run.wait()
+    says(raised, "version 4", "NaN or infinite", named, "last good checkpoint is that of 2", "learning_rate", "new run")
+    (batch,) = (store / ".diverged").iterdir()
+    says(raised, str(batch))
+    assert len(load_file(batch)["action"]) == SETTINGS["batch_size"]
+    assert run.report is not None
+    assert run.report.weights_version == 3
+    for _, weights in (run.store.weights(version) for version in run.store.weights_versions()):
+        assert all(np.isfinite(value).all() for value in weights.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class BadPriorities(daskrl.DQN):
+    """TD errors of NaN beside a finite loss."""
+
+    def update(self, learner: Any, batch: Any) -> Any:
+        loss, td_error = super().update(learner, batch)
+        return loss, td_error * float("nan") if learner.updates + 1 == 24 else td_error
+
+
+def test_a_td_error_that_is_not_finite_stops_the_run_as_a_loss_does(tmp_path: Path) -> None:
+    store = tmp_path / "run"
+    with pytest.raises(errors.DivergedError) as raised:
+        start(store, algorithm=BadPriorities(**SETTINGS, priority_alpha=0.6)).wait()
+    says(
+        raised, "version 4", "TD error", "last good checkpoint is that of 2", "learning_rate", "reward_clip", "new run"
+    )
+    (batch,) = (store / ".diverged").iterdir()
+    says(raised, str(batch))
+    assert len(load_file(batch)["action"]) == SETTINGS["batch_size"]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_ppo_that_diverges_names_the_version_and_what_to_lower(tmp_path: Path, seed: int) -> None:
+    run = daskrl.train(
+        daskrl.PPO(learning_rate=10.0, epochs=4, batch_size=32), "Pendulum-v1", store=tmp_path / "run", seed=seed,
+        env_steps=100 * 128, streams=2, envs_per_stream=2, fragment_steps=32, checkpoint_every=2, progress=False,
+    )  # fmt: skip
+    with pytest.raises((errors.DivergedError, errors.NonFiniteError)) as raised:
+        run.wait()
+    assert run.report is not None
+    reached = run.report.weights_version
+    says(raised, "diverged", "Lower learning_rate", "new run")
+    if isinstance(raised.value, errors.DivergedError):
+        says(raised, f"version {reached + 1}", "checkpoint", ".diverged")
+    else:
+        says(raised, f"version {reached}", "policy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wide(daskrl.PPO):
+    """Its weights stay finite, but from version 2 on no float holds the deviation of its actions."""
+
+    def update(self, learner: Any, round_: Any, random: Any) -> float:
+        loss = super().update(learner, round_, random)
+        if learner.window.rounds == 2:
+            learner.online.log_std.data.fill_(200.0)
+        return loss
+
+
+def test_a_policy_of_finite_weights_that_gives_nan_is_named_with_their_version(tmp_path: Path) -> None:
+    with pytest.raises(errors.NonFiniteError) as raised:
+        start(tmp_path / "run", "Pendulum-v1", Wide(epochs=1, batch_size=16)).wait()
+    says(raised, "policy", "version 2", "diverged", "Lower learning_rate", "new run", "daskrl reproduce")
+
+
+def test_an_observation_of_nan_is_the_environments_also_where_the_policy_passes_it_on(
+    tmp_path: Path, trouble: Path
+) -> None:
+    with pytest.raises(errors.NonFiniteError, match=r"^observation of fragment") as raised:
+        faulty(tmp_path / "run", "nan_observation", trouble, algorithm=daskrl.PPO(epochs=1, batch_size=16)).wait()
+    assert "policy" not in str(raised.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class NanActions(daskrl.TD3):
+    """Acts with NaN from the second round on."""
+
+    def act(self, policy: Any, moment: Moment) -> Any:
+        return super().act(policy, moment) * (np.float32("nan") if moment.env_steps >= ROUND else 1)
+
+
+class Strict(environments.PushedWalk):
+    """Raises where an action is no number."""
+
+    def step(self, action: Any) -> Any:
+        if np.isnan(action).any():
+            raise ValueError("the motor is told nan")
+        return super().step(action[0] > 0)
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", Strict], ids=["passes it on", "raises"])
+def test_an_action_of_nan_is_the_policys_whatever_the_environment_makes_of_it(tmp_path: Path, env: Any) -> None:
+    with pytest.raises(errors.NonFiniteError, match=r"^action of fragment") as raised:
+        start(tmp_path / "run", env, NanActions(**SETTINGS)).wait()
+    says(raised, "from the policy", "learning has diverged", "learning_rate", "reproduce")
+
+
 @pytest.mark.parametrize(
     ("algorithm", "env"),
     [

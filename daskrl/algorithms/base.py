@@ -80,6 +80,11 @@ class Learner(Protocol):
 
     ``append`` then ``learn``, once for each round and in order. After a restart a new one is made, ``append`` is
     called for the last ``memory`` rounds, then ``restore``; it must then go on to the same bits.
+
+    Also called, where they are there:
+
+    - ``not_finite()``: names of what is learned and not published that is NaN or infinite; after each ``learn``;
+    - ``last_batch()``: name -> array, what the newest update learned from; kept in the store when learning diverged.
     """
 
     updates: int
@@ -97,7 +102,10 @@ class Learner(Protocol):
         """Make the updates due after the round; their mean loss, or None where none was due."""
 
     def weights(self) -> Weights:
-        """What is published: a copy, or arrays that are not written to again."""
+        """What is published: a copy, or arrays that are not written to again.
+
+        A NaN or infinite number in it stops the run with `DivergedError`, as does such a loss.
+        """
 
     def state(self) -> Mapping[str, Array]:
         """Everything that is not in the replay, for a checkpoint."""

@@ -181,7 +181,11 @@ class ReplayLearner(TorchLearner):
         return float(total) / due
 
     def last_batch(self) -> dict[str, Array]:
-        """What the newest update learned from, to be looked at."""
+        """What the newest update learned from, to be looked at.
+
+        On a CPU a round ends with the first update whose loss is not finite, and this is its batch. On a GPU looking at
+        every loss would wait for each, so without priorities it is the round's last batch.
+        """
         batch: Batch = self._batch
         tensors = {"action": batch.action, "reward": batch.reward, "discount": batch.discount}
         for kind, observation in (("", batch.observation), ("next_", batch.next_observation)):

@@ -143,6 +143,12 @@ class TorchLearner:
     def weights(self) -> Weights:
         return networks.named(self.policy)
 
+    def not_finite(self) -> list[str]:
+        """Names of the parameters, also of those not published, that hold NaN or infinite values."""
+        if self.flat_online.weights.isfinite().all():
+            return []
+        return [name for name, value in self.online.named_parameters() if not value.isfinite().all()]
+
     def state(self) -> dict[str, Array]:
         tensors = {"online": self.flat_online.weights}
         if self.flat_target is not None:
