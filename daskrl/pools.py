@@ -735,9 +735,10 @@ class DaskPool:
                     )
                     for i, address in enumerate(self._known)
                 ]
-                fire_and_forget(forgets)
                 self._client.run_on_scheduler(forget_topic, self._topic)
-                wait(forgets, timeout=5)  # asks the current client, which is not always the user's
+                with contextlib.suppress(TimeoutError):
+                    wait(forgets, timeout=5)  # asks the current client, which is not always the user's
+                fire_and_forget([future for future in forgets if future.status == "pending"])
         self._end_beside()
         self._client.close(timeout=5)
         with contextlib.suppress(OSError):

@@ -59,6 +59,7 @@ class Cluster:
         self.tasks: list[tuple[Future, str, Any, tuple[Any, ...]]] = []
         self.priorities: dict[str, int] = {}  # by key
         self.on_scheduler: list[tuple[Any, ...]] = []
+        self.left_to_the_scheduler: list[Future] = []
         self.closed = False
         self.id = "client"
         self.cluster: Any = None
@@ -131,7 +132,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
     monkeypatch.setattr(distributed, "Client", made)
     monkeypatch.setattr(distributed, "wait", lambda futures, timeout: None)
-    monkeypatch.setattr(distributed, "fire_and_forget", lambda futures: None)
+    monkeypatch.setattr(distributed, "fire_and_forget", made.left_to_the_scheduler.extend)
     return made
 
 
@@ -614,6 +615,24 @@ def test_closing_leaves_nothing_behind_and_never_hides_how_a_run_ended(
     assert all(future.released for future, *_ in cluster.tasks if future.key.startswith(("rollout", "learn")))
     assert [args for future, _, function, args in cluster.tasks if function is session.forget] == [(pool.token,)]
     assert cluster.on_scheduler == [(pools.forget_topic, f"daskrl-{pool.token}")]
+
+
+def test_a_worker_that_is_busy_at_the_end_forgets_the_run_when_it_can(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pool_on(cluster, tmp_path)
+    for name in ("a", "b"):
+        join(cluster, pool, name)
+
+    def only_one(futures: list[Future], timeout: float) -> None:
+        futures[0].done("finished")
+        raise TimeoutError
+
+    monkeypatch.setattr(distributed, "wait", only_one)
+    pool.close()
+    (left,) = cluster.left_to_the_scheduler
+    assert [address for future, address, *_ in cluster.tasks if future is left] == ["b"]
+    assert cluster.priorities[left.key] == max(cluster.priorities.values())
 
 
 def test_a_pool_that_cannot_begin_closes_its_connection(cluster: Cluster, tmp_path: Path) -> None:

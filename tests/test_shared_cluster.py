@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +59,36 @@ def test_two_runs_share_a_scheduler_and_a_learner_and_each_has_its_own_digest(
     plugins = client.run_on_scheduler(lambda dask_scheduler: [name for name in dask_scheduler.plugins if "rl" in name])
     assert plugins == ["daskrl-demands"]
     assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["daskrl-demands"].asked) == {}
+
+
+class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """CartPole whose steps take so long that rollouts, and not the learner, are what a run waits for."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.003)
+        return super().step(action)
+
+
+def test_a_run_goes_on_while_one_that_began_later_catches_up(client: Client, tmp_path: Path) -> None:
+    ahead, shape = 8, {"streams": 8, "envs_per_stream": 1, "client": client}
+    algorithm, env = daskrl.DQN(hidden=(8,), learning_starts=10**6), lambda: Slow(gymnasium.make("CartPole-v1"))
+    runs = [start(tmp_path / str(n), env, algorithm, env_steps=n * 8 * 16, **shape) for n in (ahead + 8, ahead)]
+    began = threading.Event()
+
+    def younger() -> None:
+        for report in runs[1]:
+            if report.weights_version == 1:
+                began.set()
+
+    with ThreadPoolExecutor(1) as thread:
+        for report in runs[0]:
+            if report.weights_version == ahead:  # it stands still while a report is looked at
+                other = thread.submit(younger)
+                assert began.wait(60)
+        other.result()
+    older, young = (sorted(record["wall_time"] for record in run.store.records("fragment")) for run in runs)
+    meanwhile = sum(young[0] < at < young[-1] for at in older)  # of rounds that are all later than the other's
+    assert meanwhile > 16  # of 64
 
 
 def test_a_second_driver_of_one_store_is_refused_and_the_first_is_not_disturbed(
