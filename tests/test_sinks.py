@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ import pytest
 import daskrl
 from daskrl import sinks
 from daskrl.errors import ConfigError
+from daskrl.watch import Reader
 from tests.slurm import free_port
 
 FIRST = daskrl.Report(
@@ -28,6 +32,14 @@ SECOND = dataclasses.replace(
     FIRST, weights_version=2, env_steps=200, learner_updates=25, episode_return=12.5, episodes=4, loss=0.25,
     replay_ratio=4.0, seconds=1.5, time_left=3.0,
 )  # fmt: skip
+
+
+def small(store: Path) -> daskrl.Run:
+    """A run of ten rounds."""
+    dqn = daskrl.DQN(hidden=(16,), batch_size=8, learning_starts=32, replay_ratio=2.0, window=160)
+    return daskrl.train(
+        dqn, "CartPole-v1", store=store, env_steps=320, progress=False, streams=2, envs_per_stream=2, fragment_steps=8
+    )
 
 
 def interrupted(error: type[BaseException]) -> Iterator[daskrl.Report]:
@@ -156,6 +168,25 @@ def test_mlflow_says_how_a_run_ended(tracked: Any, error: type[BaseException], s
     assert run.info.status == status
 
 
+def test_mlflow_goes_on_with_the_run_of_the_same_training(tracked: Any, tmp_path: Path) -> None:
+    run, other = small(tmp_path / "run"), small(tmp_path / "other")
+    for report in sinks.mlflow(run, resume=True):
+        if report.weights_version == 4:
+            run.stop()
+    experiment = tracked.get_experiment_by_name("daskrl").experiment_id
+    (stopped,) = tracked.search_runs([experiment])
+    assert stopped.info.status == "KILLED"
+    list(sinks.mlflow(other, resume=True))
+    list(sinks.mlflow(daskrl.resume(tmp_path / "run", progress=False), resume=True))
+    runs = {found.info.run_id: found for found in tracked.search_runs([experiment])}
+    assert len(runs) == 2
+    assert {found.info.status for found in runs.values()} == {"FINISHED"}
+    for id_, found in runs.items():
+        assert found.data.tags["daskrl.run_id"] == (run if id_ == stopped.info.run_id else other).store.run_id
+        versions = [metric.value for metric in tracked.get_metric_history(id_, "weights_version")]
+        assert versions == list(range(11))
+
+
 # -- all --------------------------------------------------------------------------------------------------
 
 
@@ -176,11 +207,7 @@ def test_a_missing_package_is_named_before_anything_begins(
 
 
 def test_sinks_take_the_place_of_a_run_and_leaving_them_stops_it(tmp_path: Path) -> None:
-    dqn = daskrl.DQN(hidden=(16,), batch_size=8, learning_starts=32, replay_ratio=2.0, window=160)
-    run = daskrl.train(
-        dqn, "CartPole-v1", store=tmp_path / "run", env_steps=320, progress=False, streams=2, envs_per_stream=2,
-        fragment_steps=8,
-    )  # fmt: skip
+    run = small(tmp_path / "run")
     port = free_port()
     for report in sinks.prometheus(sinks.tensorboard(daskrl.watch(run), tmp_path / "events"), port=port):
         if report.weights_version == 4:
@@ -192,3 +219,135 @@ def test_sinks_take_the_place_of_a_run_and_leaving_them_stops_it(tmp_path: Path)
     assert [value for _, value in scalars(tmp_path / "events", "weights_version")] == list(range(11))
     assert scalars(tmp_path / "events", "episode_return")[-1] == (320, pytest.approx(report.episode_return))
     assert len(os.listdir(tmp_path / "events")) == 2
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------
+
+
+class Away:
+    """Takes the place of a function, and fails while it is away."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        self.away, self.calls = False, 0
+        function = getattr(owner, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            self.calls += 1
+            if self.away:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*given, **named)
+
+        monkeypatch.setattr(owner, name, call)
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "_PAUSE", 0.0)
+
+
+def reports(count: int) -> list[daskrl.Report]:
+    return [dataclasses.replace(FIRST, env_steps=100 * number) for number in range(1, count + 1)]
+
+
+def with_a_gap(passed: Iterator[daskrl.Report], place: Away) -> list[int]:
+    """Take four reports, of which the second and the third cannot be written; what was passed on."""
+    came = []
+    for report in passed:
+        came.append(report.env_steps)
+        place.away = report.env_steps in (100, 200)
+    return came
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_tensorboard_goes_on_in_another_file_after_the_disk_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pause: None
+) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    disk = Away(monkeypatch, RecordWriter, "write")
+    with pytest.warns(
+        UserWarning, match=r"sinks\.tensorboard could not write: OSError: .*No space left.* The run goes on"
+    ):
+        assert with_a_gap(sinks.tensorboard(reports(4), tmp_path), disk) == [100, 200, 300, 400]
+    assert [step for step, _ in scalars(tmp_path, "workers")] == [100, 400]
+
+
+def test_mlflow_goes_on_after_its_server_was_away_and_warns_once(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch, no_pause: None
+) -> None:
+    server = Away(monkeypatch, type(tracked), "log_batch")
+    with pytest.warns(UserWarning, match=r"sinks\.mlflow could not write: .* The run goes on") as warned:
+        assert with_a_gap(sinks.mlflow(reports(4)), server) == [100, 200, 300, 400]
+    assert len([warning for warning in warned if "sinks.mlflow" in str(warning.message)]) == 1
+    assert server.calls == 4
+    (run,) = tracked.search_runs([tracked.get_experiment_by_name("daskrl").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [metric.step for metric in tracked.get_metric_history(run.info.run_id, "workers")] == [100, 400]
+
+
+def test_a_sink_that_failed_is_left_alone_for_a_while(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(sinks, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    server = Away(monkeypatch, type(tracked), "log_batch")
+    server.away = True
+    passed, tried = sinks.mlflow(reports(4)), []
+    with pytest.warns(UserWarning, match="could not write"):
+        next(passed)
+    for after in (1.0, 8.0, 1.5):
+        now[0] += after
+        next(passed)
+        tried.append(server.calls)
+    assert tried == [1, 1, 2]
+    assert next(passed, None) is None
+
+
+def test_an_mlflow_run_that_cannot_be_ended_does_not_hide_how_the_reports_did(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Away(monkeypatch, type(tracked), "set_terminated")
+    server.away = True
+    with pytest.warns(UserWarning, match="could not write"), pytest.raises(ArithmeticError):
+        list(sinks.mlflow(interrupted(ArithmeticError)))
+    assert server.calls == 1
+
+
+def test_what_cannot_be_set_up_is_an_error_before_the_run_begins(tmp_path: Path, tracked: Any) -> None:
+    def never() -> Iterator[daskrl.Report]:
+        pytest.fail("the run began")
+        yield
+
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"directory: cannot write events for TensorBoard in .*file"):
+        next(sinks.tensorboard(never(), tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"experiment: cannot begin a run of 'daskrl' in MLflow: .*nosuch"):
+        next(sinks.mlflow(never(), tracking_uri="nosuch://server"))
+
+
+# -- figures ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_sinks_has_the_shares_of_the_learner_and_the_pace_from_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "_READ_EVERY", 0.0)
+    run, port = small(tmp_path / "run"), free_port()
+    for report in sinks.tensorboard(sinks.prometheus(run, port=port), tmp_path / "events"):
+        if report.weights_version == 10:
+            served = metrics(port)
+    figures = Reader(run.store, run.algorithm).read()
+    for name in ("learner_busy", "learner_waiting", "fragments_per_second", "env_steps_per_second"):
+        expected = getattr(figures, name)
+        assert scalars(tmp_path / "events", name)[-1] == (320, pytest.approx(expected, rel=1e-6))
+        assert served[f"daskrl_{name}"] == pytest.approx(expected)
+    assert scalars(tmp_path / "events", "learner_busy")[0][0] > 0  # not known before the second round
+
+
+def test_the_store_is_read_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, read = [1000.0], Away(monkeypatch, Reader, "read")
+    run = small(tmp_path / "run").wait()
+    monkeypatch.setattr(sinks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    counted = sinks._Counted(run)
+    for after in (0.0, 0.4, 0.4, 0.4):
+        now[0] += after
+        assert counted(SECOND)["fragments_per_second"] > 0
+    assert read.calls == 2
