@@ -142,7 +142,7 @@ class Standing:
             weights = pack(self.learner.weights())
             bad = self._not_finite(weights)
             if bad:  # the loss was finite: it was that of the weights before
-                raise self._diverged(f"NaN or infinite in what version {self.version} learned: {', '.join(bad)}", head)
+                raise self._diverged(f"weights of version {self.version} are NaN or infinite: {', '.join(bad)}", head)
             self.published[self.version] = weights
             self.published.pop(self.version - self.session.config.schedule.lag - 1, None)
 

@@ -262,6 +262,75 @@ def test_ppo_moves_the_probability_of_good_actions_up_and_no_further_than_the_cl
     assert float(learner.flat_online.gradient.abs().max()) == 0.0
 
 
+def one_update(algorithm: PPO, behavior_log_prob: list[float], advantage: list[float]) -> tuple[torch.Tensor, Any]:
+    """The loss of some steps that all took action 0, and the gradient of all parameters."""
+    count = len(advantage)
+    setup = Setup(spec_of(spaces.Box(-1, 1, (1,)), spaces.Discrete(2)), Schedule(1, 1, count, 0))
+    learner = algorithm.learner(setup, np.random.default_rng(0))
+    observation, never = {"observation": torch.zeros(count, 1, 1)}, torch.zeros(count, 1, dtype=torch.bool)
+    round_ = Trajectories(
+        observation, observation, torch.zeros(count, 1, dtype=torch.int64), torch.zeros(count, 1),
+        torch.zeros(count, 1), never, never, torch.tensor(behavior_log_prob)[:, None], None,
+    )  # fmt: skip
+    wanted = torch.tensor(advantage)[:, None]
+    loss = algorithm.loss(learner, round_, wanted, torch.zeros(count, 1), None, torch.arange(count))
+    loss.backward()
+    return loss.detach(), learner.flat_online.gradient.clone()
+
+
+POLICY_ONLY = PPO(entropy_coef=0.0, value_coef=0.0, normalise_advantage=False)
+
+
+@pytest.mark.parametrize("before", [-30.0, -1000.0, -1e30])
+def test_a_probability_ratio_beyond_any_float_leaves_loss_and_gradient_finite(before):
+    """log 0.5 - (-1000) is the logarithm of a ratio that is infinite as a float32; the clip of 1.2 counts."""
+    loss, gradient = one_update(POLICY_ONLY, [before, math.log(0.5)], [1.0, 1.0])
+    assert float(loss) == pytest.approx(-(1.2 + 1.0) / 2, rel=0.01)  # the first policy is nearly even
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0  # of the other step
+    loss, gradient = one_update(POLICY_ONLY, [before, math.log(0.5)], [-1.0, 1.0])
+    assert float(loss) == pytest.approx(math.exp(20) / 2, rel=0.01)  # a bad action counts with any ratio up to exp(20)
+    assert gradient.isfinite().all()
+
+
+def test_a_probability_ratio_within_what_floats_hold_is_used_bit_for_bit():
+    random = np.random.default_rng(0)
+    before = random.uniform(-20, 5, 64).astype(np.float32)
+    advantage = random.normal(size=64).astype(np.float32)
+    loss, gradient = one_update(POLICY_ONLY, before.tolist(), advantage.tolist())
+
+    class Printed(PPO):
+        """Equation 7 as it is printed."""
+
+        def loss(self, learner: Any, round_: Any, advantage: Any, target: Any, lanes: Any, rows: Any) -> Any:
+            distribution, _, _ = learner.online({"observation": round_.observation["observation"][:, 0]})
+            ratio = torch.exp(log_prob(distribution, round_.action[:, 0]) - round_.behavior_log_prob[:, 0])
+            return -torch.minimum(ratio * advantage[:, 0], ratio.clamp(0.8, 1.2) * advantage[:, 0]).mean()
+
+    expected = one_update(Printed(), before.tolist(), advantage.tolist())
+    assert torch.equal(loss, expected[0])
+    assert torch.equal(gradient, expected[1])
+
+
+def test_vtrace_truncates_a_ratio_beyond_any_float():
+    arrays = random_round(0)
+    names = ("log_rho", "reward", "discount", "ended", "value", "next_value")
+    arrays["log_rho"][:] = 1000.0
+    found = vtrace(*tensors(arrays, *names))
+    arrays["log_rho"][:] = 0.0
+    expected = vtrace(*tensors(arrays, *names))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_advantage_of_a_minibatch_of_one_is_not_normalised():
+    """Less its mean it would be 0, over a deviation that is not defined."""
+    normalising = PPO(entropy_coef=0.0, value_coef=0.0)
+    loss, gradient = one_update(normalising, [math.log(0.5)], [3.0])
+    assert float(loss) == pytest.approx(-3.0, rel=0.01)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+
+
 # -- whole runs -------------------------------------------------------------------------------------------
 
 
@@ -360,6 +429,31 @@ def test_ppo_refuses_a_lag_and_names_what_fits(tmp_path):
     with pytest.raises(ConfigError, match=r"expected 0, got 1. Type lag=0, or use IMPALA"):
         daskrl.train(PPO(), "CartPole-v1", store=tmp_path / "run", env_steps=100, lag=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_lstm_without_hidden_layers_is_refused_before_anything_is_made(tmp_path):
+    for algorithm in (PPO(lstm=8, hidden=()), IMPALA(lstm=8, hidden=())):
+        with pytest.raises(ConfigError, match=r"hidden: expected at least one size with lstm = 8, got \(\)"):
+            daskrl.train(algorithm, "CartPole-v1", store=tmp_path / "run", env_steps=100)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_lstm_behind_images_needs_no_hidden_layers():
+    frames = spec_of(spaces.Box(0, 255, (84, 84), np.uint8), spaces.Discrete(2))
+    setup = Setup(frames, Schedule(lag=0))
+    algorithm = PPO(lstm=8, hidden=())
+    algorithm.check(setup)
+    algorithm.policy(setup)
+
+
+def test_a_run_whose_last_minibatch_is_one_transition_learns(tmp_path):
+    run = daskrl.train(
+        PPO(epochs=1, batch_size=2), "CartPole-v1", store=tmp_path / "run", env_steps=12, streams=1, envs_per_stream=1,
+        fragment_steps=3, progress=False, recheck_every=0,
+    ).wait()  # fmt: skip
+    assert run.report is not None
+    assert run.report.learner_updates == 4 * 2
+    assert np.isfinite(run.report.loss)
 
 
 def test_a_space_that_is_neither_discrete_nor_a_box_is_refused():

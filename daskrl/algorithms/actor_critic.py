@@ -71,7 +71,10 @@ class ActorCritic(TorchSettings):
             require_integer("anneal_steps", self.anneal_steps, 1)
 
     def check(self, setup: Setup) -> None:
-        """Raise `UnsupportedSpaceError` unless actions are one ``Discrete`` or one ``Box`` of floats."""
+        """Raise `UnsupportedSpaceError` or `ConfigError` unless the run can work.
+
+        Actions are one ``Discrete`` or one ``Box`` of floats.
+        """
         leaves = setup.spec.action
         box = len(leaves) == 1 and leaves[0].kind == "box" and np.dtype(leaves[0].dtype).kind == "f"
         if not box and (len(leaves) != 1 or leaves[0].kind != "discrete"):
@@ -79,6 +82,8 @@ class ActorCritic(TorchSettings):
                 f"{type(self).__name__} acts in a Discrete space or a Box of floats, this environment has "
                 f"{shown(leaves)}. Flatten it in a wrapper to one list of actions."
             )
+        if self.lstm and not self.hidden and not any(is_image(leaf) for leaf in setup.spec.observation):
+            raise ConfigError(f"hidden: expected at least one size with lstm = {self.lstm}, got ().")
 
     def recurrent_state(self, setup: Setup) -> dict[str, tuple[int, ...]]:
         return {"lstm": (2, self.lstm)} if self.lstm else {}

@@ -21,6 +21,8 @@ from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
 
+_LOG_RATIO = 20.0  # largest logarithm of a probability ratio that counts; a float32 overflows at 88
+
 
 @dataclass(frozen=True)
 class PPO(ActorCritic):
@@ -37,7 +39,7 @@ class PPO(ActorCritic):
     clip_anneal : it falls with the learning rate.
     epochs : passes over a round.
     batch_size : transitions in one update; with an LSTM, whole environments of about as many.
-    normalise_advantage : in each minibatch.
+    normalise_advantage : in each minibatch of more than one transition.
     """
 
     gae_lambda: float = 0.95
@@ -131,10 +133,11 @@ class PPO(ActorCritic):
             observation = {name: x.index_select(0, rows) for name, x in flat(round_.observation).items()}
             distribution, value, _ = learner.online(observation)
             action, before, advantage, target = (c.flatten(0, 1).index_select(0, rows) for c in columns)
-        if self.normalise_advantage:
+        if self.normalise_advantage and len(advantage) > 1:  # one alone has no deviation
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         clip = self.clip * (learner.learning_rate / self.learning_rate if self.clip_anneal else 1.0)
-        ratio = torch.exp(log_prob(distribution, action) - before)
+        # An infinite ratio would have a gradient of NaN, also where the clip leaves it out of the loss.
+        ratio = torch.exp((log_prob(distribution, action) - before).clamp(max=_LOG_RATIO))
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
         value_loss = torch.nn.functional.mse_loss(value, target)
         return -surrogate + self.value_coef * value_loss - self.entropy_coef * entropy(distribution)
