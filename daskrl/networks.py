@@ -126,7 +126,7 @@ def orthogonal(parameter: torch.Tensor, gain: float, random: np.random.Generator
 
 
 def is_image(leaf: Leaf) -> bool:
-    """``H x W`` (as frames), ``H x W x C`` or ``C x H x W`` of bytes or bits, at least 8 x 8."""
+    """``H x W`` (as frames), ``H x W x C`` or ``C x H x W`` of bytes or bits, at least 8 x 8; see `Convolutions`."""
     if leaf.kind != "box" or leaf.dtype not in ("uint8", "bool") or len(leaf.shape) not in (2, 3):
         return False
     return sum(n >= 8 for n in leaf.shape) >= 2
@@ -156,7 +156,10 @@ CONVOLUTIONS = ("nature", "impala")
 
 
 class Convolutions(nn.Module):
-    """Images to features. ``[B, (K,) H, W(, C)]`` bytes or bits ``-> [B, F]``.
+    """Images to features. ``[B, (K,) H, W(, C)]`` or ``[B, (K,) C, H, W]`` bytes or bits ``-> [B, F]``.
+
+    The channels are the shorter of the first and the last axis; where both are as long, the last, as Gymnasium's
+    environments have it.
 
     Parameters
     ----------
@@ -169,7 +172,7 @@ class Convolutions(nn.Module):
     def __init__(self, leaf: Leaf, frame_stack: int, kind: str = "nature") -> None:
         super().__init__()
         shape = leaf.shape
-        self.channels_last = len(shape) == 3 and shape[2] < shape[0]
+        self.channels_last = len(shape) == 3 and shape[2] <= shape[0]
         channels = 1 if len(shape) == 2 else (shape[2] if self.channels_last else shape[0])
         height, width = shape[:2] if len(shape) == 2 or self.channels_last else shape[1:]
         self.image = (channels * frame_stack, height, width)
@@ -219,17 +222,34 @@ class Section(nn.Module):
 
 
 ACTION_MASK = "observation.action_mask"
-"""The leaf that says which actions of a discrete space may be taken: ``[A]``, 0 for those that may not."""
+"""The leaf that says which actions of a discrete space may be taken: ``[A]``, 0 for those that may not. One of zeros
+alone says nothing."""
 
 
 def masked(values: torch.Tensor, observation: Mapping[str, torch.Tensor], low: float = -math.inf) -> torch.Tensor:
-    """Values ``[..., A]`` of actions, those that may not be taken set to ``low``."""
+    """Values ``[..., A]`` of actions, those that may not be taken set to ``low``.
+
+    Where none may be taken, as at the end of some games, the values stay as they are: a truncated episode bootstraps
+    from its last observation, and must not from ``low``.
+    """
     mask = observation.get(ACTION_MASK)
     if mask is None:
         return values
     if mask.dim() > values.dim():  # stacked frames: the newest counts
         mask = mask[..., -1, :]
-    return values.masked_fill(mask == 0, low)
+    forbidden = mask == 0
+    return values.masked_fill(forbidden & ~forbidden.all(dim=-1, keepdim=True), low)
+
+
+def require_mask(spec: SpaceSpec) -> None:
+    """Raise `ConfigError` where an action mask has not one element for each action of a ``Discrete`` space."""
+    actions = spec.action[0].sizes[0]
+    for leaf in spec.observation:
+        if leaf.name == ACTION_MASK and leaf.shape != (actions,):
+            raise ConfigError(
+                f"{ACTION_MASK}: expected shape ({actions},), a number for each of the {actions} actions, got "
+                f"{leaf.shape}. Mend it in a wrapper, or give the key another name."
+            )
 
 
 class Encoder(nn.Module):

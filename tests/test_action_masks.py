@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gymnasium import spaces
 import daskrl
 from daskrl.algorithms import by_name
 from daskrl.envs import ActionMask
+from daskrl.errors import ConfigError
 
 
 class Doors(gymnasium.Env):  # type: ignore[type-arg]
@@ -39,6 +41,18 @@ class Doors(gymnasium.Env):  # type: ignore[type-arg]
         return np.full(2, self.count, np.float32), float(action), self.count == 6, False, self._mask()
 
 
+class Dead(Doors):
+    """Truncated after six steps, where no action may be taken any more."""
+
+    def _mask(self) -> dict[str, Any]:
+        mask = super()._mask()
+        return mask if self.count < 6 else {"action_mask": np.zeros(4, np.int8)}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, ended, _, info = super().step(action)
+        return observation, reward, False, ended, info
+
+
 SMALL: dict[str, Any] = {"hidden": (8,), "learning_starts": 32, "batch_size": 8, "replay_ratio": 2.0, "window": 640}
 SETTINGS: dict[str, dict[str, Any]] = {
     "dqn": SMALL, "c51": {**SMALL, "atoms": 11}, "qr-dqn": {**SMALL, "quantiles": 5}, "rainbow": {**SMALL, "atoms": 11},
@@ -58,6 +72,50 @@ def test_no_forbidden_action_is_ever_taken(tmp_path: Path, name: str) -> None:
     assert np.isfinite(run.report.loss)
     result = daskrl.evaluate(run.store, episodes=4, env=run.source.factory)
     assert result.lengths == (6,) * 4
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_an_episode_may_be_cut_off_where_no_action_may_be_taken(tmp_path: Path, name: str) -> None:
+    run = daskrl.train(
+        by_name(name)(**SETTINGS[name]), lambda: ActionMask(Dead()), store=tmp_path / "run", env_steps=640, streams=2,
+        envs_per_stream=2, fragment_steps=8, progress=False,
+    ).wait()  # fmt: skip
+    assert run.report is not None
+    assert run.report.learner_updates > 0
+    assert np.isfinite(run.report.loss)
+
+
+def test_a_mask_that_forbids_everything_is_none() -> None:
+    import torch
+
+    from daskrl.networks import ACTION_MASK, masked
+
+    q = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0]])
+    mask = {ACTION_MASK: torch.tensor([[0, 0, 0], [1, 0, 1]], dtype=torch.bool)}
+    for low in (-np.inf, -1e9):
+        assert masked(q, mask, low).tolist() == [[1, 5, 3], [1, low, 3]]
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("shape", [(3,), (4, 1), (5,)], ids=str)
+def test_a_mask_of_another_size_is_refused_before_anything_is_made(
+    tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    class Misfit(gymnasium.Wrapper):  # type: ignore[type-arg]
+        """Masks of another shape than the actions."""
+
+        def __init__(self) -> None:
+            super().__init__(ActionMask(Doors()))
+            mask = spaces.MultiBinary(shape)
+            self.observation_space = spaces.Dict({"observation": Doors.observation_space, "action_mask": mask})
+
+    said = rf"observation\.action_mask: expected shape \(4,\).*4 actions, got {re.escape(str(shape))}"
+    with pytest.raises(ConfigError, match=said):
+        daskrl.train(
+            by_name(name)(**SETTINGS[name]), Misfit, store=tmp_path / "run", env_steps=640, streams=2,
+            envs_per_stream=2, fragment_steps=8,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_value_of_what_follows_is_that_of_the_best_action_that_may_be_taken() -> None:

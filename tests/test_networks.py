@@ -16,6 +16,7 @@ import daskrl
 from daskrl import networks
 from daskrl.algorithms.base import Setup
 from daskrl.config import Schedule
+from daskrl.envs import source
 from daskrl.errors import ConfigError
 from daskrl.spaces import spec_of
 
@@ -72,6 +73,40 @@ def test_unknown_convolutions_are_named_before_anything_is_made() -> None:
     for algorithm in (daskrl.DQN, daskrl.PPO, daskrl.SAC):
         with pytest.raises(ConfigError, match="expected one of nature, impala, got 'resnet'"):
             algorithm(convolutions="resnet")
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"),
+    [
+        ((10, 10, 10), (10, 10, 10)),  # MinAtar's Seaquest
+        ((10, 9, 10), (10, 10, 9)),
+        ((10, 10, 4), (4, 10, 10)),
+        ((4, 10, 10), (4, 10, 10)),
+        ((3, 84, 96), (3, 84, 96)),
+        ((84, 96, 3), (3, 84, 96)),
+        ((84, 84), (1, 84, 84)),
+    ],
+)
+def test_channels_are_the_smaller_of_the_first_and_last_axis_and_the_last_where_they_are_equal(
+    shape: tuple[int, ...], image: tuple[int, int, int]
+) -> None:
+    spec = spec_of(spaces.Box(0, 1, shape, np.bool_), spaces.Discrete(2))
+    assert networks.Convolutions(spec.observation[0], 1).image == image
+
+
+@pytest.mark.parametrize("game", ["Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"])
+def test_the_channels_of_a_minatar_game_are_convolved_over_its_board(game: str) -> None:
+    leaf = source(f"MinAtar/{game}-v1").spec.observation[0]
+    height, width, kinds = leaf.shape
+    assert (height, width) == (10, 10)
+    assert kinds in (4, 6, 7, 10)
+    convolutions = networks.Convolutions(leaf, 1)
+    board = torch.from_numpy(np.random.default_rng(0).random((5, *leaf.shape)) < 0.2)
+    first = convolutions.layers[0]
+    by_kind = torch.stack([board[..., kind].float() for kind in range(kinds)], dim=1)  # [B, C, H, W]
+    with torch.no_grad():
+        expected = nn.functional.conv2d(by_kind, first.weight, first.bias).relu()  # type: ignore[arg-type]
+        torch.testing.assert_close(convolutions(board), expected.flatten(1))
 
 
 class Squares(nn.Module):

@@ -17,7 +17,7 @@ from daskrl.algorithms.base import Moment, Setup, Weights, shown
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
-from daskrl.networks import LSTM, Encoder, Normalise, States, is_image, masked, mlp, orthogonal, tensors
+from daskrl.networks import LSTM, Encoder, Normalise, States, is_image, masked, mlp, orthogonal, require_mask, tensors
 from daskrl.spaces import Array
 from daskrl.window import Window
 
@@ -82,6 +82,8 @@ class ActorCritic(TorchSettings):
                 f"{type(self).__name__} acts in a Discrete space or a Box of floats, this environment has "
                 f"{shown(leaves)}. Flatten it in a wrapper to one list of actions."
             )
+        if not box:
+            require_mask(setup.spec)
         if self.lstm and not self.hidden and not any(is_image(leaf) for leaf in setup.spec.observation):
             raise ConfigError(f"hidden: expected at least one size with lstm = {self.lstm}, got ().")
 

@@ -13,7 +13,7 @@ from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
-from daskrl.networks import ACTION_MASK, QNetwork, masked, tensors
+from daskrl.networks import ACTION_MASK, QNetwork, masked, require_mask, tensors
 from daskrl.spaces import Array
 from daskrl.window import Batch
 
@@ -58,6 +58,7 @@ class DQN(Replay):
     def check(self, setup: Setup) -> None:
         super().check(setup)
         require_discrete(setup, type(self).__name__)
+        require_mask(setup.spec)
 
     def policy(self, setup: Setup) -> nn.Module:
         return QNetwork(self.encoder(setup), setup.actions, self.hidden, self.dueling)
