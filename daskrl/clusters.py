@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from daskrl.errors import ConfigError
 from daskrl.workers import (
     LOG_LENGTH,
     LOGGED,
+    LOOPBACK,
     PRELOAD,
     PRELOAD_VARIABLE,
     THREADS,
@@ -66,7 +68,7 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
     scheduler = {
         "cls": Scheduler,
         "options": {
-            "host": "127.0.0.1", "port": 0, "dashboard": dashboard, "dashboard_address": "127.0.0.1:0",
+            "host": "127.0.0.1", "port": 0, "dashboard": dashboard, "dashboard_address": LOOPBACK,
             "allowed_failures": _ALLOWED_FAILURES,
         },
     }  # fmt: skip
@@ -96,7 +98,8 @@ def slurm(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueCl
         "12:00:00", "job_extra_directives": ["--gres=gpu:1"]}``. None for no such job: it learns beside the driver.
     job : of every job, as for ``dask_jobqueue.SLURMCluster``, e.g. ``queue="cpu", account="lab", memory="4GB",
         walltime="01:00:00", interface="ib0", log_directory="logs"``. One core and one process unless said. A worker
-        leaves five minutes before its walltime, and what it was at runs again elsewhere.
+        takes nothing more about six minutes before its walltime, and leaves once it is idle, a minute later at the
+        latest; what it was at then runs again elsewhere.
 
     Raises
     ------
@@ -166,8 +169,11 @@ def mpi(**options: Any) -> Iterator[Client]:
             "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES, LOG_LENGTH: LOGGED, **quiet(),
         }
     )  # fmt: skip
-    learns = {"resources": {LEARNER: 1}} if rank == 2 else {}
-    settings = {"dashboard": False, "memory_limit": 0, "protocol": "tls", "worker_options": learns, **options}
+    worker = {"dashboard_address": LOOPBACK, "resources": {LEARNER: 1} if rank == 2 else {}}
+    settings: dict[str, Any] = {
+        "dashboard": False, "dashboard_address": LOOPBACK, "memory_limit": 0, "protocol": "tls", **options,
+        "worker_options": {**worker, **options.get("worker_options", {})},
+    }  # fmt: skip
     try:
         drives = initialize(exit=False, **settings)
     except BaseException:
@@ -268,6 +274,7 @@ def _bounds(minimum: int, maximum: int, *, interval: object, patience: object, d
 def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) -> JobQueueCluster:
     import dask
     from distributed import Security
+    from distributed.core import Status
 
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -287,16 +294,42 @@ def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) 
     private = Path.home() / ".cache" / "daskrl"  # must be shared by the nodes, as home directories are
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
     given = {
-        "security": job.get("security") or Security.temporary(), "shared_temp_directory": str(private),
-        **_job(kind, job),
+        "shared_temp_directory": str(private), **_job(kind, job),
+        "security": job.get("security") or Security.temporary(),
         "scheduler_options": {
-            "dashboard_address": "127.0.0.1:0", "allowed_failures": _ALLOWED_FAILURES,
+            "dashboard_address": LOOPBACK, "allowed_failures": _ALLOWED_FAILURES,
             **job.get("scheduler_options", {}),
         },
     }  # fmt: skip
 
     class Jobs(base):  # type: ignore[misc, valid-type]
-        """Jobs of two kinds."""
+        """Jobs of two kinds, submitted again where the batch system refused one."""
+
+        refused = ""  # what it said last
+
+        def __enter__(self) -> Jobs:
+            super().__enter__()
+            if LEARNER in self.worker_spec and LEARNER not in self.workers:
+                self.close()
+                raise ConfigError(f"{command} refused the learner's job: {self.refused}")
+            return self
+
+        async def _correct_state_internal(self) -> None:
+            try:
+                await super()._correct_state_internal()
+            except (OSError, RuntimeError, ValueError) as error:
+                refused = [name for name, made in self.workers.items() if made.status == Status.created]
+                if not refused:
+                    raise
+                for name in refused:  # Dask would take it for submitted, and never try again
+                    self._created.discard(self.workers.pop(name))
+                said = str(error).rpartition("stderr:")[2].strip()
+                if said != self.refused:
+                    self.refused = said
+                    warnings.warn(
+                        f"{command} refused {len(refused)} of the jobs: {said}. clusters.adapt tries again.",
+                        stacklevel=2,
+                    )
 
         def job_script(self) -> str:
             scripts = {"of each rollout job": super().job_script()}
@@ -323,11 +356,12 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
     """Settings of a job for dask-jobqueue: one process, its threads fixed, leaving before the walltime."""
     settings = {"cores": 1, "memory": "4GB", **job, "processes": 1}
     settings.pop("scheduler_options", None)
-    arguments = ["--no-dashboard", *settings.get("worker_extra_args", [])]
+    arguments = ["--no-dashboard", "--dashboard-address", LOOPBACK, *settings.get("worker_extra_args", [])]
     if kind != "HTCondorCluster":
         settings.setdefault("walltime", "01:00" if kind == "LSFCluster" else "01:00:00")
         seconds = _seconds(settings["walltime"], minutes_first=kind == "SLURMCluster")
         arguments += ["--lifetime", f"{max(seconds - 300, seconds // 2)}s"]
+        arguments += ["--lifetime-stagger", f"{min(120, seconds // 20)}s"]  # they do not all leave at once
     threads = 1
     if learns:
         arguments += ["--resources", f"{LEARNER}=1", "--nthreads", "1"]

@@ -29,6 +29,8 @@ QUIET = {"distributed.admin.tick.interval": "1s", "distributed.scheduler.work-st
 # Of use only to who looks at the dashboard.
 UNWATCHED = {"distributed.admin.system-monitor.interval": "10s", "distributed.worker.profile.enabled": False}
 
+LOOPBACK = "127.0.0.1:0"  # where what Dask serves over HTTP listens: it is neither encrypted nor protected
+
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 PRELOAD = "daskrl.preload"
@@ -62,7 +64,7 @@ def quiet(watched: bool = False) -> dict[str, Any]:
 def nanny_options(threads: int, *, learner: bool, watched: bool = False) -> dict[str, Any]:
     """Of a nanny whose worker runs one task at a time, with so many threads for its arithmetic."""
     return {
-        "nthreads": 1, "dashboard": False, "silence_logs": 40, "memory_limit": 0, "preload": [_IGNORE_CTRL_C],
+        "nthreads": 1, "dashboard": False, "dashboard_address": LOOPBACK, "silence_logs": 40, "memory_limit": 0, "preload": [_IGNORE_CTRL_C],
         "config": {**quiet(watched), LOG_LENGTH: LOGGED}, "env": {**os.environ, **dict.fromkeys(THREADS, str(threads))},
         "resources": {LEARNER: 1} if learner else {},
     }  # fmt: skip
@@ -70,6 +72,8 @@ def nanny_options(threads: int, *, learner: bool, watched: bool = False) -> dict
 
 def learner_beside(client: Client, name: str, threads: int, reached_from: str) -> Nanny:
     """A worker beside this process for the learner, on a scheduler elsewhere. ``client.sync(nanny.close)`` ends it.
+
+    It listens where the scheduler is reached from here, on loopback if that is where the scheduler is.
 
     Parameters
     ----------
@@ -82,11 +86,15 @@ def learner_beside(client: Client, name: str, threads: int, reached_from: str) -
     OSError, RuntimeError
         It did not come up, or is not reached.
     """
+    from distributed.comm.addressing import get_address_host
+    from distributed.utils import get_ip
+
     scheduler: str = client.scheduler_info(n_workers=0)["address"]
+    host = get_ip(get_address_host(scheduler))
 
     async def start() -> Nanny:
         made: Nanny = await forking_nanny()(
-            scheduler, name=name, security=client.security, **nanny_options(threads, learner=True)
+            scheduler, name=name, host=host, security=client.security, **nanny_options(threads, learner=True)
         )
         return made
 

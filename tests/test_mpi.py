@@ -38,6 +38,23 @@ def test_a_run_under_mpirun_has_the_digest_of_one_process_and_all_processes_end(
     assert run.digest() == alone.store.digest()
 
 
+LISTENING = """
+from daskrl import clusters
+with clusters.mpi() as client:
+    found = client.run(lambda dask_worker: dask_worker.http_server.address)
+    found["scheduler"] = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.http_server.address)
+    print(*found.values())
+"""
+
+
+def test_what_is_not_encrypted_listens_on_loopback_only(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(MPIRUN), "-n", "4", sys.executable, "-c", LISTENING], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["127.0.0.1"] * 3, done.stderr
+
+
 def test_an_error_ends_all_processes(tmp_path: Path) -> None:
     done = mpirun(4, "train", "CartPool-v1", "--store", "run", *STEPS.split(), cwd=tmp_path)
     assert done.returncode != 0

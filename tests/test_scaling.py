@@ -8,10 +8,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from distributed import Client, Event, Future, LocalCluster, get_worker
 
-from daskrl import clusters, demand
+from daskrl import clusters, demand, preload, workers
 from daskrl.errors import ConfigError
 from tests.promise import start
 
@@ -99,6 +100,37 @@ def test_a_worker_finishes_what_it_has_before_it_is_closed(client: Client, tmp_p
     assert futures[going].result() == going
     assert seen.next(action="remove-worker")["worker"] == going
     assert [file.read_text() for file in files.values()] == ["ran\n", "ran\n"]
+
+
+async def end_lifetime(dask_worker: Any) -> None:
+    """What a worker does some time before its lifetime ends."""
+    dask_worker.loop.add_callback(preload.leave, dask_worker, 60.0)
+
+
+def test_a_worker_whose_lifetime_ends_finishes_what_it_has_before_it_closes(client: Client, tmp_path: Path) -> None:
+    clusters.adapt(client.cluster, minimum=1, maximum=1, interval=3600)
+    seen, draining = Seen(client, "all"), Seen(client, demand.DRAINING)
+    (address,), file = addresses(client, learn=False), tmp_path / "ran"
+    future = client.submit(blocked, "started", "go", str(file), workers=[address])
+    Event("started", client=client).wait()
+    client.run(end_lifetime, workers=[address])
+    assert list(draining.next()["workers"]) == [address]
+    assert addresses(client, learn=False) == {address}  # it is busy, so it is still there
+    Event("go", client=client).set()
+    assert future.result() == address
+    assert seen.next(action="remove-worker")["worker"] == address
+    assert file.read_text() == "ran\n"
+
+
+def test_what_learns_beside_a_driver_listens_where_the_scheduler_is(client: Client) -> None:
+    (address,) = addresses(client, learn=False)
+    nanny = workers.learner_beside(client, f"{demand.BESIDE_DRIVER}test", 1, address)
+    try:
+        sockets = psutil.Process(nanny.pid).net_connections("inet")
+        assert {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+        assert nanny.address.startswith("tcp://127.0.0.1:")
+    finally:
+        client.sync(nanny.close)
 
 
 def test_what_a_run_asked_for_is_forgotten_when_its_client_goes(client: Client) -> None:
