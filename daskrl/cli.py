@@ -14,9 +14,9 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -28,7 +28,7 @@ from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, Schedule
 if TYPE_CHECKING:
     from distributed import Client
 
-    from daskrl.train import Run
+    from daskrl.train import Report, Run
 
 app = App(name="daskrl", help="Reinforcement learning on Dask: elastic in wall-clock, invariant in results.")
 console = Console()
@@ -61,12 +61,16 @@ def train(
     strict: bool = True,
     overwrite: bool = False,
     resume: Annotated[bool, Parameter(negative="")] = False,
+    tensorboard: Path | None = None,
+    mlflow: str | None = None,
+    prometheus: int | None = None,
     episodes: int = 20,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Train, then show a table and save the learning curve beside the store, as STORE.png.
 
-    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same with --resume.
+    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same with --resume. While
+    the greedy episodes are played, the exit code is 75 too.
 
     Parameters
     ----------
@@ -121,6 +125,12 @@ def train(
         Delete the run that is in the store's directory.
     resume
         Go on with the run that is in the store's directory, if it is this very run.
+    tensorboard
+        Directory for TensorBoard, which gets the numbers of the run as it goes on. Needs daskrl[tensorboard].
+    mlflow
+        MLflow experiment that gets them; a run that is resumed goes on in its MLflow run. Needs daskrl[mlflow].
+    prometheus
+        Port of this machine, on loopback, that serves them to Prometheus. Needs daskrl[prometheus].
     episodes
         Greedy episodes played for the table at the end; 0 for none.
     as_json
@@ -129,16 +139,20 @@ def train(
     import daskrl
 
     made = _made(algorithm, _settings(algorithm, set_ or []))
-    with _client(workers, scheduler, cluster, torch_threads) as client:
-        run = daskrl.train(
-            made, _environment(env), store=store, env_steps=env_steps, seed=seed, client=client,
-            streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
-            frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
-            checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
-            learner_timeout=learner_timeout, strict=strict, overwrite=overwrite, resume=resume,
-        )  # fmt: skip
-        _carry_out(run, env, algorithm)
-    _show(run, episodes, as_json)
+    through = _sinks(tensorboard, mlflow, prometheus)
+    with contextlib.ExitStack() as rest:
+        with _client(workers, scheduler, cluster, torch_threads) as client:
+            run = daskrl.train(
+                made, _environment(env), store=store, env_steps=env_steps, seed=seed, client=client,
+                streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
+                frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
+                checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
+                learner_timeout=learner_timeout, strict=strict, overwrite=overwrite, resume=resume,
+            )  # fmt: skip
+            command = _command(run, env, algorithm)
+            _carry_out(run, through, command)
+            rest.enter_context(_given_up_at_signals(command))
+        _show(run, episodes, as_json)
 
 
 @app.command
@@ -154,12 +168,16 @@ def resume(
     learner_timeout: float | None = None,
     env: str | None = None,
     algorithm: str | None = None,
+    tensorboard: Path | None = None,
+    mlflow: str | None = None,
+    prometheus: int | None = None,
     episodes: int = 20,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Go on with a run from its store, on whatever workers.
 
-    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same again.
+    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same again. While the
+    greedy episodes are played, the exit code is 75 too.
 
     Parameters
     ----------
@@ -185,6 +203,12 @@ def resume(
         Again the module:function the run was made with, where it was one.
     algorithm
         Again the module:Class the run was made with, where it was your own.
+    tensorboard
+        Directory for TensorBoard, which gets the numbers of the run as it goes on. Needs daskrl[tensorboard].
+    mlflow
+        MLflow experiment that gets them; a run that is resumed goes on in its MLflow run. Needs daskrl[mlflow].
+    prometheus
+        Port of this machine, on loopback, that serves them to Prometheus. Needs daskrl[prometheus].
     episodes
         Greedy episodes played for the table at the end; 0 for none.
     as_json
@@ -194,13 +218,17 @@ def resume(
 
     opened = daskrl.Store.open(store)
     given = _given(store, env, algorithm)
-    with _client(workers, scheduler, cluster, opened.config.torch_threads) as client:
-        run = daskrl.resume(
-            store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout,
-            learner_timeout=learner_timeout, **given,
-        )  # fmt: skip
-        _carry_out(run, env, algorithm)
-    _show(run, episodes, as_json)
+    through = _sinks(tensorboard, mlflow, prometheus)
+    with contextlib.ExitStack() as rest:
+        with _client(workers, scheduler, cluster, opened.config.torch_threads) as client:
+            run = daskrl.resume(
+                store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout,
+                learner_timeout=learner_timeout, **given,
+            )  # fmt: skip
+            command = _command(run, env, algorithm)
+            _carry_out(run, through, command)
+            rest.enter_context(_given_up_at_signals(command))
+        _show(run, episodes, as_json)
 
 
 @app.command
@@ -441,29 +469,81 @@ def _client(
 _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 
 
-def _carry_out(run: Run, env: str | None, algorithm: str | None) -> None:
-    with _stopped_by_signals(run):
+def _sinks(
+    tensorboard: Path | None, mlflow: str | None, prometheus: int | None
+) -> Callable[[Iterable[Report]], Iterable[Report]]:
+    """What passes a run's reports through the sinks asked for. A package that is missing is named now."""
+    from daskrl import sinks
+
+    def through(reports: Iterable[Report]) -> Iterable[Report]:
+        if tensorboard is not None:
+            reports = sinks.tensorboard(reports, tensorboard)
+        if mlflow is not None:
+            reports = sinks.mlflow(reports, mlflow, resume=True)
+        if prometheus is not None:
+            reports = sinks.prometheus(reports, prometheus)
+        return reports
+
+    through([])  # imports what they need, and writes nothing before reports are taken
+    return through
+
+
+def _carry_out(run: Run, through: Callable[[Iterable[Report]], Iterable[Report]], command: str) -> None:
+    came = False
+
+    def stop() -> None:
+        nonlocal came
+        came = True
+        run.stop()
+
+    with _at_signals(stop):
         try:
-            run.wait()
+            for _ in through(run):
+                pass
         except KeyboardInterrupt:
-            _say(f"\nInterrupted; everything committed is kept. Type: {_command(run, env, algorithm)}")
+            _say(f"\nInterrupted; everything committed is kept. Type: {command}")
             sys.exit(130)
     if not run.finished:
-        _say(f"Stopped by a signal; everything learned is kept. Type: {_command(run, env, algorithm)}")
+        _say(f"Stopped by a signal; everything learned is kept. Type: {command}")
         sys.exit(_STOPPED)
+    if came:  # too late to stop the run
+        _leave_evaluation(command)
+
+
+def _leave_evaluation(command: str) -> NoReturn:
+    _say(f"Stopped by a signal; everything is learned, the evaluation is not finished. Type: {command}")
+    sys.exit(_STOPPED)
+
+
+class _GivenUp(BaseException):  # no Exception: what environments raise is
+    """A signal came while the run was shown."""
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(run: Run) -> Iterator[None]:
+def _given_up_at_signals(command: str) -> Iterator[None]:
+    """What comes after a run is left at a signal, to be done again."""
+
+    def give_up() -> None:
+        raise _GivenUp
+
+    try:
+        with _at_signals(give_up):
+            yield
+    except _GivenUp:
+        _leave_evaluation(command)
+
+
+@contextlib.contextmanager
+def _at_signals(act: Callable[[], None]) -> Iterator[None]:
     """Batch systems send these some time before they kill. The second one does what it did before."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
-    def stop(number: int, _: Any) -> None:
+    def handle(number: int, _: Any) -> None:
         signal.signal(number, before[signal.Signals(number)])
-        run.stop()
+        act()
 
     for number in before:
-        signal.signal(number, stop)
+        signal.signal(number, handle)
     try:
         yield
     finally:

@@ -182,6 +182,8 @@ def prometheus(reports: Iterable[Report], port: int = 8000, address: str = "127.
     reports : a run, or another sink of it.
     port, address : where to listen: ``http://127.0.0.1:8000/metrics``.
     """
+    if not 0 < port < 2**16:
+        raise ConfigError(f"port: expected a port from 1 to 65535, got {port!r}.")
     try:
         from prometheus_client import CollectorRegistry, Gauge, start_http_server
     except ImportError:

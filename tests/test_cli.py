@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,11 @@ import distributed  # before its settings are changed: importing it reads their 
 import pytest
 
 import daskrl
-from daskrl import cli, clusters
+from daskrl import cli, clusters, sinks
+from tests.promise import start
+from tests.slurm import free_port
 from tests.test_bad_input import faulty
+from tests.test_sinks import metrics, scalars, tracked  # noqa: F401  a fixture
 
 ROOT = Path(__file__).parents[1]
 DASKRL = [sys.executable, "-m", "daskrl.cli"]
@@ -31,6 +34,17 @@ SMALL = shlex.split(
     "--streams 2 --envs-per-stream 2 --fragment-steps 8 --seed 3 --checkpoint-every 2 "
     "-s hidden=16, -s batch_size=8 -s learning_starts=32 -s replay_ratio=2.0 -s window=160"
 )
+WATCHED = """
+import daskrl
+
+class Watched(daskrl.DQN):
+    "DQN that says when it plays greedily, which only an evaluation does."
+
+    def act(self, policy, moment):
+        if moment.greedy:
+            print("plays greedily", flush=True)
+        return super().act(policy, moment)
+"""
 MINE = """
 import daskrl, gymnasium
 
@@ -347,6 +361,97 @@ def test_a_signal_leaves_a_checkpoint_and_exit_code_75_and_the_same_line_goes_on
     assert here("digest", "run", cwd=tmp_path).stdout == expected
     done = daskrl_(*typed, *steps(3200, workers), "--json", cwd=tmp_path)  # finished: nothing to do
     assert json.loads(done.stdout)["env_steps"] == 3200
+
+
+@pytest.mark.parametrize(
+    ("workers", "number"), [(0, signal.SIGTERM), (1, signal.SIGUSR1)], ids=["in this process", "on a cluster"]
+)
+def test_a_signal_while_the_run_is_evaluated_is_exit_code_75_and_the_same_line_goes_on(
+    tmp_path: Path, here: Here, workers: int, number: signal.Signals
+) -> None:
+    (tmp_path / "watched.py").write_text(WATCHED)
+    typed = ["train", "CartPole-v1", "--algorithm", "watched:Watched", "--resume", "--store", "run", "--episodes"]
+    terminal = Terminal(*typed, "1000000000", *steps(64, workers), cwd=tmp_path)
+    terminal.until("plays greedily")
+    os.kill(terminal.pid, number)
+    assert terminal.exit_code() == 75, terminal.text[-2000:]
+    assert "Traceback" not in terminal.text
+    line = re.search(
+        r"Stopped by a signal; everything is learned, the evaluation is not finished. Type: daskrl (.*?)\r?\n",
+        terminal.text,
+    )
+    assert line is not None, terminal.text[-2000:]
+    assert line[1] == "resume run --algorithm watched:Watched"
+    for again in ([*typed, "2", *steps(64)], [*shlex.split(line[1]), "--workers", "0", "--episodes", "2"]):
+        assert "greedy return 2 episodes" in here(*again, cwd=tmp_path).stdout
+
+
+def test_a_signal_that_comes_too_late_to_stop_a_run_is_not_forgotten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def signalled(reports: Iterable[daskrl.Report]) -> Iterator[daskrl.Report]:
+        yield from reports
+        signal.raise_signal(signal.SIGTERM)
+
+    run = start(tmp_path / "run", env_steps=128)
+    with pytest.raises(SystemExit) as exit_:
+        cli._carry_out(run, signalled, "daskrl resume run")
+    assert exit_.value.code == 75
+    assert "everything is learned, the evaluation is not finished. Type: daskrl resume run" in capsys.readouterr().err
+
+
+def test_runs_pass_through_the_sinks_asked_for_also_when_they_are_stopped_and_resumed(
+    tmp_path: Path,
+    here: Here,
+    tracked: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port, served = free_port(), dict[str, float]()
+    written = sinks.mlflow
+
+    def stopped(reports: daskrl.Run, *given: Any, **named: Any) -> Iterator[daskrl.Report]:
+        for report in written(reports, *given, **named):
+            yield report
+            if report.weights_version == 4:  # asked for the next one: the sinks around this have written it
+                served.update(metrics(port))
+                signal.raise_signal(signal.SIGTERM)
+
+    into = ["--tensorboard", "events", "--mlflow", "poles", "--prometheus", str(port), "--episodes", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks, "mlflow", stopped)
+        here("train", "CartPole-v1", "--store", "run", *into, *steps(320), cwd=tmp_path, code=75)
+    assert served["daskrl_weights_version"] == 4
+    experiment = tracked.get_experiment_by_name("poles").experiment_id
+    (run,) = tracked.search_runs([experiment])
+    assert run.info.status == "KILLED"
+    here("resume", "run", "--workers", "0", *into, cwd=tmp_path)
+    (run,) = tracked.search_runs([experiment])
+    assert run.info.status == "FINISHED"
+    history = tracked.get_metric_history(run.info.run_id, "weights_version")
+    assert [metric.value for metric in history] == list(range(11))
+    assert [value for _, value in scalars(tmp_path / "events", "weights_version")] == list(range(11))
+
+
+@pytest.mark.parametrize("command", ["train CartPole-v1 --store new --env-steps 9", "resume run"])
+@pytest.mark.parametrize(
+    ("typed", "module", "message"),
+    [
+        ("--tensorboard events", "torch.utils.tensorboard", r"pip install 'daskrl\[tensorboard\]'"),
+        ("--mlflow poles", "mlflow.entities", r"pip install 'daskrl\[mlflow\]'"),
+        ("--prometheus 8000", "prometheus_client", r"pip install 'daskrl\[prometheus\]'"),
+        ("--prometheus 70000", "nothing", "port: expected a port from 1 to 65535, got 70000"),
+    ],
+)
+def test_a_sink_that_cannot_be_is_named_before_there_is_a_cluster_or_a_store(
+    trained: tuple[Path, dict[str, Any]], here: Here, monkeypatch: pytest.MonkeyPatch, command: str, typed: str,
+    module: str, message: str,
+) -> None:  # fmt: skip
+    place, _ = trained
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(clusters, "local", lambda *_, **__: pytest.fail("a cluster was made"))
+    done = here(*shlex.split(command), *shlex.split(typed), cwd=place, code=2)
+    assert re.search(message, done.stderr), done.stderr
+    assert not (place / "new").exists()
 
 
 def test_resume_of_another_run_is_refused_with_what_differs(trained: tuple[Path, dict[str, Any]], here: Here) -> None:

@@ -117,6 +117,12 @@ def test_prometheus_listens_on_loopback_only_and_says_when_the_port_is_taken() -
             next(sinks.prometheus([FIRST], port=port))
 
 
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_prometheus_names_a_port_that_there_is_not(port: int) -> None:
+    with pytest.raises(ConfigError, match=f"port: expected a port from 1 to 65535, got {port}"):
+        sinks.prometheus([FIRST], port=port)
+
+
 def test_two_runs_of_one_process_are_served_at_two_ports() -> None:
     one, other = free_port(), free_port()
     first, second = sinks.prometheus([FIRST], port=one), sinks.prometheus([SECOND], port=other)
