@@ -403,7 +403,7 @@ def adapt(
 
     Parameters
     ----------
-    cluster : any of Dask's that can scale.
+    cluster : any whose own ``adapt`` takes ``Adaptive=``, as those of ``distributed`` and dask-jobqueue do.
     minimum, maximum : rollout workers; a learner's worker comes on top.
     interval : seconds between decisions; by default 1, on a batch system 15.
     patience : seconds that fewer workers have to be enough before some are closed, or taken out of a queue; by default
@@ -420,6 +420,12 @@ def adapt(
     from daskrl.scaling import LearnerDemand, install
 
     _bounds(minimum, maximum, interval=interval, patience=patience, drain_timeout=drain_timeout)
+    adapts = inspect.signature(cluster.adapt).parameters.values()
+    if not any(parameter.name == "Adaptive" or parameter.kind is parameter.VAR_KEYWORD for parameter in adapts):
+        raise ConfigError(
+            f"{type(cluster).__name__} decides by itself how it scales: expected a cluster whose adapt() takes "
+            "Adaptive=, as LocalCluster and dask-jobqueue's do. Set its size with cluster.scale()."
+        )
     batch = hasattr(cluster, "job_script")
     interval = interval or (15.0 if batch else 1.0)
     patience = patience or (120.0 if batch else 10.0)

@@ -18,7 +18,7 @@ LEARNER = "learner"  # the name of the worker that is set apart for learning, an
 BESIDE_DRIVER = "daskrl-beside-driver-"  # how the names of workers begin that learn for one driver only
 
 # What runs and clusters tell one another, as events on the scheduler: topics.
-ASKED = "daskrl-demand"  # {"client", "slots", "learner"} of a run
+ASKED = "daskrl-demand"  # {"client", "slots", "learner", "refused"} of a run
 DRAINING = "daskrl-draining"  # {"workers"}: addresses that are about to be closed
 
 # What a task costs beside its work, and how uneven fragments are: so much faster than the learner rollouts should be.

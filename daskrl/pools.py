@@ -311,7 +311,7 @@ class DaskPool:
         self._weights: dict[int, _Flight] = {}  # weights version -> the task that has it as its result
         self._deaths: Counter[Any] = Counter()
         self._submitted = 0
-        self._asked: tuple[int, str | None] | None = None
+        self._asked: tuple[int, str | None, list[str]] | None = None
         self._cluster = client.cluster
         self._since: dict[str, float] = {}  # when it was found that something is missing
         self._said: set[str] = set()
@@ -699,9 +699,10 @@ class DaskPool:
                 del self._deaths[task]
 
     def want(self, slots: int) -> None:
-        asked = (slots, self._learner)
+        refused = [worker.address for worker in self._known.values() if worker.refused is not None]
+        asked = (slots, self._learner, refused)
         if asked != self._asked and self._client.status == "running":
-            message = {"client": self._client.id, "slots": slots, "learner": self._learner}
+            message = {"client": self._client.id, "slots": slots, "learner": self._learner, "refused": refused}
             with contextlib.suppress(OSError, TimeoutError):  # the scheduler is lost: `wait` will say so
                 self._client.log_event(demand.ASKED, message)
             self._asked = asked

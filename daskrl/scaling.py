@@ -63,10 +63,12 @@ class Demands(SchedulerPlugin):
     def demand(self) -> dict[str, int]:
         """Of all runs: rollout slots wanted, workers that learn, those of them set apart, threads of another worker.
 
+        Workers that a run refused are there, and of no use to it: they are counted, to have others beside them.
         What learns beside a driver is not the cluster's, and counted apart.
         """
         everyone = list(self.scheduler.workers.values())
         workers = [worker for worker in everyone if not str(worker.name).startswith(BESIDE_DRIVER)]
+        refused = {address for asked in self.asked.values() for address in asked["refused"]}
         rollouts = [worker.nthreads for worker in workers if not self._learns(worker)]
         return {
             "runs": len(self.asked),
@@ -74,6 +76,7 @@ class Demands(SchedulerPlugin):
             "learners": sum(self._learns(worker) for worker in workers),
             "set_apart": sum(has_learner_resource(worker.resources) for worker in workers),
             "threads": min(rollouts, default=1),
+            "refused": sum(worker.address in refused and not self._learns(worker) for worker in workers),
             "beside_drivers": len(everyone) - len(workers),
         }
 
@@ -116,7 +119,7 @@ class LearnerDemand(Adaptive):
         demand = await self.scheduler.daskrl_demand()
         wanted = math.ceil(demand["slots"] / demand["threads"]) if demand["runs"] else self.minimum
         learners: int = max(LEARNER in self.plan, demand["set_apart"]) or demand["learners"]
-        return int(min(max(wanted, self.minimum), self.maximum)) + learners
+        return int(min(max(wanted, self.minimum) + demand["refused"], self.maximum)) + learners
 
     async def safe_target(self) -> int:
         return await self.target()  # within the bounds already, which do not count learners

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ class Seen:
                 return event
 
 
-def ask(client: Client, slots: int, learner: str | None = None) -> None:
-    client.log_event(demand.ASKED, {"client": client.id, "slots": slots, "learner": learner})
+def ask(client: Client, slots: int, learner: str | None = None, refused: Collection[str] = ()) -> None:
+    message = {"client": client.id, "slots": slots, "learner": learner, "refused": list(refused)}
+    client.log_event(demand.ASKED, message)
 
 
 def addresses(client: Client, *, learn: bool) -> set[str]:
@@ -156,6 +157,8 @@ def test_a_learner_among_the_others_is_never_named_for_closing(tmp_path: Path) -
             ask(client, 1, learner)
             assert closable(client, 3) == everyone - {learner}
         assert cluster.sync(adaptive.target) == 2  # one slot, and the learner
+        ask(client, 1, learner, everyone - {learner})  # those two are of no use: a third beside them
+        assert cluster.sync(adaptive.target) == 4
         ask(client, 9, learner)
         assert cluster.sync(adaptive.target) == 4
 
@@ -174,6 +177,18 @@ def test_a_run_on_a_pool_that_follows_it_has_the_digest_of_one_process(tmp_path:
         asked = [event for _, event in client.get_events(demand.ASKED)]
     assert asked[0]["slots"] == 4  # all streams, before anything was measured
     assert {event["learner"] for event in asked} - {None}
+
+
+class ScalesItself:
+    """As a cluster of dask-kubernetes does, by an operator elsewhere."""
+
+    def adapt(self, minimum: int, maximum: int) -> None:
+        raise AssertionError("not to be called")
+
+
+def test_a_cluster_that_cannot_be_told_how_to_scale_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"ScalesItself decides by itself .* cluster\.scale\(\)"):
+        clusters.adapt(ScalesItself())  # type: ignore[arg-type]
 
 
 def test_bounds_that_make_no_sense_are_named() -> None:
