@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch.distributions.transforms import TanhTransform
 
 import daskrl
 from daskrl import networks
+from daskrl.algorithms import BUILT_IN, by_name
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.continuous import Bounds
 from daskrl.algorithms.replay import ReplayLearner
@@ -407,23 +411,51 @@ def test_acting_draws_from_the_moment_alone_and_nothing_when_greedy(kind):
 # -- what does not fit ---------------------------------------------------------------------------------------
 
 
-@BOTH
-@pytest.mark.parametrize(
-    ("action", "shown"),
+UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+HALF_BOUNDED = spaces.Box(np.float32([0, 0]), np.float32([1, np.inf]))
+ACTIONS = pytest.mark.parametrize(
+    ("action", "shown", "fits"),
     [
-        (spaces.Discrete(3), "action: discrete"),
-        (spaces.Box(-np.inf, np.inf, (2,), np.float32), "action: box"),
-        (spaces.Box(np.float32([0, 0]), np.float32([1, np.inf])), "action: box"),
-        (spaces.Box(0, 255, (2,), np.uint8), "action: box"),
-        (spaces.Dict({"a": ACTION, "b": ACTION}), "action.a: box"),
+        (spaces.Discrete(3), "action: discrete", {"dqn", "c51", "qr-dqn", "rainbow", "r2d2", "ppo", "impala"}),
+        (ACTION, "action: box", {"sac", "td3", "ppo", "impala"}),
+        (UNBOUNDED, "action: box", {"ppo", "impala"}),
+        (HALF_BOUNDED, "action: box", {"ppo", "impala"}),
+        (spaces.Box(0, 255, (2,), np.uint8), "action: box", set()),
+        (spaces.MultiDiscrete([2, 3]), "action: multi_discrete", set()),
+        (spaces.Dict({"a": ACTION, "b": ACTION}), "action.a: box", set()),
     ],
+    ids=["discrete", "box", "unbounded", "bounded on one side", "integers", "multi-discrete", "dict"],
 )
-def test_spaces_that_do_not_fit_are_refused_with_what_does(kind, action, shown):
-    with pytest.raises(UnsupportedSpaceError, match=f"{kind.__name__} acts in a Box of floats with finite") as refused:
+
+
+@ACTIONS
+@pytest.mark.parametrize("name", sorted(set(BUILT_IN) - {"q-learning"}))  # whose observations are discrete, too
+def test_a_space_that_does_not_fit_is_refused_with_the_names_of_all_that_do(name, action, shown, fits):
+    given = dataclasses.replace(setup(action), schedule=Schedule(2, 2, 8, lag=0))
+    if name in fits:
+        by_name(name)().check(given)
+        return
+    with pytest.raises(UnsupportedSpaceError) as refused:
+        by_name(name)().check(given)
+    message = str(refused.value)
+    assert shown in message
+    named = re.search(r"[uU]se ((?:[a-z0-9-]+, )*[a-z0-9-]+ or [a-z0-9-]+)", message)
+    assert fits == (set(re.split(", | or ", named[1])) if named else set())
+    assert fits or "one Discrete or one Box of floats in a wrapper" in message
+
+
+@BOTH
+@pytest.mark.parametrize("action", [UNBOUNDED, HALF_BOUNDED], ids=["unbounded", "bounded on one side"])
+def test_the_wrapper_that_gives_a_box_finite_bounds_is_named_and_does(kind, action):
+    class Unbounded(gymnasium.Env[Any, Any]):
+        observation_space, action_space = OBSERVATION, action
+
+    with pytest.raises(UnsupportedSpaceError) as refused:
         kind(**TINY).check(setup(action))
-    assert shown in str(refused.value)
-    assert "dqn" in str(refused.value)
-    assert "RescaleAction" in str(refused.value)
+    typed = re.search(r"gymnasium\.wrappers\.TransformAction\(.*\)\)", str(refused.value))
+    names = {"gymnasium": gymnasium, "env": Unbounded(), "LOW": LOW, "HIGH": HIGH}
+    bounded = eval(typed[0], names)
+    kind(**TINY).check(setup(bounded.action_space))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
 from daskrl import networks
-from daskrl.algorithms.base import Moment, Setup, Weights, shown
+from daskrl.algorithms.base import Moment, Setup, Weights, is_float_box, shown, what_fits
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
@@ -76,11 +76,11 @@ class ActorCritic(TorchSettings):
         Actions are one ``Discrete`` or one ``Box`` of floats.
         """
         leaves = setup.spec.action
-        box = len(leaves) == 1 and leaves[0].kind == "box" and np.dtype(leaves[0].dtype).kind == "f"
+        box = is_float_box(leaves)
         if not box and (len(leaves) != 1 or leaves[0].kind != "discrete"):
             raise UnsupportedSpaceError(
                 f"{type(self).__name__} acts in a Discrete space or a Box of floats, this environment has "
-                f"{shown(leaves)}. Flatten it in a wrapper to one list of actions."
+                f"{shown(leaves)}. {what_fits(leaves)}"
             )
         if not box:
             require_mask(setup.spec)

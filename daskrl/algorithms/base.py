@@ -176,20 +176,37 @@ def require_discrete(setup: Setup, who: str) -> None:
     leaves = setup.spec.action
     if len(leaves) != 1 or leaves[0].kind != "discrete":
         raise UnsupportedSpaceError(
-            f"{who} acts in a Discrete action space, this environment has {shown(leaves)}. For a Box use sac, td3, "
-            "ppo or impala, or wrap it so that it has a fixed list of actions."
+            f"{who} acts in a Discrete action space, this environment has {shown(leaves)}. {what_fits(leaves)}"
         )
 
 
 def require_box(setup: Setup, who: str) -> None:
     """Raise `UnsupportedSpaceError` unless actions are one ``Box`` of floats with finite bounds."""
     leaves = setup.spec.action
-    if len(leaves) != 1 or leaves[0].kind != "box" or np.dtype(leaves[0].dtype).kind != "f" or not leaves[0].low:
+    if not is_float_box(leaves) or not leaves[0].low:
         raise UnsupportedSpaceError(
-            f"{who} acts in a Box of floats with finite bounds, this environment has {shown(leaves)}. For a Discrete "
-            "space use dqn, c51, qr-dqn, rainbow, r2d2, ppo or impala; else rescale it "
-            "(gymnasium.wrappers.RescaleAction)."
+            f"{who} acts in a Box of floats with finite bounds, this environment has {shown(leaves)}. "
+            f"{what_fits(leaves)}"
         )
+
+
+def is_float_box(leaves: Sequence[Leaf]) -> bool:
+    """Whether the leaves of an action are one ``Box`` of floats."""
+    return len(leaves) == 1 and leaves[0].kind == "box" and np.dtype(leaves[0].dtype).kind == "f"
+
+
+def what_fits(leaves: Sequence[Leaf]) -> str:
+    """The algorithms that act in some action space, or what makes it one in which some do; for messages."""
+    if len(leaves) == 1 and leaves[0].kind == "discrete":
+        return "Use dqn, c51, qr-dqn, rainbow, r2d2, ppo or impala."
+    if not is_float_box(leaves):
+        return "Make it one Discrete or one Box of floats in a wrapper (gymnasium.wrappers.TransformAction)."
+    if leaves[0].low:
+        return "Use sac, td3, ppo or impala, or wrap it so that it has a fixed list of actions."
+    return (
+        "It has no finite bounds: use ppo or impala, or give it some: gymnasium.wrappers.TransformAction(env, "
+        "lambda action: action, gymnasium.spaces.Box(LOW, HIGH))"
+    )
 
 
 def shown(leaves: Sequence[Leaf]) -> str:
