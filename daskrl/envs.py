@@ -296,9 +296,10 @@ class Stream:
         stacks = [(leaf, self.observation[leaf.name]) for leaf in self.spec.observation]
         self._stacks = [(leaf, stack, stack[:, -1]) for leaf, stack in stacks]
         self.seen = unstacked(self.observation, stacks[0][1].shape[1])
-        action = self.spec.action[0]
-        low_high = [np.array(bound, action.dtype).reshape(action.shape) for bound in (action.low, action.high) if bound]
-        self._bounds = low_high or None
+        # Of the space itself: a leaf has no bounds where one of them is infinite.
+        space = value_at(self.envs[0].action_space, self.spec.action[0])
+        bounded = isinstance(space, gymnasium.spaces.Box) and (space.bounded_below.any() or space.bounded_above.any())
+        self._bounds = (space.low, space.high) if bounded else None
 
     @classmethod
     def make(

@@ -130,7 +130,7 @@ def spec_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
 
 
 def _bounded(leaf: Leaf, space: spaces.Space[Any]) -> Leaf:
-    """A leaf of an action with the bounds of its ``Box``, where they are finite."""
+    """A leaf of an action with the bounds of its ``Box``, where all of them are finite."""
     for key in leaf.path:
         space = space[key]  # type: ignore[index]
     if not isinstance(space, spaces.Box) or not space.is_bounded():

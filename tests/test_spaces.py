@@ -11,6 +11,7 @@ import zarr
 from gymnasium import spaces
 
 import daskrl
+from daskrl.envs import Stream
 from daskrl.errors import UnsupportedSpaceError
 from daskrl.spaces import Leaf, SpaceSpec, spec_of, value_at
 from tests.oracles import Sampled, leaf, play, stored_transitions
@@ -174,6 +175,54 @@ def test_dqn_refuses_actions_it_cannot_choose_before_anything_is_made(action, tm
     with pytest.raises(UnsupportedSpaceError, match="DQN acts in a Discrete action space"):
         run(tmp_path, spaces.Discrete(3), action)
     assert not (tmp_path / "run").exists()
+
+
+class Told(Sampled):
+    """Keeps what it is told to do."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.told = []
+
+    def step(self, action):
+        self.told.append(action["a"] if isinstance(action, dict) else action)
+        return super().step(action)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        ([0, 0], [1, np.inf], [[0, 0], [1, 5]]),
+        ([-np.inf, 0], [np.inf, np.inf], [[-3, 0], [4, 5]]),
+        ([-np.inf, -np.inf], [1, np.inf], [[-3, -2], [1, 5]]),
+        ([-1, -1], [1, 1], [[-1, -1], [1, 1]]),
+        ([-np.inf, -np.inf], [np.inf, np.inf], [[-3, -2], [4, 5]]),
+    ],
+    ids=["bounded below, one above", "one bounded below", "one bounded above", "bounded", "unbounded"],
+)
+@pytest.mark.parametrize("nested", [False, True], ids=["box", "box in a dict"])
+def test_actions_are_clipped_where_their_box_is_bounded_and_stored_as_they_are(low, high, told, nested):
+    box = spaces.Box(np.float32(low), np.float32(high))
+    observation, action = spaces.Discrete(3), spaces.Dict({"a": box}) if nested else box
+    spec = spec_of(observation, action)
+    chosen = np.float32([[[-3, -2]], [[4, 5]]])  # [T, N, 2]
+    stream = Stream.make(lambda: Told(observation, action), spec, seed=0, index=0, count=1, frame_stack=1)
+    fragment, _ = stream.rollout(lambda seen, state, t: (chosen[t], {}), 2)
+    np.testing.assert_array_equal(stream.envs[0].told, told)
+    np.testing.assert_array_equal(fragment[spec.action[0].name], chosen)
+
+
+def test_a_policy_of_unbounded_actions_never_leaves_a_box_that_is_bounded_on_one_side(tmp_path):
+    """Its environment raises where an action is not in its space, so the runs would stop."""
+    box = spaces.Box(np.float32([0, 0]), np.float32([1, np.inf]))
+    for name, algorithm in (("ppo", daskrl.PPO(epochs=1, batch_size=16)), ("impala", daskrl.IMPALA())):
+        store = daskrl.train(
+            algorithm, lambda: Sampled(spaces.Discrete(3), box), store=tmp_path / name, env_steps=64, seed=3, streams=2,
+            envs_per_stream=2, fragment_steps=8, progress=False,
+        ).wait().store  # fmt: skip
+        chosen = np.concatenate([store.read(record)["action"].reshape(-1, 2) for record in store.fragments()])
+        assert (chosen < 0).any(axis=0).all()
+        assert (chosen[:, 0] > 1).any()
 
 
 def test_discrete_actions_with_a_start_go_through_a_whole_run(tmp_path):

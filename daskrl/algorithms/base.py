@@ -137,7 +137,8 @@ class Algorithm(Protocol):
     def act(self, policy: Any, moment: Moment) -> Array | tuple[Array, Mapping[str, Array]]:
         """Actions ``[N, ...]`` (discrete ones counted from 0), and the values of ``columns``, each ``[N]``.
 
-        Actions beyond the bounds of a Box are stored as they are, and given to the environment clipped.
+        Actions beyond the bounds of a Box, also of one bounded on one side only, are stored as they are, and given to
+        the environment clipped.
 
         Rollout tasks and evaluations, under ``torch.inference_mode``, once for each step.
         """
