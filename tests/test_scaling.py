@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import psutil
 import pytest
 from distributed import Client, Event, Future, LocalCluster, get_worker
 
+import daskrl
 from daskrl import clusters, demand, preload, workers
 from daskrl.errors import ConfigError
-from tests.promise import start
+from tests.promise import SETTINGS, start
 
 
 @pytest.fixture
@@ -177,6 +181,50 @@ def test_a_run_on_a_pool_that_follows_it_has_the_digest_of_one_process(tmp_path:
         asked = [event for _, event in client.get_events(demand.ASKED)]
     assert asked[0]["slots"] == 4  # all streams, before anything was measured
     assert {event["learner"] for event in asked} - {None}
+
+
+class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """CartPole of which a fragment takes longer than a learner takes for a round that is not sluggish."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.004)
+        return super().step(action)
+
+
+@dataclass(frozen=True)
+class Sluggish(daskrl.DQN):  # type: ignore[misc, valid-type]
+    """DQN whose updates take long while a file exists."""
+
+    while_exists: str = ""
+
+    def update(self, learner: Any, batch: Any) -> Any:
+        time.sleep(0.3 if Path(self.while_exists).exists() else 0.0)
+        return super().update(learner, batch)
+
+
+def test_the_pool_of_a_run_shrinks_while_its_learner_is_slow_and_grows_again(client: Client, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    algorithm = Sluggish(**{**SETTINGS, "replay_ratio": 1.0}, while_exists=str(slow))
+    given = {
+        "env": lambda: Slow(gymnasium.make("CartPole-v1")),
+        "algorithm": algorithm,
+        "env_steps": 1600,
+        "streams": 2,
+    }
+    expected = start(tmp_path / "one", **given).wait().store.digest()
+    slow.touch()
+    seen = Seen(client, "all")
+    clusters.adapt(client.cluster, minimum=1, maximum=2, interval=0.1, patience=0.3)
+    changes = []
+    run = start(tmp_path / "run", client=client, **given)
+    for report in run:
+        if report.weights_version == 6:  # by now the run has asked for less
+            changes.append(seen.next(action="remove-worker"))
+            slow.unlink()
+        if report.weights_version == 20:
+            changes.append(seen.next(action="add-worker"))
+    assert len(changes) == 2
+    assert run.store.digest() == expected
 
 
 class ScalesItself:
