@@ -11,10 +11,10 @@ DaskrlError
 │   └── StoreFullError(OSError)            the disk is full, or the quota used up
 ├── EnvironmentFailure(RuntimeError)
 │   ├── EnvironmentRaisedError             reset() or step() raised
-│   ├── NonFiniteError(ArithmeticError)    NaN or infinite reward or observation
+│   ├── NonFiniteError(ArithmeticError)    NaN or infinite reward, observation or action
 │   ├── NondeterministicError              the same seed and actions gave something else
 │   └── EnvironmentTimeoutError(TimeoutError)  a fragment took longer than allowed
-├── DivergedError(ArithmeticError)         the loss is NaN or infinite
+├── DivergedError(ArithmeticError)         a loss, a TD error or a weight is NaN or infinite
 ├── WorkerMismatchError(RuntimeError)      workers with other packages or other arithmetic
 └── SchedulerLostError(ConnectionError)    the Dask scheduler is gone; resume from the store
 
@@ -67,7 +67,7 @@ class EnvironmentRaisedError(EnvironmentFailure):
 
 
 class NonFiniteError(EnvironmentFailure, ArithmeticError):
-    """A reward or an observation is NaN or infinite."""
+    """A reward, an observation, or what the policy gave for an action is NaN or infinite."""
 
 
 class NondeterministicError(EnvironmentFailure):
@@ -81,7 +81,7 @@ class EnvironmentTimeoutError(TimeoutError, EnvironmentFailure):
 
 
 class DivergedError(DaskrlError, ArithmeticError):
-    """The learner's loss is NaN or infinite."""
+    """The learner's loss, a TD error of it, or a weight is NaN or infinite."""
 
 
 class WorkerMismatchError(DaskrlError, RuntimeError):
