@@ -105,12 +105,13 @@ def test_an_unknown_precision_is_named() -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_networks_learn_the_same_up_to_rounding_and_resume_to_the_same_bits(tmp_path: Path) -> None:
-    plain = train(tmp_path / "plain", "dqn", 192)
-    whole = train(tmp_path / "whole", "dqn", 192, compiled=True)
-    train(tmp_path / "part", "dqn", 128, compiled=True)
+@pytest.mark.parametrize("name", ["dqn", "qr-dqn", "ppo", "sac"])
+def test_compiled_networks_learn_the_same_up_to_rounding_and_resume_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", name, 192)
+    whole = train(tmp_path / "whole", name, 192, compiled=True)
+    train(tmp_path / "part", name, 128, compiled=True)
     again = daskrl.resume(tmp_path / "part", env_steps=192, progress=False).wait()
     assert again.store.digest() == whole.store.digest()
     expected, got = plain.store.weights()[1], whole.store.weights()[1]
-    for name in expected:
-        np.testing.assert_allclose(got[name], expected[name], atol=1e-4)
+    for array in expected:
+        np.testing.assert_allclose(got[array], expected[array], atol=1e-4)
