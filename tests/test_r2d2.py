@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,20 @@ class Lane:
         self.rows.append({"observation": columns["observation"][STEPS, env]})  # the newest: nothing was done there yet
 
 
+def rescaled(x: float, eps: float | None) -> float:
+    """h of section 2.3 of the paper."""
+    return x if eps is None else math.copysign(math.sqrt(abs(x) + 1) - 1, x) + eps * x
+
+
+def scaled_back(y: float, eps: float | None) -> float:
+    """Its inverse, by halving an interval."""
+    low, high = -1e5, 1e5
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rescaled(middle, eps) < y else (low, middle)
+    return low
+
+
 def naive_td_errors(algorithm: R2D2, learner: Any, lane: Lane, round_: int) -> list[float]:
     """The TD errors of the sequence that begins with a round, one step after the other."""
     burn_in, unroll = algorithm.burn_in * STEPS, algorithm.unroll * STEPS
@@ -100,7 +115,7 @@ def naive_td_errors(algorithm: R2D2, learner: Any, lane: Lane, round_: int) -> l
 
     def bootstrap(online: torch.Tensor, target: torch.Tensor) -> float:
         chosen = target[online.argmax()] if algorithm.double else target.max()
-        return float(algorithm.h_inverse(chosen.double()))
+        return scaled_back(float(chosen), algorithm.rescale)
 
     errors = []
     for t in range(burn_in, burn_in + unroll):
@@ -122,9 +137,9 @@ def naive_td_errors(algorithm: R2D2, learner: Any, lane: Lane, round_: int) -> l
         if following is None:
             later = values[t + algorithm.n_step]
             following = bootstrap(later["online"][0], later["target"][0])
-        target = algorithm.h(torch.tensor(total + factor * following, dtype=torch.float64))
+        target = rescaled(total + factor * following, algorithm.rescale)
         action = lane.rows[first + t]["action"]
-        errors.append(float(target - values[t]["online"][0][action]))
+        errors.append(target - float(values[t]["online"][0][action]))
     return errors
 
 
@@ -149,6 +164,30 @@ def test_td_errors_are_those_of_a_walk_over_the_stored_transitions(tmp_path: Pat
         expected = np.array([naive_td_errors(algorithm, learner, lane, round_) for lane in lanes]).T
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
     assert truncated > 0  # else nothing tested the last observations
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("eta", [0.9, 0.3])
+def test_an_update_minimises_half_the_squared_td_errors_and_priorities_mix_their_largest_and_mean(
+    tmp_path: Path, eta: float, weighted: bool
+) -> None:
+    run = start(tmp_path / "run", priority_eta=eta, unroll=2, max_grad_norm=None).wait()
+    learner, _ = filled(run)
+    algorithm, index = run.algorithm, learner.index
+    weight = np.float32([1.0, 0.5, 0.25, 0.1]) if weighted else None
+    positions = index.positions_of_rows(index.first, index.first + 1)  # a sequence of each of the four lanes
+    loss, priority = algorithm.update(learner, learner.gather(positions, weight))
+    learner, rounds = filled(run)  # as it was before the update
+    expected, priorities = 0.0, []
+    for lane in range(LANES):
+        errors = naive_td_errors(algorithm, learner, Lane(rounds, lane), index.first)
+        assert len(errors) == 2 * STEPS
+        share = 1.0 if weight is None else float(weight[lane])
+        expected += share * sum(0.5 * error**2 for error in errors) / len(errors) / LANES
+        sizes = [abs(error) for error in errors]
+        priorities.append(eta * max(sizes) + (1 - eta) * sum(sizes) / len(sizes))
+    assert float(loss) == pytest.approx(expected, rel=1e-3)
+    np.testing.assert_allclose(priority.numpy(), priorities, rtol=1e-3)
 
 
 def test_only_sequences_whose_steps_are_all_there_are_drawn(tmp_path: Path) -> None:
