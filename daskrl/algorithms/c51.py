@@ -64,6 +64,11 @@ class C51(DQN):
         return q
 
     def loss(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean divergence of a batch, and that of each transition ``[B]``.
+
+        Algorithm 1 of Bellemare et al. (2017): ``KL(m || p(s, a))``, ``m`` the distribution of ``G + discount * z`` at
+        ``(s', a*)`` under the target network, projected onto ``z``. ``a*`` has the largest mean.
+        """
         assert learner.target is not None
         support, random = self.support(learner.device), learner.random  # every call draws noise of its own
         with torch.no_grad():

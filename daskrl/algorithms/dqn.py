@@ -22,8 +22,8 @@ from daskrl.window import Batch
 class DQN(Replay):
     """Deep Q-network (Mnih et al. 2015, https://doi.org/10.1038/nature14236).
 
-    Learns ``q(s, a)`` by regression on ``G + discount * q_target(s', a*)`` with the Huber loss, ``G`` the
-    n-step return and ``a*`` the best action at ``s'``.
+    Learns ``q(s, a)`` by regression on ``G + discount * q_target(s', a*)`` (algorithm 1 in its Methods) with the
+    Huber loss, ``G`` the n-step return and ``a*`` the best action at ``s'``.
 
     Parameters
     ----------
@@ -100,7 +100,11 @@ class DQN(Replay):
         return loss.detach(), td_error
 
     def loss(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean loss of a batch, and what its priorities are made of ``[B]``."""
+        """The mean loss of a batch, and what its priorities are made of ``[B]``: here the TD errors.
+
+        Algorithm 1 of Mnih et al. (2015, Methods): ``(G + discount * q_target(s', a*) - q(s, a))**2``, with the TD
+        error clipped to [-1, 1] in the gradient. That is the gradient of the Huber loss, up to a factor of 2.
+        """
         assert learner.target is not None
         with torch.no_grad():
             following = batch.next_observation

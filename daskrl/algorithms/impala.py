@@ -69,7 +69,12 @@ class IMPALA(ActorCritic):
         return float(total) / len(parts)
 
     def loss(self, learner: RoundLearner, some: Trajectories) -> torch.Tensor:
-        """The three terms of section 4.2, each a mean over the steps of some environments."""
+        """The three terms of section 4.2, each a mean over the steps of some environments.
+
+        ``-rho_t (r_t + discount_t v_{t+1} - V(s_t)) log pi(a_t | s_t)``, ``value_coef`` times the squared error
+        ``(V(s_t) - v_t)**2``, and minus ``entropy_coef`` times the policy's entropy; ``v_t`` are V-trace targets
+        (equation 1), constants here.
+        """
         distribution, value, following = some.evaluated(learner.online)  # type: ignore[arg-type]
         learned = log_prob(distribution, some.action.flatten(0, 1)).view_as(value)
         with torch.no_grad():

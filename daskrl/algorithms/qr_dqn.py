@@ -47,6 +47,11 @@ class QRDQN(DQN):
         return theta.mean(dim=2)
 
     def loss(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean quantile Huber loss of a batch, and that of each transition ``[B]``.
+
+        Algorithm 1 and equations 9 and 10 of Dabney et al. (2018): the quantiles ``theta_i(s, a)`` fit the samples
+        ``G + discount * theta_j(s', a*)`` of the target network, see `quantile_huber_loss`; ``a*`` has the best mean.
+        """
         assert learner.target is not None
         with torch.no_grad():
             theta_t = learner.target(batch.next_observation)  # [B, A, K]

@@ -30,7 +30,7 @@ class R2D2(DQN):
     Sequences are whole fragments in a row of one environment: the first ``burn_in`` only bring the recurrent state up
     to date (section 3), the next ``unroll`` are learned from, and the sequence after begins one fragment later. The
     state each begins from is the one stored when it was acted. Targets are n-step double Q-learning under value
-    rescaling (equation 1); the loss is squared. ``batch_size`` counts sequences.
+    rescaling (section 2.3); the loss is squared. ``batch_size`` counts sequences.
 
     Parameters
     ----------
@@ -97,7 +97,11 @@ class R2D2(DQN):
         return learner
 
     def update(self, learner: ReplayLearner, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        """One update: the loss, and the priority of each sequence before its exponent ``[B]``."""
+        """One update: the loss, and the priority of each sequence before its exponent ``[B]``.
+
+        Section 2.3 of the paper: half the squared error of n-step double Q-learning under value rescaling, in the mean
+        over a sequence's steps, then weighted over sequences; priorities mix the largest and the mean absolute error.
+        """
         assert isinstance(learner, SequenceLearner)
         td_error = self.td_errors(learner, sequences)  # [T, B]
         loss = 0.5 * td_error.square().mean(dim=0)  # [B]
@@ -109,7 +113,10 @@ class R2D2(DQN):
         return loss.detach(), self.priority_eta * error.amax(dim=0) + (1 - self.priority_eta) * error.mean(dim=0)
 
     def td_errors(self, learner: SequenceLearner, sequences: Sequences) -> torch.Tensor:
-        """Differences of targets and values at the steps learned from, ``[T, B]`` (section 2.3, equation 1)."""
+        """Differences of targets and values at the steps learned from, ``[T, B]`` (section 2.3).
+
+        The target is ``h(G + discount * h_inverse(q_target(s_{t+n}, a*)))``, ``a*`` the online network's best action.
+        """
         assert learner.target is not None
         warm = learner.burn_in
         observation, state, begins = sequences.observation, sequences.state, sequences.begins

@@ -169,7 +169,7 @@ def gaussian(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def squashed(mean: torch.Tensor, log_std: torch.Tensor, normal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A sample ``a = tanh(u)``, ``u = mean + std * normal``, and its log-density (equation 26).
+    """A sample ``a = tanh(u)``, ``u = mean + std * normal``, and its log-density (appendix C).
 
     ``log pi(a) = log N(u; mean, std) - sum_i log(1 - tanh(u_i)**2)``
 

@@ -102,8 +102,8 @@ class TD3(Replay):
     def critic_loss(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The critics' loss, the squared error, and the TD error ``[B]``.
 
-        The target is ``G + discount * min_i q_target_i(s', a')`` (equation 10) with ``G`` the n-step return and
-        ``a' = pi_target(s') + clip(noise)`` (equation 14).
+        The target is ``G + discount * min_i q_target_i(s', a')`` (algorithm 1; section 4.2) with ``G`` the n-step
+        return and ``a' = pi_target(s') + clip(noise)`` (algorithm 1; section 5.3).
         """
         online, target = _networks(learner)
         with torch.no_grad():
