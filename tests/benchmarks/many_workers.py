@@ -1,7 +1,8 @@
 """The driver and the scheduler with hundreds of rollout workers: how busy they keep them, and what it costs.
 
 Simulated workers are threads of a few processes, and their environments sleep; scheduler and driver are the real ones,
-each a process of its own. Every round publishes weights, which each worker fetches.
+each a process of its own. Every round publishes weights, which each worker fetches: with two streams a worker every two
+tasks' times, with one, in a shorter run beside, every task's time.
 
     python tests/benchmarks/many_workers.py [--workers N] [--tasks N] [--task-seconds T] [--sizes N ...] [--profile]
 """
@@ -199,6 +200,7 @@ class Measured:
     scheduler_rss: tuple[float, float]
     hosts: tuple[float, float]  # of the workers' processes together
     resting: dict[str, float]  # CPU share of scheduler and driver before the run
+    apart: list[float]  # seconds between two publications
     first_start: list[float]  # of each version: seconds from publication
     last_start: list[float]
     fetches: list[float]  # seconds a worker waited for weights
@@ -290,6 +292,7 @@ def measure(
         resting={
             who: (getattr(last, who) - getattr(first, who)) / (last.at - first.at) for who in ("scheduler", "driver")
         },
+        apart=[b - a for a, b in itertools.pairwise(sorted(at for at in published.values() if start <= at <= stop))],
         first_start=[min(starts[version]) - published[version] for version in used],
         last_start=[max(starts[version]) - published[version] for version in used],
         fetches=[there - asked for _, asked, there in fetched],
@@ -308,6 +311,8 @@ def main() -> None:
     arguments.add_argument("--task-seconds", type=float, default=5.0)
     arguments.add_argument("--megabytes", type=float, default=10.0, help="of weights, published once a round")
     arguments.add_argument("--streams-per-worker", type=int, default=2)
+    arguments.add_argument("--fewer-streams", type=int, default=1, help="a worker in a shorter run; 0 for no such run")
+    arguments.add_argument("--fewer-rollouts", type=int, default=16, help="of each worker in it")
     arguments.add_argument("--processes", type=int, default=4, help="that simulate the workers")
     arguments.add_argument("--sizes", type=int, nargs="*", default=[32, 64, 128], help="workers of shorter runs beside")
     arguments.add_argument("--size-rollouts", type=int, default=12, help="of each worker in these")
@@ -315,17 +320,19 @@ def main() -> None:
     given = arguments.parse_args()
     os.environ.update(dict.fromkeys(THREADS, "1"))
 
-    def run(workers: int, tasks: int, profile: bool = False) -> Measured:
-        found = measure(
-            workers, tasks, given.task_seconds, given.megabytes, given.streams_per_worker, given.processes, profile
-        )
-        print(f"{workers} workers: {found.per_second:.1f} tasks/s, busy {found.busy:.3f}", flush=True)
+    def run(workers: int, tasks: int, streams: int = given.streams_per_worker, profile: bool = False) -> Measured:
+        found = measure(workers, tasks, given.task_seconds, given.megabytes, streams, given.processes, profile)
+        print(f"{workers} workers, {streams} streams each: {found.per_second:.1f} tasks/s, busy {found.busy:.3f}")
+        sys.stdout.flush()
         return found
 
     dask.config.set(SETTINGS)
     found = [run(workers, given.size_rollouts * workers) for workers in given.sizes]
-    many = run(given.workers, given.tasks, given.profile)
+    many = run(given.workers, given.tasks, profile=given.profile)
     found.append(many)
+    slots = {given.streams_per_worker: many}
+    if given.fewer_streams not in (0, given.streams_per_worker):
+        slots[given.fewer_streams] = run(given.workers, given.fewer_rollouts * given.workers, given.fewer_streams)
 
     def half(values: tuple[float, float], unit: str) -> list[str]:
         first, second = values
@@ -350,21 +357,23 @@ def main() -> None:
     )  # fmt: skip
     show(
         f"Slots, and weights of {given.megabytes:g} MB at {many.workers} workers",
-        ["what", "value, or median / worst"],
+        ["value, or median / worst", *(f"{n} stream{'s' * (n > 1)} a worker" for n in slots)],
         [
-            ["busy share of the slots' time, by what fragments took", f"{many.busy:.3f}"],
-            ["the same, by what their environments slept", f"{many.slept:.3f}"],
-            ["target: the second", verdict(many.slept, 0.95)],
-            ["versions used", f"{len(many.last_start)}"],
-            ["s from publication to the first rollout that starts with it", spread(many.first_start)],
-            ["s from publication to the last rollout that starts with it", spread(many.last_start)],
-            ["s from the first worker's request for it until the last worker has it", spread(many.reached)],
-            ["s that one worker waits for it", spread(many.fetches, 3)],
+            ["rollouts", *(f"{m.rollouts:,}" for m in slots.values())],
+            ["busy share of the slots' time, by what fragments took", *(f"{m.busy:.3f}" for m in slots.values())],
+            ["the same, by what their environments slept", *(f"{m.slept:.3f}" for m in slots.values())],
+            ["versions used", *(f"{len(m.last_start)}" for m in slots.values())],
+            ["s between two publications", *(spread(m.apart) for m in slots.values())],
+            ["s from publication to the first rollout with it", *(spread(m.first_start) for m in slots.values())],
+            ["s from publication to the last rollout with it", *(spread(m.last_start) for m in slots.values())],
+            ["s from the first request to the last worker's having it", *(spread(m.reached) for m in slots.values())],
+            ["s that one worker waits for it", *(spread(m.fetches, 3) for m in slots.values())],
+            ["target: what environments slept", *(verdict(m.slept, 0.95) for m in slots.values())],
         ],
         packages=PACKAGES,
-        note=f"Round r acts with version r - 1, and a worker has {given.streams_per_worker} streams: by the schedule "
-        f"alone the last rollout starts up to {2 * given.streams_per_worker - 1} tasks' times after the publication. A "
-        "worker fetches weights while it is at the task before.",
+        note="Round r acts with version r - 1: by the schedule alone, with n streams a worker, the last rollout starts "
+        "up to 2 n - 1 tasks' times after the publication. With two streams a worker fetches weights while it is at "
+        "the task before; with one it has nothing else to do.",
     )  # fmt: skip
     rows = []
     for who in ("scheduler", "driver"):
