@@ -3,7 +3,7 @@
     for report in sinks.tensorboard(run, "runs/cartpole-tensorboard"):
         ...
 
-Sinks take each other's place of a run (``sinks.mlflow(sinks.prometheus(run))``), also above `daskrl.watch`'s reports.
+Sinks take each other's place of a run (``sinks.mlflow(sinks.prometheus(run))``), also with `daskrl.watch(run)` inside.
 The step is ``env_steps``; a number that is not known yet is left out. Where a sink is given the run itself, or another
 sink of it, ``learner_busy``, ``learner_waiting``, ``fragments_per_second`` and ``env_steps_per_second`` of
 `daskrl.figures.Figures` are added, read from the store once a second at most.
