@@ -70,6 +70,10 @@ class KerasQLearning:
     epsilon_end: float = 0.04
     epsilon_steps: int = 8000
 
+    # What decides its bits besides torch and NumPy, by the names of distributions: all processes of a run must have the
+    # same versions. TensorFlow has two; that the other is not installed is recorded, too. No annotation: not a setting.
+    packages = ("keras", "tensorflow", "tensorflow_cpu")
+
     def check(self, setup: Setup) -> None:
         require_discrete(setup, "KerasQLearning")
         check_capacity(self.window, self.n_step, setup.schedule, setup.frame_stack)

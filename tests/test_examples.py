@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,7 +56,7 @@ def test_real_environments_train_and_play(
 
 
 def test_the_keras_example_learns_without_torch_and_the_same_in_processes(tmp_path: Path) -> None:
-    pytest.importorskip("tensorflow")
+    tensorflow = pytest.importorskip("tensorflow")
     keras = example("keras_q_learning")
     assert "torch" not in keras.__dict__
     arguments = ["--env-steps", "3000", "--store"]
@@ -64,6 +65,11 @@ def test_the_keras_example_learns_without_torch_and_the_same_in_processes(tmp_pa
     here, there = (daskrl.Store.open(tmp_path / name) for name in ("here", "there"))
     assert here.summary()["learner_updates"] > 500
     assert here.digest() == there.digest()
+    for store in (here, there):  # what workers' versions are compared with
+        (record,) = store.records("arithmetic")
+        for versions in (store.summary()["versions"], record["versions"]):
+            assert versions["keras"] == metadata.version("keras")
+            assert tensorflow.__version__ in {versions["tensorflow"], versions["tensorflow_cpu"]}
 
 
 def test_the_keras_example_passes_the_tests_of_algorithms() -> None:
