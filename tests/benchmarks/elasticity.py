@@ -377,7 +377,7 @@ class Shrunk:
 
 def shrink(how: str, workers: int, fewer: int, task: float) -> Shrunk:
     quiet, going = 12 * task, workers - fewer
-    lifetime = quiet + 10  # seconds; the run starts when the worker is there
+    lifetime = 4 / 3 * (quiet + 10)  # seconds; in its last quarter the worker drains, the run starts when it is there
     own = workers - going if how == "lifetime" else workers
     with (
         tempfile.TemporaryDirectory() as folder, clusters.local(own) as cluster, Client(cluster) as client,
