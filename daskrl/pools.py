@@ -34,9 +34,10 @@ _TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory 
 
 _SAY_AFTER = 60.0  # seconds without a worker that a run cannot do without
 
-# Dask's priorities of tasks on one worker. They are the same for all runs, whose tasks of one kind take turns as they
-# are submitted: a run that began later is not served before one that is far ahead.
-_ROLLOUT, _LEARN, _JOIN, _FORGET = 0, 1, 2, 3
+# What goes first of the tasks that wait on one worker. Within a kind it is what was submitted first, of whatever run:
+# one that began later is not served before one that is far ahead, and versions are learned in their order.
+_ROLLOUT, _LEARN, _JOIN, _FORGET = range(4)
+_BEFORE = 1e10  # seconds; more than the clock will show in this century
 
 _DEATHS = 10  # workers that may die under one rollout before it is taken for their killer
 
@@ -385,7 +386,7 @@ class DaskPool:
         address: str,
         function: Callable[..., Any],
         args: tuple[Any, ...],
-        priority: int,
+        kind: int,
         weights_version: int | None = None,
     ) -> None:
         self._submitted += 1
@@ -403,7 +404,7 @@ class DaskPool:
             workers=[address],
             allow_other_workers=False,
             pure=False,
-            priority=priority,
+            priority=kind * _BEFORE - time.time(),  # Dask's own order is not that of submission within 0.1 s
         )
         self._flights[key] = _Flight(task, future, address, weights_version)
         if task is not None:
@@ -732,7 +733,11 @@ class DaskPool:
                 # waits there has been given up above; a worker that is at something forgets once that is done.
                 forgets = [
                     self._client.submit(
-                        session.forget, self.token, key=f"forget-{self.token}-{i}", workers=[address], priority=_FORGET
+                        session.forget,
+                        self.token,
+                        key=f"forget-{self.token}-{i}",
+                        workers=[address],
+                        priority=_FORGET * _BEFORE,
                     )
                     for i, address in enumerate(self._known)
                 ]

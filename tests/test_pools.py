@@ -57,7 +57,7 @@ class Cluster:
         self.workers: dict[str, dict[str, Any]] = {}
         self.handlers: dict[str, Callable[[Any], None]] = {}  # by topic
         self.tasks: list[tuple[Future, str, Any, tuple[Any, ...]]] = []
-        self.priorities: dict[str, int] = {}  # by key
+        self.priorities: dict[str, float] = {}  # by key
         self.on_scheduler: list[tuple[Any, ...]] = []
         self.left_to_the_scheduler: list[Future] = []
         self.closed = False
@@ -416,15 +416,22 @@ def test_a_learners_worker_that_rolls_out_as_well_for_want_of_others_is_said(
     learn(cluster, pool, 1)
 
 
-def test_tasks_of_a_run_that_is_far_ahead_wait_no_longer_than_those_of_one_that_begins(
-    cluster: Cluster, tmp_path: Path
+def test_tasks_are_served_as_they_were_submitted_however_far_ahead_their_run_is(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = 100.0
+    monkeypatch.setattr(pools.time, "time", lambda: now)
     pool = acting(cluster, tmp_path)
+    now = 101.0
     pool.submit_rollouts([schedule.Rollout(100_000, 1, 0)], 1)
-    first, later = cluster.pending("rollout")
-    assert cluster.priorities[first.key] == cluster.priorities[later.key]
-    early, late = learn(cluster, pool, 1), learn(cluster, pool, 100_000)
-    assert cluster.priorities[first.key] < cluster.priorities[early.key] == cluster.priorities[late.key]
+    now = 102.0
+    learn(cluster, pool, 1)
+    now = 103.0
+    learn(cluster, pool, 100_000)
+    rollout, later = (cluster.priorities[f.key] for f, *_ in cluster.tasks if f.key.startswith("rollout"))
+    _, version, last = (cluster.priorities[f.key] for f, *_ in cluster.tasks if f.key.startswith("learn"))
+    assert (rollout - later, version - last) == (1.0, 1.0)
+    assert min(version, last) > max(rollout, later)
 
 
 class Beside:
