@@ -590,13 +590,13 @@ class DaskPool:
         timeout = self.plan.options.learner_timeout
         then = "waiting on" if timeout is None else f"after {timeout:.0f} s it learns beside the driver"
         able = [w for w in self._known.values() if w.info is not None and w.refused is None]
-        if self._without_learner() >= _SAY_AFTER:
+        if self._without_learner() > _SAY_AFTER:
             self._say(
                 "learner",
                 "the learner's worker" if self._known else "any worker",
                 f"The run is {then}; interrupted, it may be resumed with learner_timeout= to learn beside the driver.",
             )
-        if self._missing("rollouts", not able or not all(w.learner_resource for w in able)) >= _SAY_AFTER:
+        if self._missing("rollouts", not able or not all(w.learner_resource for w in able)) > _SAY_AFTER:
             self._say("rollouts", "a rollout worker", "The learner's worker rolls out as well until there is one.")
 
     def _say(self, key: str, what: str, then: str) -> None:
