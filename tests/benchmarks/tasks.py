@@ -150,10 +150,10 @@ TASKS = {
     "minatar-breakout": Task("minatar-breakout", "dqn", _MINATAR, against=("sb3-dqn-minatar",)),
     "c51-minatar-breakout": Task(
         "minatar-breakout", "c51", {**_MINATAR, "atoms": 51, "v_min": -1.0, "v_max": 10.0},
-        against=("sb3-qrdqn-minatar", "sb3-dqn-minatar"), seeds=3,
+        against=("sb3-qrdqn-minatar", "sb3-dqn-minatar"),
     ),
     "qr-dqn-minatar-breakout": Task(
-        "minatar-breakout", "qr-dqn", _MINATAR, against=("sb3-qrdqn-minatar",), seeds=3
+        "minatar-breakout", "qr-dqn", _MINATAR, against=("sb3-qrdqn-minatar",)
     ),
     "rainbow-minatar-breakout": Task(
         "minatar-breakout", "rainbow", {**_MINATAR, **_NOISY, "atoms": 51, "v_min": -1.0, "v_max": 10.0},
@@ -208,10 +208,10 @@ TASKS = {
     "impala-lunarlander": Task(
         "lunarlander", "impala",
         {
-            "discount": 0.995, "learning_rate": 1e-3, "anneal_steps": 500_000, "entropy_coef": 0.005, "batch_lanes": 4,
-            "normalise_observation": True, "normalise_reward": True,
+            "learning_rate": 1e-3, "anneal_steps": 500_000, "entropy_coef": 0.01, "max_grad_norm": 0.5,
+            "batch_lanes": 2, "vtrace_lambda": 0.95, "normalise_observation": True, "normalise_reward": True,
         },
-        {"streams": 2, "envs_per_stream": 4, "fragment_steps": 10},
+        {"streams": 2, "envs_per_stream": 4, "fragment_steps": 32},
         against=("sb3-a2c-lunarlander", "sb3-ppo-lunarlander"),
     ),
     "sac-pendulum": Task(
@@ -260,10 +260,10 @@ REFERENCES = {
         "lunarlander-200k", "QRDQN",
         {**_SB3_DQN_LUNARLANDER, "batch_size": 64, "policy_kwargs": {"net_arch": [256, 256], "n_quantiles": 50}},
     ),
-    "sb3-dqn-minatar": Reference("minatar-breakout", "DQN", _SB3_DQN_MINATAR, seeds=3),
+    "sb3-dqn-minatar": Reference("minatar-breakout", "DQN", _SB3_DQN_MINATAR),
     "sb3-qrdqn-minatar": Reference(
         "minatar-breakout", "QRDQN",
-        {**_SB3_DQN_MINATAR, "policy_kwargs": {"features": "minatar", "net_arch": [128], "n_quantiles": 50}}, seeds=3,
+        {**_SB3_DQN_MINATAR, "policy_kwargs": {"features": "minatar", "net_arch": [128], "n_quantiles": 50}},
     ),
     "sb3-recurrent-ppo-no-velocity": Reference(
         "no-velocity", "RecurrentPPO",
