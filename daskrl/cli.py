@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -140,18 +141,18 @@ def train(
 
     made = _made(algorithm, _settings(algorithm, set_ or []))
     through = _sinks(tensorboard, mlflow, prometheus)
-    with contextlib.ExitStack() as rest:
-        with _client(workers, scheduler, cluster, torch_threads) as client:
-            run = daskrl.train(
-                made, _environment(env), store=store, env_steps=env_steps, seed=seed, client=client,
-                streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
-                frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
-                checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
-                learner_timeout=learner_timeout, strict=strict, overwrite=overwrite, resume=resume,
-            )  # fmt: skip
-            command = _command(run, env, algorithm)
-            _carry_out(run, through, command)
-            rest.enter_context(_given_up_at_signals(command))
+
+    def begin(client: Client | None) -> Run:
+        return daskrl.train(
+            made, _environment(env), store=store, env_steps=env_steps, seed=seed, client=client,
+            streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
+            frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
+            checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
+            learner_timeout=learner_timeout, strict=strict, overwrite=overwrite, resume=resume,
+        )  # fmt: skip
+
+    on = _client(workers, scheduler, cluster, torch_threads)
+    with _carried_out(on, begin, through, env, algorithm) as run:
         _show(run, episodes, as_json)
 
 
@@ -219,15 +220,15 @@ def resume(
     opened = daskrl.Store.open(store)
     given = _given(store, env, algorithm)
     through = _sinks(tensorboard, mlflow, prometheus)
-    with contextlib.ExitStack() as rest:
-        with _client(workers, scheduler, cluster, opened.config.torch_threads) as client:
-            run = daskrl.resume(
-                store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout,
-                learner_timeout=learner_timeout, **given,
-            )  # fmt: skip
-            command = _command(run, env, algorithm)
-            _carry_out(run, through, command)
-            rest.enter_context(_given_up_at_signals(command))
+
+    def begin(client: Client | None) -> Run:
+        return daskrl.resume(
+            store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout,
+            learner_timeout=learner_timeout, **given,
+        )  # fmt: skip
+
+    on = _client(workers, scheduler, cluster, opened.config.torch_threads)
+    with _carried_out(on, begin, through, env, algorithm) as run:
         _show(run, episodes, as_json)
 
 
@@ -486,6 +487,21 @@ def _sinks(
 
     through([])  # imports what they need, and writes nothing before reports are taken
     return through
+
+
+@contextlib.contextmanager
+def _carried_out(
+    on: AbstractContextManager[Client | None], begin: Callable[[Client | None], Run],
+    through: Callable[[Iterable[Report]], Iterable[Report]], env: str | None, algorithm: str | None,
+) -> Iterator[Run]:  # fmt: skip
+    """The run that begins on a client, at its end. What is done with it then is left at a signal, to be done again."""
+    with contextlib.ExitStack() as rest:
+        with on as client:
+            run = begin(client)
+            command = _command(run, env, algorithm)
+            _carry_out(run, through, command)
+            rest.enter_context(_given_up_at_signals(command))
+        yield run
 
 
 def _carry_out(run: Run, through: Callable[[Iterable[Report]], Iterable[Report]], command: str) -> None:

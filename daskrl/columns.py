@@ -37,6 +37,8 @@ Table = tuple[tuple[str, str, tuple[int, ...], int], ...]
 
 _ALIGN = 64  # bytes
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room, or of a quota used up
+
 
 def pack(arrays: Mapping[str, Array]) -> tuple[Table, Array]:
     """Named arrays as one vector of bytes, in the order of their names, and where each of them is.
@@ -195,7 +197,7 @@ def write_atomic(path: Path | str, *parts: bytes | memoryview) -> None:
     except OSError as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise StoreFullError(
                 error.errno,
                 f"cannot write {path}: {os.strerror(error.errno)}. Nothing committed was lost; make room and "

@@ -17,12 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from daskrl.columns import crc32c
+from daskrl.columns import FULL, crc32c
 from daskrl.errors import DamagedError, StoreError, StoreFullError, StoreLockedError
 
 Record = dict[str, Any]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -103,7 +102,7 @@ class CommitLog:
                 f"another driver committed {path}. This one stops; nothing is lost. Type: daskrl info {self.root}"
             ) from None
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise StoreFullError(
                     error.errno,
                     f"cannot commit to {self.directory}: {os.strerror(error.errno)}. Everything committed so "
@@ -144,7 +143,7 @@ class DriverLock:
                 file.close()
                 raise
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             why = os.strerror(error.errno)
             raise StoreFullError(

@@ -138,17 +138,17 @@ class Standing:
                 self.loss = loss
                 if not np.isfinite(loss):
                     raise self._diverged(f"the loss of version {self.version} is {loss}", head)
-            # A copy: what is returned by reference changes before other workers fetch it.
-            weights = pack(self.learner.weights())
+            weights = self.learner.weights()
             bad = self._not_finite(weights)
             if bad:  # the loss was finite: it was that of the weights before
                 raise self._diverged(f"weights of version {self.version} are NaN or infinite: {', '.join(bad)}", head)
-            self.published[self.version] = weights
+            # A copy: what is returned by reference changes before other workers fetch it.
+            self.published[self.version] = pack(weights)
             self.published.pop(self.version - self.session.config.schedule.lag - 1, None)
 
-    def _not_finite(self, weights: tuple[Table, Array]) -> list[str]:
+    def _not_finite(self, weights: Mapping[str, Array]) -> list[str]:
         """Names of published arrays, and of what else the learner learns, that hold NaN or infinite values."""
-        arrays = unpack(*weights)
+        arrays = {name: np.asarray(weights[name]) for name in sorted(weights)}
         bad = [name for name, value in arrays.items() if value.dtype.kind in "fc" and not np.isfinite(value).all()]
         others = getattr(self.learner, "not_finite", list)
         return bad or list(others())
