@@ -482,6 +482,15 @@ def test_where_no_worker_offers_the_resource_the_learner_has_a_process_beside_th
     assert beside.closed
 
 
+def learn_beside(cluster: Cluster, pool: pools.DaskPool, info: dict[str, Any]) -> None:
+    """Nobody else learns, so a process beside the driver is started, joins, and learns the first version."""
+    with pytest.warns(UserWarning, match="learns beside the driver"):
+        pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+    cluster.tell(cluster.pending("join", f"{demand.BESIDE_DRIVER}{pool.token}")[-1], info)
+    pool.wait()
+    learn(cluster, pool, 0)
+
+
 def test_a_learners_worker_that_comes_late_takes_over_from_the_process_beside_the_driver(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,12 +499,8 @@ def test_a_learners_worker_that_comes_late_takes_over_from_the_process_beside_th
     name = f"{demand.BESIDE_DRIVER}{pool.token}"
     join(cluster, pool, "a")
     for times in (1, 2):
-        with pytest.warns(UserWarning, match="learns beside the driver"):
-            pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
+        learn_beside(cluster, pool, INFO)
         assert len(beside.started) == times
-        cluster.tell(cluster.pending("join", name)[-1], INFO)
-        pool.wait()
-        learn(cluster, pool, 0)
         assert not beside.closed
         join(cluster, pool, "l", learner=1)
         late = learn(cluster, pool, 1, told=False)
@@ -516,11 +521,7 @@ def test_a_learners_worker_of_another_kind_does_not_take_over(
     pool = pool_on(cluster, tmp_path, learner_timeout=0.0)
     name = f"{demand.BESIDE_DRIVER}{pool.token}"
     join(cluster, pool, "a")
-    with pytest.warns(UserWarning, match="learns beside the driver"):
-        pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
-    cluster.tell(cluster.pending("join", name)[-1], GPU)
-    pool.wait()
-    learn(cluster, pool, 0)
+    learn_beside(cluster, pool, GPU)
     join(cluster, pool, "l", {**GPU, "cuda": "other bits"}, learner=1)
     task = learn(cluster, pool, 1, told=False)
     assert cluster.pending("learn", name) == [task]
