@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,16 @@ class Flat:
             self._places[id(parameter)] = slice(offset, offset + size)
             offset += size
         self.module = module
+
+    def named(self, module: nn.Module) -> dict[str, Array]:
+        """Every parameter of a submodule by name, as one copy of them all."""
+        where = self.part(module)
+        weights = self.weights[where].to("cpu", copy=True).numpy()
+        found = {}
+        for name, parameter in module.named_parameters():
+            first = self._places[id(parameter)].start - where.start
+            found[name] = weights[first : first + parameter.numel()].reshape(parameter.shape)
+        return found
 
     def part(self, module: nn.Module) -> slice:
         """Where the parameters of a submodule are; they lie together."""
@@ -407,6 +417,23 @@ def tensors(observation: Mapping[str, Array]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(array) for name, array in observation.items()}
 
 
+def to_device(array: Array, device: torch.device | str) -> torch.Tensor:
+    """An array as a tensor. A GPU gets a copy of what is in it now, and does not finish its work first.
+
+    On the CPU it is the array's own memory.
+    """
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+Normal = Callable[..., torch.Tensor]
+"""Standard normal numbers, float32: ``normal(2, 3)`` is ``[2, 3]``."""
+
+
+def normals(random: np.random.Generator) -> Normal:
+    """Standard normal numbers of a generator, on the CPU."""
+    return lambda *shape: torch.from_numpy(random.standard_normal(shape, np.float32))
+
+
 def deterministic(device: str) -> None:
     """Make torch compute the same bits each time on this device; a setting of the whole process.
 
@@ -417,6 +444,7 @@ def deterministic(device: str) -> None:
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
         torch.backends.cudnn.benchmark = False
 
 

@@ -18,6 +18,7 @@ import torch
 from daskrl.config import Schedule
 from daskrl.envs import final_name
 from daskrl.errors import ConfigError
+from daskrl.networks import to_device
 from daskrl.spaces import Array, SpaceSpec
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
@@ -231,7 +232,7 @@ class Window:
         here = self._grid(column)[first : first + len(streams[0])]
         if self.device.type != "cpu":
             rows = np.concatenate(streams, axis=1)
-            here.copy_(torch.from_numpy(rows))
+            here.copy_(torch.from_numpy(rows), non_blocking=True)
             return
         per_stream = self.schedule.envs_per_stream
         for stream, rows in enumerate(streams):  # one copy, from the bytes that were read to where they are sampled
@@ -272,11 +273,11 @@ class Window:
         while self._finals_count + count > self._finals_capacity:
             self._grow_finals()
         slots = (self._finals_start + self._finals_count + np.arange(count)) % self._finals_capacity
-        where = torch.from_numpy(self.ring + slots).to(self.device)
+        where = to_device(self.ring + slots, self.device)
         for name, pool in self._pool.items():
-            pool[where] = torch.from_numpy(np.ascontiguousarray(values[name])).to(self.device, pool.dtype)
+            pool[where] = to_device(np.ascontiguousarray(values[name]), self.device).to(pool.dtype)
         if self._previous is not None:
-            self._previous[where] = torch.from_numpy(rows * self.lanes + lanes).to(self.device)
+            self._previous[where] = to_device(rows * self.lanes + lanes, self.device)
         self._final[rows, lanes] = self.ring + slots
         self._finals_count += count
 
@@ -285,7 +286,7 @@ class Window:
         order = (self._finals_start + np.arange(old)) % old
         moved = np.full(old, -1, np.int64)
         moved[order] = np.arange(old)
-        source = torch.from_numpy(self.ring + order).to(self.device)
+        source = to_device(self.ring + order, self.device)
 
         def grown(column: torch.Tensor) -> torch.Tensor:
             larger = self._zeros((self.ring + new, *column.shape[1:]), column.dtype)
@@ -302,7 +303,7 @@ class Window:
                 positions[finals] = self.ring + moved[positions[finals] - self.ring]
         if self.device.type != "cpu":
             finals_ = self._next >= self.ring
-            table = torch.from_numpy(self.ring + moved).to(self.device)
+            table = to_device(self.ring + moved, self.device)
             self._next[finals_] = table[self._next[finals_] - self.ring]
         self._finals_capacity, self._finals_start = new, 0
         self._readers()
@@ -317,7 +318,7 @@ class Window:
             return cut  # the row before is not in the window
         last, head = (self.rows - 1) % self.ring_rows, self.rows % self.ring_rows
         open_ = np.flatnonzero(cut & ~self._ended[last])
-        where = torch.from_numpy(head * self.lanes + open_).to(self.device)
+        where = to_device(head * self.lanes + open_, self.device)
         values = {name: pool[where].cpu().numpy() for name, pool in self._pool.items()}
         self._store_finals(np.full(len(open_), last), open_, values)
         self._finals_of_round[-1] += len(open_)
@@ -369,7 +370,7 @@ class Window:
         grid, begin = self._grid(column), first % self.ring_rows
         before_end = min(len(rows), self.ring_rows - begin)
         for at, part in ((begin, rows[:before_end]), (0, rows[before_end:])):
-            grid[at : at + len(part)].copy_(torch.from_numpy(part))
+            grid[at : at + len(part)].copy_(torch.from_numpy(part), non_blocking=True)
 
     # -- sampling -----------------------------------------------------------------------------------------
 
@@ -381,7 +382,7 @@ class Window:
         out : an earlier batch of the same size whose tensors are written over and returned; fresh ones cost as
             much again as the copying.
         """
-        where: _Where = positions if self.device.type == "cpu" else torch.from_numpy(positions).to(self.device)
+        where: _Where = positions if self.device.type == "cpu" else to_device(positions, self.device)
         batch = self._empty(len(positions)) if out is None else out
         into = batch.memory
         self._read_action(where, into["action"])
@@ -389,14 +390,17 @@ class Window:
         for kind, frames in self._frames(where):
             for name, read in self._read_pool.items():
                 read(frames, into[kind, name])
-        batch.weight = None if weight is None else torch.from_numpy(weight).to(self.device)
+        if weight is None or batch.weight is None:
+            batch.weight = None if weight is None else torch.tensor(weight, device=self.device)
+        else:
+            batch.weight.copy_(torch.from_numpy(weight), non_blocking=True)
         batch.positions = positions
         return batch
 
     def observations(self, positions: Array) -> dict[str, torch.Tensor]:
         """The observations at some positions, ``[*positions, *leaf]`` or ``[*positions, K, *leaf]``; last ones too."""
         flat = positions.ravel()
-        where: _Where = flat if self.device.type == "cpu" else torch.from_numpy(flat).to(self.device)
+        where: _Where = flat if self.device.type == "cpu" else to_device(flat, self.device)
         stacked = self._previous is not None
         if stacked:
             stack = np.stack if self.device.type == "cpu" else torch.stack
@@ -408,7 +412,7 @@ class Window:
     def steps(self, positions: Array) -> Steps:
         """What happened at some positions, and where their endings are kept."""
         row, lane = np.divmod(positions, self.lanes)
-        where = torch.from_numpy(positions.ravel()).to(self.device)
+        where = to_device(positions.ravel(), self.device)
 
         def at(column: torch.Tensor) -> torch.Tensor:
             return column.index_select(0, where).view(*positions.shape, *column.shape[1:])

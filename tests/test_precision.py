@@ -115,3 +115,16 @@ def test_compiled_networks_learn_the_same_up_to_rounding_and_resume_to_the_same_
     expected, got = plain.store.weights()[1], whole.store.weights()[1]
     for array in expected:
         np.testing.assert_allclose(got[array], expected[array], atol=1e-4)
+
+
+def test_cuda_graphs_are_for_updates_that_are_alike(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cuda_graphs: R2D2 does not say which of its updates are alike"):
+        train(tmp_path, "r2d2", 256, cuda_graphs=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there they are tested in test_cuda.py")
+@pytest.mark.parametrize("name", ["dqn", "sac"])
+def test_cuda_graphs_change_nothing_on_a_cpu(name: str, tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", name, 256)
+    graphs = train(tmp_path / "graphs", name, 256, cuda_graphs=True)
+    assert graphs.store.digest() == plain.store.digest()

@@ -157,7 +157,7 @@ def test_a_noisy_layer_is_its_noisy_matrix_times_the_input() -> None:
     w = weights["mu.weight"] + weights["sigma.weight"] * np.outer(eps[3:], eps[:3])
     b = weights["mu.bias"] + weights["sigma.bias"] * eps[3:]
     with torch.no_grad():
-        result = layer(torch.from_numpy(x), np.random.default_rng(4))
+        result = layer(torch.from_numpy(x), networks.normals(np.random.default_rng(4)))
     np.testing.assert_allclose(result.numpy(), x @ w.T + b, rtol=1e-5, atol=1e-6)
 
 

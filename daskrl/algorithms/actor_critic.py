@@ -283,9 +283,9 @@ class Trajectories:
             state=None if self.state is None else self.state.index_select(0, index),
         )
 
-    def evaluated(self, network: ActorCriticNetwork) -> tuple[Distribution, torch.Tensor, torch.Tensor]:
+    def evaluated(self, learner: TorchLearner) -> tuple[Distribution, torch.Tensor, torch.Tensor]:
         """The distributions of all T * L steps, values ``[T, L]``, and next values ``[T, L]``, as constants."""
-        shape = self.reward.shape
+        shape, network = self.reward.shape, learner.online
         distribution, value, after = network(
             flat(self.observation), self.state, self.begins if self.state is not None else None
         )
@@ -297,7 +297,8 @@ class Trajectories:
             alone[-1] = True
             step, lane = alone.nonzero(as_tuple=True)
             observation = {name: x[step, lane] for name, x in self.next_observation.items()}
-            _, last, _ = network(observation, None if after is None else after.at(step, lane))
+            with learner.uncompiled():
+                _, last, _ = network(observation, None if after is None else after.at(step, lane))
             following[step, lane] = last.to(following.dtype)
         return distribution, value, following
 
@@ -312,7 +313,7 @@ def backwards(delta: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     x, factor = delta.cpu().numpy().copy(), keep.cpu().numpy()  # a fifth of the time of as many operations of torch
     for t in range(len(x) - 2, -1, -1):
         x[t] += factor[t] * x[t + 1]
-    return torch.from_numpy(x).to(delta.device)
+    return networks.to_device(x, delta.device)
 
 
 Update = Callable[["RoundLearner", Trajectories, np.random.Generator], float]

@@ -15,7 +15,7 @@ from daskrl.algorithms.dqn import DQN
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
-from daskrl.networks import Encoder, masked, tensors, uniform
+from daskrl.networks import Encoder, Normal, masked, normals, tensors, uniform
 from daskrl.window import Batch
 
 
@@ -59,7 +59,7 @@ class C51(DQN):
         return torch.linspace(self.v_min, self.v_max, self.atoms, device=device)
 
     def q(self, policy: nn.Module, moment: Moment) -> torch.Tensor:
-        logits = policy(tensors(moment.observation), None if moment.greedy else moment.random)  # [N, A, K]
+        logits = policy(tensors(moment.observation), None if moment.greedy else normals(moment.random))  # [N, A, K]
         q: torch.Tensor = logits.softmax(dim=2) @ self.support()
         return q
 
@@ -70,15 +70,15 @@ class C51(DQN):
         ``(s', a*)`` under the target network, projected onto ``z``. ``a*`` has the largest mean.
         """
         assert learner.target is not None
-        support, random = self.support(learner.device), learner.random  # every call draws noise of its own
+        support, normal = self.support(learner.device), learner.normal  # every call draws noise of its own
         with torch.no_grad():
-            p_t = learner.target(batch.next_observation, random).softmax(dim=2, dtype=torch.float32)  # [B, A, K]
+            p_t = learner.target(batch.next_observation, normal).softmax(dim=2, dtype=torch.float32)  # [B, A, K]
             judge = p_t
             if self.double:
-                judge = learner.online(batch.next_observation, random).softmax(dim=2, dtype=torch.float32)
+                judge = learner.online(batch.next_observation, normal).softmax(dim=2, dtype=torch.float32)
             a_t = masked(judge @ support, batch.next_observation).argmax(dim=1)  # [B]
             target = project(of_action(p_t, a_t), batch.reward, batch.discount, support)  # [B, K]
-        logits = of_action(learner.online(batch.observation, random), batch.action)  # [B, K]
+        logits = of_action(learner.online(batch.observation, normal), batch.action)  # [B, K]
         divergence = nn.functional.kl_div(logits.log_softmax(dim=1), target, reduction="none").sum(dim=1)  # [B]
         loss = divergence if batch.weight is None else batch.weight * divergence
         return loss.mean(), divergence.detach()
@@ -144,15 +144,13 @@ class DistributionNetwork(nn.Module):
         self.advantage = Layers([features, *hidden, actions * atoms], noise)
         self.value = Layers([features, *hidden, atoms], noise) if dueling else None
 
-    def forward(
-        self, observation: Mapping[str, torch.Tensor], random: np.random.Generator | None = None
-    ) -> torch.Tensor:
+    def forward(self, observation: Mapping[str, torch.Tensor], normal: Normal | None = None) -> torch.Tensor:
         features = self.encoder(observation)
-        advantage: torch.Tensor = self.advantage(features, random)
+        advantage: torch.Tensor = self.advantage(features, normal)
         advantage = advantage.view(len(features), -1, self.atoms)
         if self.value is None:
             return advantage
-        value: torch.Tensor = self.value(features, random)
+        value: torch.Tensor = self.value(features, normal)
         return value.unsqueeze(1) + advantage - advantage.mean(dim=1, keepdim=True)
 
 
@@ -167,10 +165,10 @@ class Layers(nn.Module):
             for inputs, outputs in itertools.pairwise(sizes)
         )
 
-    def forward(self, x: torch.Tensor, random: np.random.Generator | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, normal: Normal | None) -> torch.Tensor:
         for number, layer in enumerate(self.layers):
             x = nn.functional.relu(x) if number else x
-            x = layer(x, random) if self.noisy else layer(x)
+            x = layer(x, normal) if self.noisy else layer(x)
         return x
 
 
@@ -197,13 +195,13 @@ class NoisyLinear(nn.Module):
         for parameter in self.sigma.parameters():
             parameter.fill_(self.noise * scale)
 
-    def forward(self, x: torch.Tensor, random: np.random.Generator | None) -> torch.Tensor:
-        """``[B, inputs] -> [B, outputs]``, with one noise for all rows; without any where ``random`` is None."""
+    def forward(self, x: torch.Tensor, normal: Normal | None) -> torch.Tensor:
+        """``[B, inputs] -> [B, outputs]``, with one noise for all rows; without any where ``normal`` is None."""
         mean: torch.Tensor = self.mu(x)
-        if random is None:
+        if normal is None:
             return mean
-        drawn = random.standard_normal(self.mu.in_features + self.mu.out_features, np.float32)
-        eps = torch.from_numpy(np.copysign(np.sqrt(np.abs(drawn)), drawn)).to(x.device)
+        drawn = normal(self.mu.in_features + self.mu.out_features)
+        eps = drawn.abs().sqrt_().copysign_(drawn)
         eps_in, eps_out = eps.split([self.mu.in_features, self.mu.out_features])
         # The same as the noisy matrix times x, without making the matrix.
         noise: torch.Tensor = self.sigma(x * eps_in) * eps_out

@@ -76,12 +76,6 @@ class Critics(nn.Module):
         return q.squeeze(1)
 
 
-def noise(random: np.random.Generator, like: torch.Tensor) -> torch.Tensor:
-    """Standard normal numbers in the shape of a tensor, float32 on its device."""
-    drawn = random.standard_normal(tuple(like.shape), dtype=np.float32)
-    return torch.from_numpy(drawn).to(like.device)
-
-
 def squared_error(
     q: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -13,6 +13,7 @@ from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
+from daskrl.networks import to_device
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class IMPALA(ActorCritic):
         parts = np.array_split(random.permutation(lanes), self._parts(lanes))
         total = torch.zeros((), device=learner.device)
         for part in parts:
-            loss = self.loss(learner, round_.lanes(torch.from_numpy(part).to(learner.device)))
+            loss = self.loss(learner, round_.lanes(to_device(part, learner.device)))
             learner.minimise(loss, max_grad_norm=self.max_grad_norm, learning_rate=learner.learning_rate)
             learner.updates += 1
             total = total + loss.detach()
@@ -75,7 +76,7 @@ class IMPALA(ActorCritic):
         ``(V(s_t) - v_t)**2``, and minus ``entropy_coef`` times the policy's entropy; ``v_t`` are V-trace targets
         (equation 1), constants here.
         """
-        distribution, value, following = some.evaluated(learner.online)  # type: ignore[arg-type]
+        distribution, value, following = some.evaluated(learner)
         learned = log_prob(distribution, some.action.flatten(0, 1)).view_as(value)
         with torch.no_grad():
             target = vtrace(

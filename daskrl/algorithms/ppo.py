@@ -20,6 +20,7 @@ from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
+from daskrl.networks import to_device
 
 _LOG_RATIO = 20.0  # largest logarithm of a probability ratio that counts; a float32 overflows at 88
 
@@ -85,7 +86,7 @@ class PPO(ActorCritic):
 
     def update(self, learner: RoundLearner, round_: Trajectories, random: np.random.Generator) -> float:
         with torch.no_grad():
-            _, value, following = round_.evaluated(learner.online)  # type: ignore[arg-type]
+            _, value, following = round_.evaluated(learner)
             advantage = gae(
                 round_.reward, round_.discount, round_.ended, value, following, self.discount * self.gae_lambda
             )  # [T, L]
@@ -104,14 +105,9 @@ class PPO(ActorCritic):
     ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
         """Which environments or, without an LSTM, which of the T * L transitions are in each minibatch."""
         steps, lanes = round_.reward.shape
-        count = self._parts(steps, lanes)
-        if self.lstm:
-            return [
-                (torch.from_numpy(part).to(round_.reward.device), None)
-                for part in np.array_split(random.permutation(lanes), count)
-            ]
-        order = random.permutation(steps * lanes)
-        return [(None, torch.from_numpy(part).to(round_.reward.device)) for part in np.array_split(order, count)]
+        order = random.permutation(lanes if self.lstm else steps * lanes)
+        parts = [to_device(part, round_.reward.device) for part in np.array_split(order, self._parts(steps, lanes))]
+        return [(part, None) if self.lstm else (None, part) for part in parts]
 
     def loss(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
-from daskrl.networks import LSTM, Encoder, States, masked, mlp, tensors
+from daskrl.networks import LSTM, Encoder, States, masked, mlp, tensors, to_device
 from daskrl.spaces import Array
 from daskrl.window import Positions, Window
 
@@ -96,6 +96,9 @@ class R2D2(DQN):
         learner.optimize(adam(self.learning_rate, self.adam_eps))
         return learner
 
+    def kind(self, updates: int) -> Hashable:
+        return None  # episodes end anywhere in sequences
+
     def update(self, learner: ReplayLearner, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         """One update: the loss, and the priority of each sequence before its exponent ``[B]``.
 
@@ -134,9 +137,10 @@ class R2D2(DQN):
             steps = sequences.reward.shape[0]
             following = value[self.n_step : self.n_step + steps].clone()
             for lasts in sequences.truncated:  # few: the last observations of truncated episodes
-                where = torch.from_numpy(lasts.row).to(q.device), torch.from_numpy(lasts.lane).to(q.device)
-                q_last, _ = learner.online(lasts.observation, after.at(*where))
-                q_last_target, _ = learner.target(lasts.observation, after_target.at(*where))
+                where = to_device(lasts.row, q.device), to_device(lasts.lane, q.device)
+                with learner.uncompiled():
+                    q_last, _ = learner.online(lasts.observation, after.at(*where))
+                    q_last_target, _ = learner.target(lasts.observation, after_target.at(*where))
                 following[lasts.step, lasts.lane] = self._best(q_last, q_last_target, lasts.observation)
             target = self.h(sequences.reward + sequences.discount * self.h_inverse(following))
         taken = q[:steps].gather(2, sequences.action.unsqueeze(2)).squeeze(2)  # [T, B]

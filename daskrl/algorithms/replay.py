@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from daskrl.algorithms.base import Setup, Weights, linear
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
+from daskrl.networks import to_device
 from daskrl.spaces import Array
 from daskrl.window import Batch, Positions, Window, check_capacity
+
+_WARM_UP = 3  # updates of a kind before one is recorded
 
 Update = Callable[["ReplayLearner", Any], tuple[torch.Tensor, torch.Tensor | None]]
 """One update of a learner from a `daskrl.window.Batch`, or whatever its ``gather`` returns: the loss (scalar), and the
@@ -42,6 +46,9 @@ class Replay(TorchSettings):
     priority_beta : exponent of its importance weights, rising linearly to 1.
     priority_beta_updates : updates over which it rises.
     reward_clip : the learner sees rewards in ``[-reward_clip, reward_clip]``; None leaves them.
+    cuda_graphs : on a GPU each kind of update is recorded once and replayed from then on, with the same bits in a
+        fraction of the time. Not for R2D2, whose updates are all different. An update of your own may depend only on
+        the batch, the networks, ``learner.learning_rate``, ``learner.normal`` and its ``kind``.
     """
 
     discount: float = 0.99
@@ -57,6 +64,7 @@ class Replay(TorchSettings):
     priority_beta: float = 0.4
     priority_beta_updates: int = 100_000
     reward_clip: float | None = None
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,8 +80,17 @@ class Replay(TorchSettings):
             raise ConfigError(f"discount: expected a number in [0, 1], got {self.discount!r}.")
 
     def check(self, setup: Setup) -> None:
-        """Raise `ConfigError` unless the window can be sampled."""
+        """Raise `ConfigError` unless the window can be sampled, and updates recorded if they shall be."""
         check_capacity(self.window, self.n_step, setup.schedule, setup.frame_stack)
+        if self.cuda_graphs and self.kind(0) is None:
+            raise ConfigError(
+                f"cuda_graphs: {type(self).__name__} does not say which of its updates are alike. Leave it out, or "
+                "give the class a method kind(updates)."
+            )
+
+    def kind(self, updates: int) -> Hashable:
+        """Which kind of update follows after some: those of a kind are the same operations. None: no two are."""
+        return None
 
     def load(self, policy: nn.Module, weights: Weights) -> None:
         networks.load_named(policy, weights)
@@ -96,6 +113,23 @@ class Replay(TorchSettings):
     def beta(self, updates: int) -> float:
         """The importance exponent after some updates."""
         return linear(self.priority_beta, 1.0, self.priority_beta_updates, updates)
+
+
+@dataclass
+class Recording:
+    """An update as a CUDA graph (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
+
+    Attributes
+    ----------
+    result : what the update returns, written over by each replay.
+    normal : what is to be filled with standard normal numbers before a replay, in order.
+    optimizers : names of those whose learning rate is to be set before a replay.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    result: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    normal: list[torch.Tensor] = field(default_factory=list)
+    optimizers: list[str] = field(default_factory=list)
 
 
 class ReplayLearner(TorchLearner):
@@ -139,6 +173,9 @@ class ReplayLearner(TorchLearner):
         )
         self.draw_from(self.window)
         self._batch: Any = None
+        self._recording: Recording | None = None
+        self._recordings: dict[Hashable, Recording] = {}
+        self._made: Counter[Hashable] = Counter()  # updates of each kind
         self.memory = self.window.window_rows // setup.schedule.fragment_steps
 
     def skip(self, rounds: int) -> None:
@@ -170,8 +207,7 @@ class ReplayLearner(TorchLearner):
         for _ in range(due):
             positions, weight = self.sampler.draw(self.items, settings.batch_size, random, settings.beta(self.updates))
             self._batch = self.gather(positions, weight)
-            with self.precision():
-                loss, td_error = self.update(self, self._batch)
+            loss, td_error = self._make_update()
             self.updates += 1
             total = total + loss
             if self.device.type == "cpu" and not math.isfinite(loss):  # on a GPU that would wait for every update
@@ -179,6 +215,58 @@ class ReplayLearner(TorchLearner):
             if weight is not None and td_error is not None:
                 self.sampler.update(positions, td_error.cpu().numpy())
         return float(total) / due
+
+    # -- one update ---------------------------------------------------------------------------------------
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """Standard normal numbers of the round's generator, float32 on the device."""
+        if self._recording is None:
+            return to_device(self.random.standard_normal(shape, np.float32), self.device)
+        self._recording.normal.append(torch.empty(shape, device=self.device))
+        return self._recording.normal[-1]
+
+    def set_learning_rate(self, name: str, learning_rate: float) -> None:
+        if self._recording is None:
+            super().set_learning_rate(name, learning_rate)
+        else:
+            self._recording.optimizers.append(name)
+
+    def _make_update(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not self.settings.cuda_graphs or self.device.type != "cuda":
+            return self._update()
+        kind = self.settings.kind(self.updates)
+        self._made[kind] += 1
+        if self._made[kind] <= _WARM_UP:
+            # On another stream, as graphs are recorded: torch then has there what it makes on first use.
+            stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                result = self._update()
+            here.wait_stream(stream)
+            return result
+        if kind not in self._recordings:
+            self._recordings[kind] = self._record()
+        recording = self._recordings[kind]
+        for name in recording.optimizers:
+            self.set_learning_rate(name, self.learning_rate)
+        for numbers in recording.normal:
+            numbers.copy_(self.normal(*numbers.shape))
+        recording.graph.replay()
+        assert recording.result is not None
+        return recording.result
+
+    def _update(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with self.precision():
+            return self.update(self, self._batch)
+
+    def _record(self) -> Recording:
+        self._recording = recording = Recording(torch.cuda.CUDAGraph())
+        try:
+            with torch.cuda.graph(recording.graph):
+                recording.result = self._update()
+        finally:
+            self._recording = None
+        return recording
 
     def last_batch(self) -> dict[str, Array]:
         """What the newest update learned from, to be looked at.
@@ -203,4 +291,5 @@ class ReplayLearner(TorchLearner):
 
     def restore(self, state: Mapping[str, Array]) -> None:
         super().restore(state)
+        self._recordings.clear()  # the optimizers' state is elsewhere now
         self.sampler.restore({n.removeprefix("sampler."): v for n, v in state.items() if n.startswith("sampler.")})

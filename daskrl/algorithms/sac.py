@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,11 @@ import torch
 from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup, require_box
-from daskrl.algorithms.continuous import Actor, Critics, Observation, noise, squared_error
+from daskrl.algorithms.continuous import Actor, Critics, Observation, squared_error
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.errors import ConfigError
-from daskrl.networks import tensors
+from daskrl.networks import Normal, normals, tensors
 from daskrl.spaces import Array
 from daskrl.window import Batch
 
@@ -78,7 +79,7 @@ class SAC(Replay):
         mean, log_std = gaussian(policy(tensors(moment.observation)))  # [N, D] each
         if moment.greedy:
             return policy.bounds.box(torch.tanh(mean).numpy())
-        action, _ = squashed(mean, log_std, noise(moment.random, mean))
+        action, _ = squashed(mean, log_std, normals(moment.random)(*mean.shape))
         return policy.bounds.box(action.numpy())
 
     def critics(self, setup: Setup) -> Critics:
@@ -93,6 +94,9 @@ class SAC(Replay):
         for name, part in online.named_children():
             learner.optimize(adam(self.learning_rate), part, name)
         return learner
+
+    def kind(self, updates: int) -> Hashable:
+        return 0
 
     def update(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One update of each network (algorithm 1): the critics' loss, and the TD error of each transition ``[B]``."""
@@ -113,7 +117,7 @@ class SAC(Replay):
         """
         online, target = _networks(learner)
         with torch.no_grad():
-            action_t, log_prob_t = online.sample(batch.next_observation, learner.random)  # [B, D], [B]
+            action_t, log_prob_t = online.sample(batch.next_observation, learner.normal)  # [B, D], [B]
             q_t = target(batch.next_observation, action_t)  # [2, B]
             v_t = q_t.amin(dim=0) - online.temperature() * log_prob_t
             wanted = batch.reward + batch.discount * v_t  # [B]
@@ -124,7 +128,7 @@ class SAC(Replay):
     def actor_loss(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The actor's loss (equation 9), ``alpha * log pi(a | s) - min_i q_i(s, a)``, and ``log pi`` ``[B]``."""
         online, _ = _networks(learner)
-        action, log_prob = online.sample(batch.observation, learner.random)
+        action, log_prob = online.sample(batch.observation, learner.normal)
         q = online.critics(batch.observation, action).amin(dim=0)  # [B]
         return (online.temperature().detach() * log_prob - q).mean(), log_prob
 
@@ -145,10 +149,10 @@ class Networks(nn.Module):
         self.critics = settings.critics(setup)
         self.temperature = Temperature(settings.temperature)
 
-    def sample(self, observation: Observation, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, observation: Observation, normal: Normal) -> tuple[torch.Tensor, torch.Tensor]:
         """Actions ``[B, D]`` in ``[-1, 1]`` and their log-densities ``[B]``."""
         mean, log_std = gaussian(self.actor(observation))
-        return squashed(mean, log_std, noise(random, mean))
+        return squashed(mean, log_std, normal(*mean.shape))
 
 
 class Temperature(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +10,12 @@ import torch
 from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup, require_box
-from daskrl.algorithms.continuous import Actor, Critics, Observation, noise, squared_error
+from daskrl.algorithms.continuous import Actor, Critics, Observation, squared_error
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError
-from daskrl.networks import tensors
+from daskrl.networks import normals, tensors
 from daskrl.spaces import Array
 from daskrl.window import Batch
 
@@ -79,7 +80,7 @@ class TD3(Replay):
             return policy.bounds.box(moment.random.uniform(-1, 1, (count, policy.bounds.size)))
         action = torch.tanh(policy(tensors(moment.observation)))  # [N, D]
         if not moment.greedy:
-            action = action + self.exploration_noise * noise(moment.random, action)
+            action = action + self.exploration_noise * normals(moment.random)(*action.shape)
         return policy.bounds.box(action.numpy())
 
     def learner(self, setup: Setup, random: np.random.Generator) -> ReplayLearner:
@@ -89,12 +90,15 @@ class TD3(Replay):
             learner.optimize(adam(self.learning_rate), part, name)
         return learner
 
+    def kind(self, updates: int) -> Hashable:
+        return (updates + 1) % self.policy_delay == 0
+
     def update(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One update (algorithm 1): the critics' loss, and the TD error of each transition ``[B]``."""
         how = {"max_grad_norm": self.max_grad_norm, "learning_rate": learner.learning_rate}
         critic_loss, td_error = self.critic_loss(learner, batch)
         learner.minimise(critic_loss, "critics", **how)
-        if (learner.updates + 1) % self.policy_delay == 0:
+        if self.kind(learner.updates):
             learner.minimise(self.actor_loss(learner, batch), "actor", **how)
             learner.follow(self.target_share)
         return critic_loss.detach(), td_error
@@ -108,7 +112,7 @@ class TD3(Replay):
         online, target = _networks(learner)
         with torch.no_grad():
             action_t = target.action(batch.next_observation)  # [B, D]
-            smoothing = self.target_noise * noise(learner.random, action_t)
+            smoothing = self.target_noise * learner.normal(*action_t.shape)
             smoothing.clamp_(-self.target_noise_clip, self.target_noise_clip)
             action_t = (action_t + smoothing).clamp_(-1, 1)
             v_t = target.critics(batch.next_observation, action_t).amin(dim=0)  # [B]

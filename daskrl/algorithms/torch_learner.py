@@ -14,7 +14,7 @@ from torch import nn
 from daskrl import networks
 from daskrl.algorithms.base import Setup, Weights
 from daskrl.errors import ConfigError
-from daskrl.networks import CONVOLUTIONS, Encoder, Flat
+from daskrl.networks import CONVOLUTIONS, LSTM, Encoder, Flat
 from daskrl.spaces import Array
 
 MakeOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
@@ -85,11 +85,10 @@ class TorchLearner:
         if target is not None:
             self.flat_target = Flat(target.to(self.device), self.device)
             self.follow()
+        self._compiled = settings.compiled
         if settings.compiled:
             for module in filter(None, (online, target)):
-                module.compile()
-                for child in module.children():  # some are called by themselves
-                    child.compile()
+                self._compile(module)
         self._mixed = settings.precision == "bfloat16"
         self._optimizers: dict[str, tuple[torch.optim.Optimizer, torch.Tensor, torch.Tensor, list[nn.Parameter]]] = {}
         self.updates = 0
@@ -101,6 +100,22 @@ class TorchLearner:
         weights, gradient = self.flat_online.weights[where], self.flat_online.gradient[where]
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._optimizers[name] = (make([weights]), weights, gradient, parameters)
+
+    def _compile(self, module: nn.Module) -> None:
+        for part in module.modules():
+            if isinstance(part, LSTM):  # the steps between two episodes' ends are any number
+                part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
+        # On a GPU it would else choose among kernels by their time, and so the bits.
+        options = {"deterministic": True} if self.device.type == "cuda" else None
+        for part in (module, *module.children()):  # some children are called by themselves
+            part.compile(options=options)
+
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """For batches of any size: under it compiled networks are not.
+
+        Each new size would be compiled, and which sizes came before decides how, and so the bits.
+        """
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def precision(self) -> AbstractContextManager[object]:
         """The precision of what is computed under it; ``minimise`` goes back to float32."""
@@ -126,10 +141,17 @@ class TorchLearner:
             norm = torch.linalg.vector_norm(gradient)
             gradient.mul_(torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0))
         if learning_rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+            self.set_learning_rate(name, learning_rate)
         weights.grad = gradient
         optimizer.step()
+
+    def set_learning_rate(self, name: str, learning_rate: float) -> None:
+        """Of one optimizer, from its next step on."""
+        for group in self._optimizers[name][0].param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
 
     def follow(self, share: float = 1.0) -> None:
         """Move the target this share of the way to the online network (Polyak averaging; 1 copies it)."""
@@ -141,7 +163,7 @@ class TorchLearner:
             target.lerp_(source, share)
 
     def weights(self) -> Weights:
-        return networks.named(self.policy)
+        return self.flat_online.named(self.policy)
 
     def not_finite(self) -> list[str]:
         """Names of the parameters, also of those not published, that hold NaN or infinite values."""
@@ -176,4 +198,10 @@ class TorchLearner:
 
 def adam(learning_rate: float, eps: float = 1e-8, **given: Any) -> MakeOptimizer:
     """Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980) in one fused operation."""
-    return lambda weights: torch.optim.Adam(weights, lr=learning_rate, eps=eps, fused=True, **given)
+
+    def make(weights: list[torch.Tensor]) -> torch.optim.Optimizer:
+        on_gpu = weights[0].device.type == "cuda"  # there the learning rate is a tensor, which a CUDA graph reads anew
+        rate = torch.tensor(learning_rate, device=weights[0].device) if on_gpu else learning_rate
+        return torch.optim.Adam(weights, lr=rate, eps=eps, fused=True, capturable=on_gpu, **given)
+
+    return make

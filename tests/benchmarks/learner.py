@@ -36,6 +36,7 @@ from daskrl.algorithms.base import Setup
 from daskrl.algorithms.r2d2 import SequenceLearner, Sequences
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import Schedule
+from daskrl.networks import normals
 from daskrl.spaces import Array, spec_of
 from daskrl.window import Batch
 
@@ -49,7 +50,8 @@ Loss = Callable[[nn.Module, nn.Module, Batch], torch.Tensor]
 
 
 def adam(module: nn.Module, learning_rate: float, eps: float = 1e-8) -> torch.optim.Adam:
-    return torch.optim.Adam(module.parameters(), lr=learning_rate, eps=eps, fused=True)
+    on_gpu = next(module.parameters()).device.type == "cuda"
+    return torch.optim.Adam(module.parameters(), lr=learning_rate, eps=eps, fused=True, capturable=on_gpu)
 
 
 def step(optimizer: torch.optim.Adam, loss: torch.Tensor, max_grad_norm: float | None) -> torch.Tensor:
@@ -67,9 +69,14 @@ def weighed(losses: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     return losses.mean() if weight is None else (weight * losses).mean()
 
 
-def q_learning(algorithm: DQN, learner: ReplayLearner, batch: Batch, random: np.random.Generator) -> Loop:
+def q_learning(
+    algorithm: DQN, learner: ReplayLearner, batch: Batch, random: np.random.Generator, *, compiled: bool = False
+) -> Loop:
     """DQN, C51, QR-DQN and Rainbow: what differs is the loss of a transition."""
     online, target = deepcopy(learner.online), deepcopy(learner.target)
+    if compiled:
+        online.compile()
+        target.compile()
     optimizer = adam(online, algorithm.learning_rate)
     make = {DQN: dqn_loss, C51: c51_loss, QRDQN: qr_dqn_loss, Rainbow: c51_loss}[type(algorithm)]
     loss: Loss = make(algorithm, batch, random)
@@ -99,20 +106,21 @@ def dqn_loss(algorithm: DQN, batch: Batch, random: np.random.Generator) -> Loss:
 
 def c51_loss(algorithm: C51, batch: Batch, random: np.random.Generator) -> Loss:
     """The networks draw the noise of their layers, where they are noisy, from ``random``."""
+    normal = normals(random)
     z, rows = torch.linspace(algorithm.v_min, algorithm.v_max, algorithm.atoms), torch.arange(len(batch.action))
     distance = (algorithm.v_max - algorithm.v_min) / (algorithm.atoms - 1)
 
     def loss(online: nn.Module, target: nn.Module, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
-            p_t = target(batch.next_observation, random).softmax(dim=2)  # [B, A, K]
-            judge = online(batch.next_observation, random).softmax(dim=2) if algorithm.double else p_t
+            p_t = target(batch.next_observation, normal).softmax(dim=2)  # [B, A, K]
+            judge = online(batch.next_observation, normal).softmax(dim=2) if algorithm.double else p_t
             p = p_t[rows, (judge @ z).argmax(dim=1)]  # [B, K]
             value = batch.reward[:, None] + batch.discount[:, None] * z
             place = ((value - algorithm.v_min) / distance).clamp_(0, algorithm.atoms - 1)
             low = place.floor().clamp_(max=algorithm.atoms - 2)
             upper, index = p * (place - low), low.long()
             wanted = torch.zeros_like(p).scatter_add_(1, index, p - upper).scatter_add_(1, index + 1, upper)
-        log_p = online(batch.observation, random)[rows, batch.action].log_softmax(dim=1)
+        log_p = online(batch.observation, normal)[rows, batch.action].log_softmax(dim=1)
         return functional.kl_div(log_p, wanted, reduction="none").sum(dim=1)
 
     return loss
@@ -350,7 +358,9 @@ UPDATES = 8  # that learning from replay makes in one call: even, as TD3's are o
 def rounds(algorithm: Any, setup: Setup, transitions: int, random: np.random.Generator) -> list[list[dict[str, Array]]]:
     """Rounds of random fragments, with the columns that the algorithm adds."""
     made: list[list[dict[str, Array]]] = []
-    window = SimpleNamespace(spec=setup.spec, schedule=setup.schedule, frame_stack=1, append=made.append)
+    window = SimpleNamespace(
+        spec=setup.spec, schedule=setup.schedule, frame_stack=setup.frame_stack, append=made.append
+    )
     filled(window, transitions, random)
     for fragment in itertools.chain.from_iterable(made):
         shape = fragment["reward"].shape

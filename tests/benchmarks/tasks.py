@@ -147,7 +147,7 @@ TASKS = {
         "lunarlander-200k", "rainbow", {**_LUNARLANDER_200K, **_NOISY, "v_min": -400.0, "v_max": 400.0},
         against=("sb3-qrdqn-lunarlander", "sb3-dqn-lunarlander-200k"), seeds=3,
     ),
-    "minatar-breakout": Task("minatar-breakout", "dqn", _MINATAR, against=("sb3-dqn-minatar",)),
+    "minatar-breakout": Task("minatar-breakout", "dqn", {**_MINATAR, "n_step": 3}, against=("sb3-dqn-minatar",)),
     "c51-minatar-breakout": Task(
         "minatar-breakout", "c51", {**_MINATAR, "atoms": 51, "v_min": -1.0, "v_max": 10.0},
         against=("sb3-qrdqn-minatar", "sb3-dqn-minatar"),
