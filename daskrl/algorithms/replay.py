@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,17 +115,20 @@ class Replay(TorchSettings):
 
 
 @dataclass
-class Recording:
-    """An update as a CUDA graph (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
+class Kind:
+    """Updates of one kind, and the CUDA graph that makes them (https://docs.pytorch.org/docs/stable/notes/cuda.html).
 
     Attributes
     ----------
-    result : what the update returns, written over by each replay.
-    normal : what is to be filled with standard normal numbers before a replay, in order.
-    optimizers : names of those whose learning rate is to be set before a replay.
+    made : updates made so far.
+    graph : None until there is one.
+    result : what its update returns, written over by each replay.
+    normal : standard normal numbers it uses, in order. They are drawn before a replay.
+    optimizers : names of those whose learning rate it uses.
     """
 
-    graph: torch.cuda.CUDAGraph
+    made: int = 0
+    graph: torch.cuda.CUDAGraph | None = None
     result: tuple[torch.Tensor, torch.Tensor | None] | None = None
     normal: list[torch.Tensor] = field(default_factory=list)
     optimizers: list[str] = field(default_factory=list)
@@ -173,9 +175,9 @@ class ReplayLearner(TorchLearner):
         )
         self.draw_from(self.window)
         self._batch: Any = None
-        self._recording: Recording | None = None
-        self._recordings: dict[Hashable, Recording] = {}
-        self._made: Counter[Hashable] = Counter()  # updates of each kind
+        self._kinds: dict[Hashable, Kind] = {}
+        self._kind: Kind | None = None  # being warmed up or recorded
+        self._recording: Iterator[torch.Tensor] | None = None  # the normal numbers not yet used in it
         self.memory = self.window.window_rows // setup.schedule.fragment_steps
 
     def skip(self, rounds: int) -> None:
@@ -220,53 +222,64 @@ class ReplayLearner(TorchLearner):
 
     def normal(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers of the round's generator, float32 on the device."""
-        if self._recording is None:
-            return to_device(self.random.standard_normal(shape, np.float32), self.device)
-        self._recording.normal.append(torch.empty(shape, device=self.device))
-        return self._recording.normal[-1]
+        if self._recording is not None:
+            return next(self._recording)
+        numbers = to_device(self.random.standard_normal(shape, np.float32), self.device)
+        if self._kind is not None:
+            self._kind.normal.append(numbers)
+        return numbers
 
     def set_learning_rate(self, name: str, learning_rate: float) -> None:
         if self._recording is None:
             super().set_learning_rate(name, learning_rate)
-        else:
-            self._recording.optimizers.append(name)
+        elif self._kind is not None:
+            self._kind.optimizers.append(name)
 
     def _make_update(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The next update, from the newest batch."""
         if not self.settings.cuda_graphs or self.device.type != "cuda":
             return self._update()
-        kind = self.settings.kind(self.updates)
-        self._made[kind] += 1
-        if self._made[kind] <= _WARM_UP:
-            # On another stream, as graphs are recorded: torch then has there what it makes on first use.
-            stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
-            stream.wait_stream(here)
-            with torch.cuda.stream(stream):
-                result = self._update()
-            here.wait_stream(stream)
-            return result
-        if kind not in self._recordings:
-            self._recordings[kind] = self._record()
-        recording = self._recordings[kind]
-        for name in recording.optimizers:
-            self.set_learning_rate(name, self.learning_rate)
-        for numbers in recording.normal:
+        kind = self._kinds.setdefault(self.settings.kind(self.updates), Kind())
+        kind.made += 1
+        if kind.made <= _WARM_UP:
+            return self._warm_up(kind)
+        for numbers in kind.normal:
             numbers.copy_(self.normal(*numbers.shape))
-        recording.graph.replay()
-        assert recording.result is not None
-        return recording.result
+        if kind.graph is None:
+            self._record(kind)
+        for name in kind.optimizers:
+            self.set_learning_rate(name, self.learning_rate)
+        assert kind.graph is not None
+        assert kind.result is not None
+        kind.graph.replay()
+        return kind.result
 
     def _update(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         with self.precision():
             return self.update(self, self._batch)
 
-    def _record(self) -> Recording:
-        self._recording = recording = Recording(torch.cuda.CUDAGraph())
+    def _warm_up(self, kind: Kind) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """An update without a graph, on a stream of its own as torch asks for before one is recorded."""
+        stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(here)
+        kind.normal.clear()
+        self._kind = kind
         try:
-            with torch.cuda.graph(recording.graph):
-                recording.result = self._update()
+            with torch.cuda.stream(stream):
+                return self._update()
         finally:
-            self._recording = None
-        return recording
+            self._kind = None
+            here.wait_stream(stream)
+
+    def _record(self, kind: Kind) -> None:
+        """Record an update; it is not made."""
+        self._kind, self._recording, graph = kind, iter(kind.normal), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                kind.result = self._update()
+        finally:
+            self._kind = self._recording = None
+        kind.graph = graph
 
     def last_batch(self) -> dict[str, Array]:
         """What the newest update learned from, to be looked at.
@@ -291,5 +304,5 @@ class ReplayLearner(TorchLearner):
 
     def restore(self, state: Mapping[str, Array]) -> None:
         super().restore(state)
-        self._recordings.clear()  # the optimizers' state is elsewhere now
+        self._kinds.clear()  # the optimizers' state is elsewhere now
         self.sampler.restore({n.removeprefix("sampler."): v for n, v in state.items() if n.startswith("sampler.")})
