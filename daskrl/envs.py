@@ -47,8 +47,8 @@ _REGISTERED_BY = {"ALE": "ale_py", "MinAtar": "minatar"}
 _EXTRAS = {"ale_py": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d", "cv2": "atari"}
 
 _BY_POLICY = (
-    " It comes from the policy, not from the environment: learning has diverged, and earlier versions of the weights "
-    "are kept. Lower learning_rate or clip rewards (reward_clip), and start a new run."
+    " It comes from the policy of weights version {}, not from the environment: learning has diverged, and earlier "
+    "versions of the weights are kept. Lower learning_rate or clip rewards (reward_clip), and start a new run."
 )
 
 
@@ -279,6 +279,7 @@ class Stream:
     age : ``[N]`` steps taken in the current episode.
     episode_return : ``[N]`` sum of the rewards of the current episode.
     state : name -> ``[N, *shape]`` float32, the policy's recurrent state; zeros at an episode's first step.
+    where, weights_version : what is being rolled out, and with which weights, for messages.
     """
 
     seed: int
@@ -291,6 +292,7 @@ class Stream:
     episode_return: Array
     state: State
     where: str = ""
+    weights_version: int = 0
 
     def __post_init__(self) -> None:
         stacks = [(leaf, self.observation[leaf.name]) for leaf in self.spec.observation]
@@ -456,7 +458,7 @@ class Stream:
             except (Exception, SystemExit) as error:
                 seen = all(np.isfinite(stack[env]).all() for _, stack, _ in self._stacks)
                 if seen and action.dtype.kind == "f" and not np.isfinite(action[env]).all():
-                    raise self._not_finite(self.spec.action[0].name, (t, env), action[env], _BY_POLICY) from error
+                    raise self._not_finite(self.spec.action[0].name, (t, env), action[env], True) from error
                 raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
             self._push(every, values)
             self.age += one
@@ -532,9 +534,10 @@ class Stream:
 
         name = min(bad, key=order)
         place = tuple(int(i) for i in bad[name])
-        raise self._not_finite(name, place, fragment[name][place], "" if name in by_environment else _BY_POLICY)
+        raise self._not_finite(name, place, fragment[name][place], name not in by_environment)
 
-    def _not_finite(self, name: str, place: tuple[int, ...], value: Any, cause: str) -> NonFiniteError:
+    def _not_finite(self, name: str, place: tuple[int, ...], value: Any, by_policy: bool) -> NonFiniteError:
+        cause = _BY_POLICY.format(self.weights_version) if by_policy else ""
         return NonFiniteError(
             f"{name} of {self.where or f'stream {self.index}'} holds a value that is NaN or infinite, "
             f"first at {place}: {value}. The fragment was not committed; no learner saw it.{cause}"

@@ -93,7 +93,7 @@ def run(
             if live is not None:
                 live.close()
             live, continues = rebuild(session, stream, round_, head)
-        live.where = where
+        live.where, live.weights_version = where, weights[0]["version"]
         first = {
             "first_episode": live.episode.tolist(),
             "episode_step": live.age.tolist(),

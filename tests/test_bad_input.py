@@ -693,7 +693,7 @@ class Strict(environments.PushedWalk):
 def test_an_action_of_nan_is_the_policys_whatever_the_environment_makes_of_it(tmp_path: Path, env: Any) -> None:
     with pytest.raises(errors.NonFiniteError, match=r"^action of fragment") as raised:
         start(tmp_path / "run", env, NanActions(**SETTINGS)).wait()
-    says(raised, "from the policy", "learning has diverged", "learning_rate", "reproduce")
+    says(raised, "from the policy of weights version 0", "learning has diverged", "learning_rate", "reproduce")
 
 
 @pytest.mark.parametrize(

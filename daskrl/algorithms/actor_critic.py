@@ -16,7 +16,7 @@ from daskrl import networks
 from daskrl.algorithms.base import Moment, Setup, Weights, is_float_box, shown, what_fits
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_integer
-from daskrl.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
+from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.networks import LSTM, Encoder, Normalise, States, is_image, masked, mlp, orthogonal, require_mask, tensors
 from daskrl.spaces import Array
 from daskrl.window import Window
@@ -102,15 +102,7 @@ class ActorCritic(TorchSettings):
         if after is not None:
             moment.state["lstm"][...] = after.last.numpy()
         action = greedy(distribution) if moment.greedy else sample(distribution, moment.random)
-        probability = log_prob(distribution, torch.from_numpy(action)).numpy()
-        if not np.isfinite(probability).all() and not moment.greedy and all_finite(moment.observation):
-            version = policy.schedule.weights_version(moment.env_steps // policy.schedule.round_steps)
-            raise NonFiniteError(
-                f"the policy of weights version {version} has diverged: the logarithm of the probability of an action "
-                f"is {probability[~np.isfinite(probability)][0]}. Earlier versions of the weights are kept. Lower "
-                "learning_rate or clip rewards (reward_clip), and start a new run."
-            )
-        return action, {"behavior_log_prob": probability}
+        return action, {"behavior_log_prob": log_prob(distribution, torch.from_numpy(action)).numpy()}
 
     def learning_rate_after(self, env_steps: int) -> float:
         """The learning rate after ``env_steps`` transitions."""
@@ -132,11 +124,6 @@ def sample(distribution: Distribution, random: np.random.Generator) -> Array:
     drawn = random.standard_normal(mean.shape, dtype=np.float32)
     action: Array = mean + deviation * drawn
     return action
-
-
-def all_finite(observation: Mapping[str, Array]) -> bool:
-    """Whether an observation holds neither NaN nor infinite values."""
-    return all(np.isfinite(value).all() for value in observation.values())
 
 
 def greedy(distribution: Distribution) -> Array:
@@ -177,7 +164,6 @@ class ActorCriticNetwork(nn.Module):
         action = setup.action
         self.discrete = action.kind == "discrete"
         self.shape = action.shape
-        self.schedule = setup.schedule
         outputs = action.sizes[0] if self.discrete else math.prod(action.shape)
         self.normalise = Normalise(setup.spec) if normalise else None
         self.encoder, features = encoder, encoder.out_features
