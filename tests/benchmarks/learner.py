@@ -3,7 +3,8 @@
 The learner is the one that runs train, its whole `learn`: drawing, gathering, priorities and all else that goes with
 its updates; PPO's and IMPALA's also `append` the round, and count it into its updates. The bare loop makes the same
 updates (networks of the same architecture, losses, clipping, fused Adam, targets) as one writes them by hand in one
-file, on one batch or round that never changes: it neither draws nor gathers, and priorities it has none.
+file, on one batch or round that never changes (R2D2's: on eight): it neither draws nor gathers, and priorities it has
+none.
 
 The data are random, with episodes that terminate every 250 steps and are never truncated, of which the bare loops make
 use. R2D2 and IMPALA learn from their own number of sequences, the others from ``--batches`` transitions in an update.
@@ -178,14 +179,18 @@ def unrolled(network: nn.Module) -> nn.Module:
 
 
 def r2d2(algorithm: R2D2, learner: SequenceLearner, batch: Sequences, random: np.random.Generator) -> Loop:
+    """On as many batches as the learner takes in a call: an update's time depends on how many episodes begin in one."""
     online, target = unrolled(learner.online), unrolled(learner.target)
     optimizer = adam(online, algorithm.learning_rate, algorithm.adam_eps)
     warm, steps, n = learner.burn_in, learner.unroll, algorithm.n_step
-    early, late = (
-        {name: x[part] for name, x in batch.observation.items()} for part in (slice(warm), slice(warm, None))
-    )
-    begins, action = batch.begins, batch.action.unsqueeze(2)
-    for update in itertools.count(1):
+    batches = [
+        learner.gather(*learner.sampler.draw(learner.items, algorithm.batch_size, random, 0.4)) for _ in range(UPDATES)
+    ]
+    for update, batch in zip(itertools.count(1), itertools.cycle(batches)):
+        early, late = (
+            {name: x[part] for name, x in batch.observation.items()} for part in (slice(warm), slice(warm, None))
+        )
+        begins, action = batch.begins, batch.action.unsqueeze(2)
         with torch.no_grad():
             state, state_t = (network.unroll(early, batch.state, begins[:warm])[1] for network in (online, target))
             q_t, _ = target.unroll(late, state_t, begins[warm:])  # [T + n, B, A]
