@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from distributed import Client
 
 import daskrl
 from daskrl.algorithms.replay import ReplayLearner
@@ -81,6 +82,17 @@ class TroubledDQN(daskrl.DQN):  # type: ignore[misc, valid-type]
         if learner.updates in self.kills and Once(f"{self.once_in}/update-{learner.updates}")():
             kill_self()
         return super().update(learner, batch)
+
+
+def kill_every_worker_at(version: int, run: daskrl.Run, client: Client) -> int:
+    """Carry a run out, with SIGKILL to all workers, the learner's among them, once it is there; how many they were."""
+    killed = 0
+    for report in run:
+        if report.weights_version == version:
+            for pid in client.run(os.getpid).values():
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+    return killed
 
 
 @contextlib.contextmanager

@@ -5,8 +5,6 @@ There the other tests' learners are on it as well, as ``device="auto"`` takes it
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import daskrl
 from daskrl import clusters
 from daskrl.algorithms import by_name
 from daskrl.errors import DivergedError
-from tests.promise import records
+from tests.promise import kill_every_worker_at, records
 from tests.test_promise_algorithms import CASES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -106,13 +104,8 @@ def test_sigkill_to_every_worker_of_a_run_with_cuda_graphs(tmp_path: Path) -> No
     expected = train(tmp_path / "one", CASES["dqn"], "dqn", 512).wait()
     with clusters.local(2) as cluster, Client(cluster) as client:
         client.wait_for_workers(3, timeout=60)
-        run, killed = train(tmp_path / "many", CASES["dqn"], "dqn", 512, cuda_graphs=True, client=client), 0
-        for report in run:
-            if report.weights_version == 4:
-                for pid in client.run(os.getpid).values():
-                    os.kill(pid, signal.SIGKILL)
-                    killed += 1
-    assert killed == 3
+        run = train(tmp_path / "many", CASES["dqn"], "dqn", 512, cuda_graphs=True, client=client)
+        assert kill_every_worker_at(4, run, client) == 3
     assert run.store.digest() == expected.store.digest()
 
 

@@ -152,3 +152,15 @@ def test_a_run_with_a_module_of_the_users_own_resumes_to_the_same_bits(tmp_path:
     again = daskrl.resume(tmp_path / "part", algorithm=algorithm, env_steps=640, progress=False).wait()
     assert "encoder.layer.weight" in again.store.weights()[1]
     assert again.store.digest() == whole.store.digest()
+
+
+def test_the_parameters_of_a_part_of_flat_networks_are_copied_by_name() -> None:
+    both = nn.ModuleDict({"one": nn.Linear(3, 5), "other": networks.mlp(4, [7], 2)})
+    flat = networks.Flat(both)
+    for part in (both, both["one"], both["other"]):
+        expected, got = networks.named(part), flat.named(part)
+        assert list(got) == list(expected)
+        assert all(np.array_equal(got[name], expected[name]) for name in expected)
+    before = {name: value.copy() for name, value in got.items()}
+    flat.weights.fill_(9)
+    assert all(np.array_equal(got[name], before[name]) for name in before)

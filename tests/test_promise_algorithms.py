@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from distributed import Client
 import daskrl
 from daskrl import clusters
 from daskrl.algorithms import BUILT_IN, by_name
+from tests.promise import kill_every_worker_at
 
 SMALL: dict[str, Any] = {"hidden": (16,), "learning_starts": 64, "batch_size": 8, "replay_ratio": 2.0, "window": 640}
 CASES: dict[str, tuple[dict[str, Any], str, int]] = {
@@ -56,11 +55,5 @@ def test_sigkill_to_the_learner_and_to_every_rollout_worker(client: Client, tmp_
     assert expected.report.learner_updates > 0
     client.wait_for_workers(3, timeout=60)
     run = start(tmp_path / "many", name, client)
-    killed = 0
-    for report in run:
-        if report.weights_version == 4:
-            for pid in client.run(os.getpid).values():
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-    assert killed == 3
+    assert kill_every_worker_at(4, run, client) == 3
     assert run.store.digest() == expected.store.digest()

@@ -27,11 +27,11 @@ class TorchSettings:
     Parameters
     ----------
     convolutions : of images, ``"nature"`` or ``"impala"``, see `daskrl.networks.Convolutions`.
-    precision : ``"float32"``, or ``"bfloat16"``: the learner's matrix products and convolutions are computed in
-        bfloat16, while weights, losses and optimizers stay float32 (Micikevicius et al. 2018,
-        https://arxiv.org/abs/1710.03740). Acting is always in float32.
-    compiled : the learner's networks go through ``torch.compile``. It needs a compiler on the learner's machine,
-        and another one may give other bits: learn on machines with the same.
+    precision : ``"float32"`` (on a GPU torch computes convolutions in TF32), or ``"bfloat16"``: the learner's matrix
+        products and convolutions are computed in bfloat16, while weights, losses and optimizers stay float32
+        (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740). Acting is always in float32.
+    compiled : the learner's networks go through ``torch.compile``. It needs a compiler on the learner's machine (on a
+        GPU torch's own, of 2.11 or newer), and another one may give other bits: learn on machines with the same.
     """
 
     convolutions: str = "nature"
@@ -105,8 +105,13 @@ class TorchLearner:
         for part in module.modules():
             if isinstance(part, LSTM):  # the steps between two episodes' ends are any number
                 part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
-        # On a GPU it would else choose among kernels by their time, and so the bits.
-        options = {"deterministic": True} if self.device.type == "cuda" else None
+        options: dict[str, Any] | None = None
+        if self.device.type == "cuda":
+            from torch import _inductor
+
+            if "deterministic" not in _inductor.list_options():
+                raise ConfigError(f"compiled: on a GPU it needs torch 2.11 or newer, got {torch.__version__}.")
+            options = {"deterministic": True}  # it would else choose among kernels by their time, and so the bits
         for part in (module, *module.children()):  # some children are called by themselves
             part.compile(options=options)
 
