@@ -200,9 +200,16 @@ class NoisyLinear(nn.Module):
         mean: torch.Tensor = self.mu(x)
         if normal is None:
             return mean
-        drawn = normal(self.mu.in_features + self.mu.out_features)
-        eps = drawn.abs().sqrt_().copysign_(drawn)
+        eps = signed_root(normal(self.mu.in_features + self.mu.out_features))
         eps_in, eps_out = eps.split([self.mu.in_features, self.mu.out_features])
         # The same as the noisy matrix times x, without making the matrix.
         noise: torch.Tensor = self.sigma(x * eps_in) * eps_out
         return mean + noise
+
+
+def signed_root(x: torch.Tensor) -> torch.Tensor:
+    """``sgn(x) |x|**0.5``. On a CPU by NumPy, whose root is the same on all of them; torch's is a library's."""
+    if x.device.type != "cpu":
+        return x.abs().sqrt_().copysign_(x)
+    values = x.numpy()
+    return torch.from_numpy(np.copysign(np.sqrt(np.abs(values)), values))
