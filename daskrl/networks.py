@@ -48,12 +48,11 @@ class Flat:
         self.module = module
 
     def named(self, module: nn.Module) -> dict[str, Array]:
-        """Every parameter of a submodule by name, as one copy of them all."""
-        where = self.part(module)
-        weights = self.weights[where].to("cpu", copy=True).numpy()
+        """Every parameter of a submodule by name, in one copy of them all."""
+        weights = self.weights.to("cpu", copy=True).numpy()
         found = {}
         for name, parameter in module.named_parameters():
-            first = self._places[id(parameter)].start - where.start
+            first = self._places[id(parameter)].start
             found[name] = weights[first : first + parameter.numel()].reshape(parameter.shape)
         return found
 
@@ -422,7 +421,10 @@ def to_device(array: Array, device: torch.device | str) -> torch.Tensor:
 
     On the CPU it is the array's own memory.
     """
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps pinned memory until it was copied
 
 
 Normal = Callable[..., torch.Tensor]

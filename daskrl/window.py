@@ -370,7 +370,7 @@ class Window:
         grid, begin = self._grid(column), first % self.ring_rows
         before_end = min(len(rows), self.ring_rows - begin)
         for at, part in ((begin, rows[:before_end]), (0, rows[before_end:])):
-            grid[at : at + len(part)].copy_(torch.from_numpy(part), non_blocking=True)
+            grid[at : at + len(part)].copy_(to_device(part, self.device))
 
     # -- sampling -----------------------------------------------------------------------------------------
 
@@ -393,7 +393,7 @@ class Window:
         if weight is None or batch.weight is None:
             batch.weight = None if weight is None else torch.tensor(weight, device=self.device)
         else:
-            batch.weight.copy_(torch.from_numpy(weight), non_blocking=True)
+            batch.weight.copy_(to_device(weight, self.device))
         batch.positions = positions
         return batch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -225,7 +224,7 @@ def test_next_values_are_those_of_the_observation_after_each_step_also_where_an_
         {"observation": rows[:-1]}, {"observation": following}, zeros.long(), zeros, 0.9 * (~terminated).float(), ended,
         begins, zeros, state,
     )  # fmt: skip
-    _, _, got = round_.evaluated(SimpleNamespace(online=network, uncompiled=nullcontext))
+    _, _, got = round_.evaluated(SimpleNamespace(online=network, uncompiled=lambda module: module))
     with torch.no_grad():
         for lane in range(4):
             now = None if state is None else state[lane : lane + 1]

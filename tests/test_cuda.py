@@ -16,6 +16,7 @@ from distributed import Client
 import daskrl
 from daskrl import clusters
 from daskrl.algorithms import by_name
+from daskrl.algorithms.replay import ReplayLearner
 from daskrl.errors import DivergedError
 from tests.promise import kill_every_worker_at, records
 from tests.test_promise_algorithms import CASES
@@ -44,6 +45,7 @@ def resumes_to_the_same_bits(path: Path, case: tuple[dict[str, Any], str, int], 
     assert whole.report is not None
     assert whole.report.learner_updates > 0
     train(path / "part", case, name, 128, **options).wait()
+    torch._dynamo.reset()  # as in another process
     again = daskrl.resume(path / "part", env_steps=256, progress=False).wait()
     assert again.store.digest() == whole.store.digest()
     assert [record["device"] for record in records(path / "whole") if record["kind"] == "arithmetic"] == ["cuda"]
@@ -64,14 +66,20 @@ GRAPHS = ["dqn", "c51", "qr-dqn", "rainbow", "sac", "td3"]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_cuda_graphs_of_every_kind_of_update_give_the_same_bits(name: str, tmp_path: Path) -> None:
+def test_cuda_graphs_of_every_kind_of_update_give_the_same_bits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, env, lag = CASES[name]
     case = ({**settings, **({} if name in ("sac", "td3") else {"target_update": 5})}, env, lag)
     schedule = {"learning_rate_end": 1e-4, "learning_rate_updates": 40}
     eager = train(tmp_path / "eager", case, name, 512, **schedule).wait()
+    recorded: list[Any] = []
+    record = ReplayLearner._record
+    monkeypatch.setattr(ReplayLearner, "_record", lambda learner, kind: (recorded.append(kind), record(learner, kind)))
     train(tmp_path / "graphs", case, name, 256, **schedule, cuda_graphs=True).wait()
     graphs = daskrl.resume(tmp_path / "graphs", env_steps=512, progress=False).wait()
     assert graphs.store.digest() == eager.store.digest()
+    assert len(recorded) >= (1 if name == "sac" else 2)  # before and after it was resumed
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -104,17 +104,45 @@ def test_an_unknown_precision_is_named() -> None:
         daskrl.PPO(precision="float16")
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+COMPILES = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@COMPILES
 @pytest.mark.parametrize("name", ["dqn", "qr-dqn", "ppo", "sac"])
 def test_compiled_networks_learn_the_same_up_to_rounding_and_resume_to_the_same_bits(name: str, tmp_path: Path) -> None:
     plain = train(tmp_path / "plain", name, 192)
     whole = train(tmp_path / "whole", name, 192, compiled=True)
+    torch._dynamo.reset()  # as in another process
     train(tmp_path / "part", name, 128, compiled=True)
+    torch._dynamo.reset()
     again = daskrl.resume(tmp_path / "part", env_steps=192, progress=False).wait()
     assert again.store.digest() == whole.store.digest()
     expected, got = plain.store.weights()[1], whole.store.weights()[1]
     for array in expected:
         np.testing.assert_allclose(got[array], expected[array], atol=1e-4)
+
+
+@COMPILES
+def test_what_was_compiled_before_in_a_process_changes_nothing(tmp_path: Path) -> None:
+    """Minibatches of 11 and 10 environments' steps, after another network of other minibatches."""
+    settings: dict[str, Any] = {"compiled": True, "lstm": 0, "epochs": 1, "normalise_reward": False}
+    torch._dynamo.reset()
+    first = train(tmp_path / "first", "ppo", 128, **settings, batch_size=21, hidden=(24,))
+    train(tmp_path / "other", "ppo", 128, **settings, batch_size=32, hidden=(40,))
+    train(tmp_path / "another", "ppo", 128, **settings, batch_size=13, hidden=(12,))
+    again = train(tmp_path / "again", "ppo", 128, **settings, batch_size=21, hidden=(24,))
+    assert again.store.digest() == first.store.digest()
+    assert torch._dynamo.config.recompile_limit > 1000
+
+
+def test_a_network_that_is_compiled_has_one_beside_it_that_is_not_with_the_same_parameters() -> None:
+    learner, _ = _learner(daskrl.DQN(compiled=True, hidden=(8,), window=64), fragment_steps=8)
+    x = {"observation": torch.ones(3, 4)}
+    for module in (learner.online, learner.target):
+        plain = learner.uncompiled(module)
+        assert plain is not module
+        learner.flat_online.weights.add_(1.0)
+        assert torch.equal(plain(x), type(module).forward(module, x))
 
 
 def test_cuda_graphs_are_for_updates_that_are_alike(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from gymnasium import spaces
 import daskrl
 from daskrl import networks
 from daskrl.algorithms.base import Moment, Setup
-from daskrl.algorithms.c51 import C51, DistributionNetwork, NoisyLinear, of_action, project
+from daskrl.algorithms.c51 import C51, DistributionNetwork, NoisyLinear, of_action, project, signed_root
 from daskrl.algorithms.q_learning import QLearner, QLearning, Table
 from daskrl.algorithms.qr_dqn import QRDQN, quantile_huber_loss
 from daskrl.algorithms.rainbow import Rainbow
@@ -159,6 +159,12 @@ def test_a_noisy_layer_is_its_noisy_matrix_times_the_input() -> None:
     with torch.no_grad():
         result = layer(torch.from_numpy(x), networks.normals(np.random.default_rng(4)))
     np.testing.assert_allclose(result.numpy(), x @ w.T + b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_root_of_noise_is_numpys_to_the_last_bit() -> None:
+    drawn = np.random.default_rng(5).standard_normal(1000, np.float32)
+    root = np.copysign(np.sqrt(np.abs(drawn)), drawn)
+    assert signed_root(torch.from_numpy(drawn)).numpy().tobytes() == root.tobytes()
 
 
 def test_a_noisy_layer_without_a_generator_has_its_mean_weights() -> None:

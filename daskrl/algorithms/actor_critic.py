@@ -283,8 +283,8 @@ class Trajectories:
             alone[-1] = True
             step, lane = alone.nonzero(as_tuple=True)
             observation = {name: x[step, lane] for name, x in self.next_observation.items()}
-            with learner.uncompiled():
-                _, last, _ = network(observation, None if after is None else after.at(step, lane))
+            state = None if after is None else after.at(step, lane)
+            _, last, _ = learner.uncompiled(network)(observation, state)
             following[step, lane] = last.to(following.dtype)
         return distribution, value, following
 

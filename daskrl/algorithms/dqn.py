@@ -92,14 +92,14 @@ class DQN(Replay):
         learner.optimize(adam(self.learning_rate))
         return learner
 
-    def kind(self, updates: int) -> Hashable:
+    def update_kind(self, updates: int) -> Hashable:
         return (updates + 1) % self.target_update == 0
 
     def update(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One update: the loss and the TD error of each transition ``[B]``."""
         loss, td_error = self.loss(learner, batch)
         learner.minimise(loss, max_grad_norm=self.max_grad_norm, learning_rate=learner.learning_rate)
-        if self.kind(learner.updates):
+        if (learner.updates + 1) % self.target_update == 0:
             learner.follow()
         return loss.detach(), td_error
 

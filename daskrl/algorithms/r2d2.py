@@ -96,7 +96,7 @@ class R2D2(DQN):
         learner.optimize(adam(self.learning_rate, self.adam_eps))
         return learner
 
-    def kind(self, updates: int) -> Hashable:
+    def update_kind(self, updates: int) -> Hashable:
         return None  # episodes end anywhere in sequences
 
     def update(self, learner: ReplayLearner, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
@@ -138,9 +138,8 @@ class R2D2(DQN):
             following = value[self.n_step : self.n_step + steps].clone()
             for lasts in sequences.truncated:  # few: the last observations of truncated episodes
                 where = to_device(lasts.row, q.device), to_device(lasts.lane, q.device)
-                with learner.uncompiled():
-                    q_last, _ = learner.online(lasts.observation, after.at(*where))
-                    q_last_target, _ = learner.target(lasts.observation, after_target.at(*where))
+                q_last, _ = learner.uncompiled(learner.online)(lasts.observation, after.at(*where))
+                q_last_target, _ = learner.uncompiled(learner.target)(lasts.observation, after_target.at(*where))
                 following[lasts.step, lasts.lane] = self._best(q_last, q_last_target, lasts.observation)
             target = self.h(sequences.reward + sequences.discount * self.h_inverse(following))
         taken = q[:steps].gather(2, sequences.action.unsqueeze(2)).squeeze(2)  # [T, B]

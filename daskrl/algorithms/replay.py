@@ -47,7 +47,8 @@ class Replay(TorchSettings):
     reward_clip : the learner sees rewards in ``[-reward_clip, reward_clip]``; None leaves them.
     cuda_graphs : on a GPU each kind of update is recorded once and replayed from then on, with the same bits in a
         fraction of the time. Not for R2D2, whose updates are all different. An update of your own may depend only on
-        the batch, the networks, ``learner.learning_rate``, ``learner.normal`` and its ``kind``.
+        the batch, the networks, ``learner.normal``, ``learner.learning_rate`` as ``minimise`` is given it, and its
+        ``update_kind``; a ``gather`` of your own gives the same batch again, written over.
     """
 
     discount: float = 0.99
@@ -81,14 +82,14 @@ class Replay(TorchSettings):
     def check(self, setup: Setup) -> None:
         """Raise `ConfigError` unless the window can be sampled, and updates recorded if they shall be."""
         check_capacity(self.window, self.n_step, setup.schedule, setup.frame_stack)
-        if self.cuda_graphs and self.kind(0) is None:
+        if self.cuda_graphs and self.update_kind(0) is None:
             raise ConfigError(
                 f"cuda_graphs: {type(self).__name__} does not say which of its updates are alike. Leave it out, or "
-                "give the class a method kind(updates)."
+                "give the class a method update_kind(updates)."
             )
 
-    def kind(self, updates: int) -> Hashable:
-        """Which kind of update follows after some: those of a kind are the same operations. None: no two are."""
+    def update_kind(self, updates: int) -> Hashable:
+        """Which kind of update follows after some: those of a kind are the same operations. None: not recorded."""
         return None
 
     def load(self, policy: nn.Module, weights: Weights) -> None:
@@ -122,6 +123,7 @@ class Kind:
     ----------
     made : updates made so far.
     graph : None until there is one.
+    batch : what it learns from.
     result : what its update returns, written over by each replay.
     normal : standard normal numbers it uses, in order. They are drawn before a replay.
     optimizers : names of those whose learning rate it uses.
@@ -129,6 +131,7 @@ class Kind:
 
     made: int = 0
     graph: torch.cuda.CUDAGraph | None = None
+    batch: Any = None
     result: tuple[torch.Tensor, torch.Tensor | None] | None = None
     normal: list[torch.Tensor] = field(default_factory=list)
     optimizers: list[str] = field(default_factory=list)
@@ -175,6 +178,7 @@ class ReplayLearner(TorchLearner):
         )
         self.draw_from(self.window)
         self._batch: Any = None
+        self._graphs = settings.cuda_graphs and self.device.type == "cuda"
         self._kinds: dict[Hashable, Kind] = {}
         self._kind: Kind | None = None  # being warmed up or recorded
         self._recording: Iterator[torch.Tensor] | None = None  # the normal numbers not yet used in it
@@ -232,14 +236,23 @@ class ReplayLearner(TorchLearner):
     def set_learning_rate(self, name: str, learning_rate: float) -> None:
         if self._recording is None:
             super().set_learning_rate(name, learning_rate)
-        elif self._kind is not None:
-            self._kind.optimizers.append(name)
+            return
+        groups = self._optimizers[name][0].param_groups
+        if learning_rate != self.learning_rate or not all(isinstance(group["lr"], torch.Tensor) for group in groups):
+            raise ConfigError(
+                "cuda_graphs: expected minimise(..., learning_rate=learner.learning_rate) and an optimizer whose "
+                "learning rate is a tensor, as daskrl.algorithms.torch_learner.adam makes it. Use them, or leave "
+                "cuda_graphs out."
+            )
+        assert self._kind is not None
+        self._kind.optimizers.append(name)
 
     def _make_update(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The next update, from the newest batch."""
-        if not self.settings.cuda_graphs or self.device.type != "cuda":
+        which = self.settings.update_kind(self.updates) if self._graphs else None
+        if which is None:
             return self._update()
-        kind = self._kinds.setdefault(self.settings.kind(self.updates), Kind())
+        kind = self._kinds.setdefault(which, Kind())
         kind.made += 1
         if kind.made <= _WARM_UP:
             return self._warm_up(kind)
@@ -251,6 +264,8 @@ class ReplayLearner(TorchLearner):
             self.set_learning_rate(name, self.learning_rate)
         assert kind.graph is not None
         assert kind.result is not None
+        if kind.batch is not self._batch:
+            raise ConfigError("cuda_graphs: expected gather to write over the batch it gave before, got another one.")
         kind.graph.replay()
         return kind.result
 
@@ -274,12 +289,17 @@ class ReplayLearner(TorchLearner):
     def _record(self, kind: Kind) -> None:
         """Record an update; it is not made."""
         self._kind, self._recording, graph = kind, iter(kind.normal), torch.cuda.CUDAGraph()
+        groups = [group for optimizer, *_ in self._optimizers.values() for group in optimizer.param_groups]
         try:
+            for group in groups:
+                group["capturable"] = True
             with torch.cuda.graph(graph):
                 kind.result = self._update()
         finally:
             self._kind = self._recording = None
-        kind.graph = graph
+            for group in groups:  # else Adam warns at its next step outside a graph
+                group["capturable"] = False
+        kind.graph, kind.batch = graph, self._batch
 
     def last_batch(self) -> dict[str, Array]:
         """What the newest update learned from, to be looked at.

@@ -95,7 +95,7 @@ class SAC(Replay):
             learner.optimize(adam(self.learning_rate), part, name)
         return learner
 
-    def kind(self, updates: int) -> Hashable:
+    def update_kind(self, updates: int) -> Hashable:
         return 0
 
     def update(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:

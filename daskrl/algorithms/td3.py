@@ -90,7 +90,7 @@ class TD3(Replay):
             learner.optimize(adam(self.learning_rate), part, name)
         return learner
 
-    def kind(self, updates: int) -> Hashable:
+    def update_kind(self, updates: int) -> Hashable:
         return (updates + 1) % self.policy_delay == 0
 
     def update(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -98,7 +98,7 @@ class TD3(Replay):
         how = {"max_grad_norm": self.max_grad_norm, "learning_rate": learner.learning_rate}
         critic_loss, td_error = self.critic_loss(learner, batch)
         learner.minimise(critic_loss, "critics", **how)
-        if self.kind(learner.updates):
+        if (learner.updates + 1) % self.policy_delay == 0:
             learner.minimise(self.actor_loss(learner, batch), "actor", **how)
             learner.follow(self.target_share)
         return critic_loss.detach(), td_error

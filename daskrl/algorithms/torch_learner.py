@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from daskrl.algorithms.base import Setup, Weights
 from daskrl.errors import ConfigError
 from daskrl.networks import CONVOLUTIONS, LSTM, Encoder, Flat
 from daskrl.spaces import Array
+
+_COMPILED = 1 << 16  # sizes and networks that may be compiled in a process
 
 MakeOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
@@ -85,7 +88,7 @@ class TorchLearner:
         if target is not None:
             self.flat_target = Flat(target.to(self.device), self.device)
             self.follow()
-        self._compiled = settings.compiled
+        self._plain: dict[nn.Module, nn.Module] = {}  # of each compiled network one that is not, with its parameters
         if settings.compiled:
             for module in filter(None, (online, target)):
                 self._compile(module)
@@ -102,6 +105,14 @@ class TorchLearner:
         self._optimizers[name] = (make([weights]), weights, gradient, parameters)
 
     def _compile(self, module: nn.Module) -> None:
+        self._plain[module] = copy.deepcopy(module)
+        for its, parameter in zip(self._plain[module].parameters(), module.parameters(), strict=True):
+            its.data = parameter.data
+        # Each size of a batch is compiled by itself: how would else depend on which came first, and so would the bits,
+        # as they would if the limit were met, which all networks of a process count towards.
+        for limit in ("recompile_limit", "accumulated_recompile_limit"):
+            if hasattr(torch._dynamo.config, limit):
+                setattr(torch._dynamo.config, limit, _COMPILED)
         for part in module.modules():
             if isinstance(part, LSTM):  # the steps between two episodes' ends are any number
                 part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
@@ -113,14 +124,11 @@ class TorchLearner:
                 raise ConfigError(f"compiled: on a GPU it needs torch 2.11 or newer, got {torch.__version__}.")
             options = {"deterministic": True}  # it would else choose among kernels by their time, and so the bits
         for part in (module, *module.children()):  # some children are called by themselves
-            part.compile(options=options)
+            part.compile(dynamic=False, options=options)
 
-    def uncompiled(self) -> AbstractContextManager[object]:
-        """For batches of any size: under it compiled networks are not.
-
-        Each new size would be compiled, and which sizes came before decides how, and so the bits.
-        """
-        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
+    def uncompiled(self, module: nn.Module) -> nn.Module:
+        """``online`` or ``target`` for batches of any size, each of which would be compiled anew."""
+        return self._plain.get(module, module)
 
     def precision(self) -> AbstractContextManager[object]:
         """The precision of what is computed under it; ``minimise`` goes back to float32."""
@@ -207,6 +215,6 @@ def adam(learning_rate: float, eps: float = 1e-8, **given: Any) -> MakeOptimizer
     def make(weights: list[torch.Tensor]) -> torch.optim.Optimizer:
         on_gpu = weights[0].device.type == "cuda"  # there the learning rate is a tensor, which a CUDA graph reads anew
         rate = torch.tensor(learning_rate, device=weights[0].device) if on_gpu else learning_rate
-        return torch.optim.Adam(weights, lr=rate, eps=eps, fused=True, capturable=on_gpu, **given)
+        return torch.optim.Adam(weights, lr=rate, eps=eps, fused=True, **given)
 
     return make

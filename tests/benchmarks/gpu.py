@@ -104,7 +104,7 @@ def updates_per_second(name: str, batch_size: int, window: int, device: str, rep
         with learner.precision():
             next(loop)
 
-    graph = torch.cuda.CUDAGraph() if dqn.cuda_graphs else None
+    graph = torch.cuda.CUDAGraph() if dqn.cuda_graphs and device == "cuda" else None
     if graph is not None:
         for _ in range(3):
             by_hand()
