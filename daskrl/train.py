@@ -430,7 +430,7 @@ def train(
     _check(algorithm, setup)
     if resume and Store.exists(store):
         opened = Store.open(store)
-        _require_same_run(opened, config)
+        _require_same_run(opened, dataclasses.replace(config, algorithm=_identity_in(opened, algorithm)))
         _require_same_spec(opened, source)
         return _resumed(opened, algorithm, source, env_steps, vars(options), client, progress)
     try:
@@ -575,6 +575,20 @@ def _algorithm_identity(algorithm: Algorithm) -> dict[str, Any]:
     }
 
 
+def _identity_in(store: Store, algorithm: Algorithm) -> dict[str, Any]:
+    """Without settings that the store is too old for and that are left at their default."""
+    identity, kept = _algorithm_identity(algorithm), store.config.algorithm["settings"]
+    defaults: dict[str, Any] = {}
+    if dataclasses.is_dataclass(algorithm):
+        defaults = {field.name: field.default for field in dataclasses.fields(algorithm)}
+    identity["settings"] = {
+        name: value
+        for name, value in identity["settings"].items()
+        if name in kept or name not in defaults or value != defaults[name]
+    }
+    return identity
+
+
 def same_environment(store: Store, env: envs.EnvironmentFactory | None) -> envs.EnvironmentSource:
     kept = store.config.environment
     if kept["kind"] == "id":
@@ -618,7 +632,7 @@ def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
         made: Algorithm = by_class_name(kept["name"])(**stored_settings(store))
         return made
     _require_algorithm(algorithm)
-    given = _algorithm_identity(algorithm)
+    given = _identity_in(store, algorithm)
     if given != dict(kept):
         names = sorted({*given["settings"], *kept["settings"]})
         differs = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import itertools
 import json
 import pickletools
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from numcodecs.zstd import Zstd
 from safetensors.numpy import load
 
 import daskrl
+from daskrl.errors import StoreMismatchError
 from daskrl.store import Store
 from tests.data.make_store import FRAGMENTS, STORE
 from tests.oracles import Sampled, reset_seed
@@ -287,3 +290,14 @@ def test_the_checked_in_store_is_small_and_holds_no_path_of_the_machine_that_mad
 # What `python -m tests.data.make_store` printed.
 DIGEST = "e9b18609a094f4ca25b398cb788b0e6206a44aff6ddd5a55e865162adc9cf27a"
 FIRST_OBSERVATION = [0.03029589168727398, 0.004252856131643057, 0.02396821603178978, -0.04443350434303284]
+
+
+def test_settings_that_came_after_a_store_may_be_left_at_their_default(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(STORE, root)
+    kept = Store.open(root).config.algorithm["settings"]
+    assert "cuda_graphs" not in kept
+    same = daskrl.DQN(**{**kept, "hidden": tuple(kept["hidden"])})
+    assert daskrl.resume(root, algorithm=same, progress=False) is not None
+    with pytest.raises(StoreMismatchError, match=r"^algorithm: .* cuda_graphs: True \(store: None\)"):
+        daskrl.resume(root, algorithm=dataclasses.replace(same, cuda_graphs=True), progress=False)
