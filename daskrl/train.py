@@ -575,7 +575,7 @@ def _algorithm_identity(algorithm: Algorithm) -> dict[str, Any]:
     }
 
 
-def _identity_in(store: Store, algorithm: Algorithm) -> dict[str, Any]:
+def _identity_in(store: Store, algorithm: Any) -> dict[str, Any]:
     """Without settings that the store is too old for and that are left at their default."""
     identity, kept = _algorithm_identity(algorithm), store.config.algorithm["settings"]
     defaults: dict[str, Any] = {}
