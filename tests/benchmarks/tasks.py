@@ -175,7 +175,7 @@ TASKS = {
             "epochs": 20, "batch_size": 256, "lstm": 64, "hidden": (64, 64), "normalise_observation": True,
             "normalise_reward": True,
         },
-        _SYNCHRONOUS_32, against=("sb3-recurrent-ppo-no-velocity",),
+        _SYNCHRONOUS_32, against=("sb3-recurrent-ppo-no-velocity",), seeds=10,
     ),
     "ppo-cartpole": Task(
         "cartpole-100k", "ppo",
