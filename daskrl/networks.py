@@ -76,13 +76,8 @@ def require_flat(module: nn.Module) -> None:
             raise ConfigError(f"parameter {name} is {parameter.dtype}; expected torch.float32.")
 
 
-def named(module: nn.Module) -> dict[str, Array]:
-    """Every parameter by name, as copies."""
-    return {name: np.array(value.detach().cpu().numpy()) for name, value in module.named_parameters()}
-
-
 def load_named(module: nn.Module, values: Mapping[str, Array]) -> None:
-    """Take every parameter by name, as `named` returned them."""
+    """Take every parameter by name, as `Flat.named` returned them."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(values[name])))

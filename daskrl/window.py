@@ -382,7 +382,7 @@ class Window:
         out : an earlier batch of the same size whose tensors are written over and returned; fresh ones cost as
             much again as the copying.
         """
-        where: _Where = positions if self.device.type == "cpu" else to_device(positions, self.device)
+        where = self._held(positions)
         batch = self._empty(len(positions)) if out is None else out
         into = batch.memory
         self._read_action(where, into["action"])
@@ -390,8 +390,10 @@ class Window:
         for kind, frames in self._frames(where):
             for name, read in self._read_pool.items():
                 read(frames, into[kind, name])
-        if weight is None or batch.weight is None:
-            batch.weight = None if weight is None else torch.tensor(weight, device=self.device)
+        if weight is None:
+            batch.weight = None
+        elif batch.weight is None:
+            batch.weight = torch.tensor(weight, device=self.device)
         else:
             batch.weight.copy_(to_device(weight, self.device))
         batch.positions = positions
@@ -399,8 +401,7 @@ class Window:
 
     def observations(self, positions: Array) -> dict[str, torch.Tensor]:
         """The observations at some positions, ``[*positions, *leaf]`` or ``[*positions, K, *leaf]``; last ones too."""
-        flat = positions.ravel()
-        where: _Where = flat if self.device.type == "cpu" else to_device(flat, self.device)
+        where = self._held(positions.ravel())
         stacked = self._previous is not None
         if stacked:
             stack = np.stack if self.device.type == "cpu" else torch.stack
@@ -426,6 +427,9 @@ class Window:
             terminated=self._terminated[row, lane],
             final=self._final[row, lane],
         )
+
+    def _held(self, positions: Positions) -> _Where:
+        return positions if self.device.type == "cpu" else to_device(positions, self.device)
 
     def _frames(self, where: _Where) -> list[tuple[str, _Where]]:
         """Where in the pool the frames are that make the observations of some transitions, by what they make."""

@@ -242,7 +242,7 @@ def test_a_terminated_transition_does_not_bootstrap_and_a_truncated_one_does_fro
 
 
 def vector(module: torch.nn.Module) -> np.ndarray:
-    return np.concatenate([value.ravel() for value in networks.named(module).values()])
+    return np.concatenate([parameter.detach().numpy().ravel() for parameter in module.parameters()])
 
 
 def test_td3s_actor_and_targets_move_in_every_policy_delayth_update_only():

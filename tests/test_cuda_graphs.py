@@ -15,17 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 import daskrl
 from daskrl.algorithms import by_name
-from daskrl.algorithms.base import Setup
 from daskrl.algorithms.replay import Kind, ReplayLearner
-from daskrl.config import Schedule
 from daskrl.errors import ConfigError
-from daskrl.spaces import spec_of
+from tests.test_losses import BOX, DISCRETE, played, setup
 
-SCHEDULE = Schedule(streams=1, envs_per_stream=2, fragment_steps=16)
 SETTINGS: dict[str, Any] = {
     "hidden": (8,), "learning_starts": 0, "batch_size": 8, "replay_ratio": 4.0, "window": 128,
     "learning_rate_end": 1e-4, "learning_rate_updates": 60,
@@ -47,9 +43,9 @@ class Graph:
 
     def replay(self) -> None:
         learner, kind = self.learner, self.kind
-        learner._kind, learner._recording = Kind(), iter(kind.normal)
+        learner._kind = Kind(unused=iter(kind.normal))
         result = learner._update()
-        learner._kind = learner._recording = None
+        learner._kind = None
         assert kind.result is not None
         for into, value in zip(kind.result, result, strict=True):
             if into is not None and value is not None:
@@ -79,9 +75,8 @@ def groups(learner: ReplayLearner) -> list[dict[str, Any]]:
 
 
 def made(algorithm: Any, monkeypatch: pytest.MonkeyPatch, *, graphs: bool) -> ReplayLearner:
-    action: spaces.Space[Any] = spaces.Box(-1, 1, (2,)) if "target_share" in vars(algorithm) else spaces.Discrete(2)
-    setup = Setup(spec_of(spaces.Box(-1, 1, (3,), np.float32), action), SCHEDULE)
-    learner: ReplayLearner = algorithm.learner(setup, np.random.default_rng(1))
+    box = "target_share" in vars(algorithm)
+    learner: ReplayLearner = algorithm.learner(setup(BOX if box else DISCRETE), np.random.default_rng(1))
     for group in groups(learner):  # as on a GPU
         group["lr"] = torch.tensor(group["lr"])
     learner._graphs = graphs
@@ -95,23 +90,9 @@ def made(algorithm: Any, monkeypatch: pytest.MonkeyPatch, *, graphs: bool) -> Re
 
 
 def learn(learner: ReplayLearner, rounds: int = 4) -> dict[str, np.ndarray]:
-    random, spec = np.random.default_rng(2), learner.setup.spec
-    action = spec.action[0]
+    action = DISCRETE if learner.setup.action.kind == "discrete" else BOX
     for round_ in range(rounds):
-        shape = (SCHEDULE.fragment_steps, SCHEDULE.envs_per_stream)
-        rows = {
-            "observation": random.random((shape[0] + 1, shape[1], 3), np.float32),
-            "final_observation": np.zeros((shape[0] * shape[1], 3), np.float32),
-            action.name: random.integers(0, 2, shape)
-            if action.kind == "discrete"
-            else random.uniform(-1, 1, (*shape, 2)).astype(np.float32),
-            "reward": random.random(shape, np.float32),
-            "terminated": random.random(shape) < 0.1,
-            "truncated": np.zeros(shape, np.bool_),
-            "episode_step": np.ones(shape[1], np.int64),
-            "continues": np.asarray(True),
-        }
-        learner.append([rows])
+        learner.append(played(round_, action))
         assert learner.learn(np.random.default_rng(round_)) is not None
     return {**learner.state(), "target": learner.state().get("target", np.zeros(0))}
 

@@ -141,6 +141,10 @@ def test_least_quantile_loss_is_at_the_quantiles_of_the_samples() -> None:
 # -- noisy layers -----------------------------------------------------------------------------------------
 
 
+def named(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: value.detach().numpy() for name, value in module.named_parameters()}
+
+
 def noisy_layer() -> NoisyLinear:
     layer = NoisyLinear(3, 2, 0.5)
     networks.initialise(layer, np.random.default_rng(0))
@@ -153,7 +157,7 @@ def test_a_noisy_layer_is_its_noisy_matrix_times_the_input() -> None:
     layer, x = noisy_layer(), np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32)
     drawn = np.random.default_rng(4).standard_normal(5, np.float32)
     eps = np.sign(drawn) * np.sqrt(np.abs(drawn))
-    weights = {name: value.detach().numpy() for name, value in layer.named_parameters()}
+    weights = named(layer)
     w = weights["mu.weight"] + weights["sigma.weight"] * np.outer(eps[3:], eps[:3])
     b = weights["mu.bias"] + weights["sigma.bias"] * eps[3:]
     with torch.no_grad():
@@ -195,14 +199,14 @@ def test_acting_with_noise_is_a_function_of_the_weights_and_the_generator_and_ch
     assert actions(one, 6) != first
     assert actions(one, 5) == first == actions(other, 5)
     assert actions(one, 5, greedy=True) == actions(other, 6, greedy=True)
-    assert all(np.array_equal(networks.named(one)[name], value) for name, value in learner.weights().items())
+    assert all(np.array_equal(named(one)[name], value) for name, value in learner.weights().items())
 
 
 def test_greedy_actions_are_those_of_a_network_whose_noise_is_zero() -> None:
     rainbow = Rainbow(hidden=(16,), noise=20.0)
     policy, silent = rainbow.policy(setup()), rainbow.policy(setup())
     networks.initialise(policy, np.random.default_rng(0))
-    weights = networks.named(policy)
+    weights = named(policy)
     networks.load_named(silent, {n: np.zeros_like(v) if "sigma" in n else v for n, v in weights.items()})
     observation = {"observation": np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)}
     with torch.inference_mode():

@@ -126,6 +126,7 @@ class Kind:
     batch : what it learns from.
     result : what its update returns, written over by each replay.
     normal : standard normal numbers it uses, in order. They are drawn before a replay.
+    unused : while it is recorded, those it did not use yet; else None.
     optimizers : names of those whose learning rate it uses.
     """
 
@@ -134,6 +135,7 @@ class Kind:
     batch: Any = None
     result: tuple[torch.Tensor, torch.Tensor | None] | None = None
     normal: list[torch.Tensor] = field(default_factory=list)
+    unused: Iterator[torch.Tensor] | None = None
     optimizers: list[str] = field(default_factory=list)
 
 
@@ -181,7 +183,6 @@ class ReplayLearner(TorchLearner):
         self._graphs = settings.cuda_graphs and self.device.type == "cuda"
         self._kinds: dict[Hashable, Kind] = {}
         self._kind: Kind | None = None  # being warmed up or recorded
-        self._recording: Iterator[torch.Tensor] | None = None  # the normal numbers not yet used in it
         self.memory = self.window.window_rows // setup.schedule.fragment_steps
 
     def skip(self, rounds: int) -> None:
@@ -226,15 +227,17 @@ class ReplayLearner(TorchLearner):
 
     def normal(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers of the round's generator, float32 on the device."""
-        if self._recording is not None:
-            return next(self._recording)
+        kind = self._kind
+        if kind is not None and kind.unused is not None:
+            return next(kind.unused)
         numbers = to_device(self.random.standard_normal(shape, np.float32), self.device)
-        if self._kind is not None:
-            self._kind.normal.append(numbers)
+        if kind is not None:
+            kind.normal.append(numbers)
         return numbers
 
     def set_learning_rate(self, name: str, learning_rate: float) -> None:
-        if self._recording is None:
+        kind = self._kind
+        if kind is None or kind.unused is None:
             super().set_learning_rate(name, learning_rate)
             return
         groups = self._optimizers[name][0].param_groups
@@ -244,8 +247,7 @@ class ReplayLearner(TorchLearner):
                 "learning rate is a tensor, as daskrl.algorithms.torch_learner.adam makes it. Use them, or leave "
                 "cuda_graphs out."
             )
-        assert self._kind is not None
-        self._kind.optimizers.append(name)
+        kind.optimizers.append(name)
 
     def _make_update(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The next update, from the newest batch."""
@@ -288,7 +290,7 @@ class ReplayLearner(TorchLearner):
 
     def _record(self, kind: Kind) -> None:
         """Record an update; it is not made."""
-        self._kind, self._recording, graph = kind, iter(kind.normal), torch.cuda.CUDAGraph()
+        self._kind, kind.unused, graph = kind, iter(kind.normal), torch.cuda.CUDAGraph()
         groups = [group for optimizer, *_ in self._optimizers.values() for group in optimizer.param_groups]
         try:
             for group in groups:
@@ -296,7 +298,7 @@ class ReplayLearner(TorchLearner):
             with torch.cuda.graph(graph):
                 kind.result = self._update()
         finally:
-            self._kind = self._recording = None
+            self._kind = kind.unused = None
             for group in groups:  # else Adam warns at its next step outside a graph
                 group["capturable"] = False
         kind.graph, kind.batch = graph, self._batch

@@ -90,7 +90,7 @@ def updates_per_second(name: str, batch_size: int, window: int, device: str, rep
         learner.append(next(following))
     batch = learner.gather(*learner.sampler.draw(learner.items, batch_size, random, 0.4))
     learner._batch = batch  # the memory it gathers into
-    loop = q_learning(dqn, learner, batch, random, compiled=dqn.compiled)
+    loop = q_learning(dqn, learner, batch, random)
 
     def learn() -> None:
         learner.append(next(following))
@@ -145,12 +145,11 @@ def vectors(name: str, device: str, repeats: int) -> list[str]:
     setup = Setup(spec_of(spaces.Box(-1, 1, (17 if box else 4,)), action), schedule, device=device)
     kind, _ = prepared(ROWS[name][0], 256, schedule)
     learners = [ours(replace(kind, cuda_graphs=graphs), setup, random) for graphs in (False, True)]
-    for learner, *_, learn in learners:
-        for _ in range(8 if learner.settings.cuda_graphs else 1):
-            learn()
-    before = learners[0][0].updates
-    learners[0][2]()
-    made = learners[0][0].updates - before
+    (eager, _, learn), (_, _, record) = learners
+    learn()
+    made = eager.updates  # in one call
+    for _ in range(8):
+        record()
     calls = {how: learn for how, (*_, learn) in zip(("eager", "graphs"), learners, strict=True)}
     rate = {how: made / seconds for how, seconds in interleaved(calls, rounds=repeats).items()}
     return [name, f"{rate['eager']:,.0f}", f"{rate['graphs']:,.0f}", f"{rate['graphs'] / rate['eager']:.1f}"]

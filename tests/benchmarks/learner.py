@@ -70,12 +70,10 @@ def weighed(losses: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     return losses.mean() if weight is None else (weight * losses).mean()
 
 
-def q_learning(
-    algorithm: DQN, learner: ReplayLearner, batch: Batch, random: np.random.Generator, *, compiled: bool = False
-) -> Loop:
+def q_learning(algorithm: DQN, learner: ReplayLearner, batch: Batch, random: np.random.Generator) -> Loop:
     """DQN, C51, QR-DQN and Rainbow: what differs is the loss of a transition."""
     online, target = deepcopy(learner.online), deepcopy(learner.target)
-    if compiled:
+    if algorithm.compiled:
         online.compile()
         target.compile()
     optimizer = adam(online, algorithm.learning_rate)
