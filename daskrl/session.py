@@ -6,6 +6,7 @@ Import-light on purpose: the scheduler unpickles task functions, and must not im
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import socket
@@ -31,6 +32,9 @@ from daskrl.store import Layout
 
 if TYPE_CHECKING:
     from daskrl.learner import Standing
+
+_TRIM = ("MALLOC_TRIM_THRESHOLD_", "65536")  # what Dask's nannies set unless they are told otherwise
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 Published = tuple[dict[str, Any], Table, Array]
 """What ``learn`` publishes: its record with at least ``version``, and the weights as made by `daskrl.columns.pack`."""
@@ -168,8 +172,24 @@ def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
     token, layout, algorithm, factory, options = cloudpickle.loads(payload)
     if probe is not None:
         _require_shared(layout.root, Path(probe))
+    _keep_freed_memory()
     put(Session(token, layout, algorithm, factory, options))
     return introduction(layout)
+
+
+def _keep_freed_memory() -> None:
+    """Undo Dask's default under which a process gives back what it frees at once.
+
+    Every array would then be made of new pages, which takes longer than what many a network computes in it. The numbers
+    are those that glibc, left alone, arrives at once an array of 32 MiB was freed.
+    """
+    name, value = _TRIM
+    if sys.platform != "linux" or os.environ.get(name) != value:
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _require_shared(root: Path, probe: Path) -> None:

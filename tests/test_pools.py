@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import dask
 import distributed
 import pytest
 
@@ -745,3 +746,30 @@ def test_the_scheduler_does_not_remember_what_every_task_was_for(
             remembered.append(client.run_on_scheduler(_remembered))
     assert remembered[0] > 40  # else Dask does it by itself now, and trim_spans can go
     assert remembered[1] <= 20
+
+
+def _new_pages() -> int:
+    """How many pages a process is given for arrays that it had, and freed, before."""
+    import resource
+
+    import numpy as np
+
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        _ = [np.ones(3 << 20, np.uint8) for _ in range(8)]
+        del _
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+@pytest.mark.parametrize(("asked", "kept"), [("65536", True), ("65537", False)])  # the first is Dask's default
+def test_workers_keep_the_memory_they_free_unless_they_were_asked_not_to(
+    asked: str, kept: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert dask.config.get("distributed.nanny.pre-spawn-environ")["MALLOC_TRIM_THRESHOLD_"] == 65536
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", asked)
+    options = {"threads_per_worker": 1, "dashboard_address": None, "processes": True, "resources": {"learner": 1}}
+    with distributed.LocalCluster(n_workers=1, **options) as cluster, distributed.Client(cluster) as client:
+        assert [pages > 4000 for pages in client.run(_new_pages).values()] == [True]  # of 4 KiB, for 24 MiB
+        start(tmp_path / "run", client=client, env_steps=128).wait()
+        assert [pages < 400 for pages in client.run(_new_pages).values()] == [kept]

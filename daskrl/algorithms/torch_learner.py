@@ -180,7 +180,7 @@ class TorchLearner:
 
     def not_finite(self) -> list[str]:
         """Names of the parameters, also of those not published, that hold NaN or infinite values."""
-        if self.flat_online.weights.isfinite().all():
+        if self.flat_online.weights.sum().isfinite():  # a fortieth of the time of each by itself
             return []
         return [name for name, value in self.online.named_parameters() if not value.isfinite().all()]
 

@@ -8,7 +8,8 @@ window on the device. All with torch's deterministic algorithms, as daskrl learn
 - bare PyTorch: the same updates as one writes them by hand, on one batch; also without deterministic algorithms.
 
 With ``--env`` a run follows: rollout workers, a learner that takes what they commit, and replay on disk. What it does
-not spend in updates (by their time alone) it waits for data, in whatever way.
+not spend in updates (by their time alone) it waits for data, in whatever way: its task reads, appends and publishes,
+and between two tasks it waits for rollouts, whose own time stands beside.
 
     python tests/benchmarks/gpu.py [--device cuda] [--env ALE/Pong-v5 --workers 12]
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -160,17 +162,30 @@ def run(how: str, alone: float, given: argparse.Namespace) -> list[str]:
     learns = algorithm(given.batch, given.window, **HOW[how])
     began: daskrl.Report | None = None
     with clusters.local(given.workers) as cluster, Client(cluster) as client, tempfile.TemporaryDirectory() as store:
-        for report in daskrl.train(
+        made = daskrl.train(
             learns, given.env, store=store, env_steps=given.env_steps, seed=0, frame_stack=4, streams=given.workers,
             envs_per_stream=8, fragment_steps=32, client=client, device=given.device, progress=False,
-        ):  # fmt: skip
+        )  # fmt: skip
+        for report in made:
             if began is None and report.env_steps >= given.env_steps // 3:
                 began = report
+        parts = spent(made.store, alone)
     assert began is not None
     seconds = report.seconds - began.seconds
     rate = (report.learner_updates - began.learner_updates) / seconds
     steps = (report.env_steps - began.env_steps) / seconds
-    return [how, f"{steps:,.0f}", f"{rate:,.0f}", f"{alone:,.0f}", verdict(1 - rate / alone, 0.05, at_least=False)]
+    share = verdict(1 - rate / alone, 0.05, at_least=False)
+    return [how, f"{steps:,.0f}", f"{rate:,.0f}", f"{alone:,.0f}", share, *parts]
+
+
+def spent(store: daskrl.Store, alone: float) -> list[str]:
+    """Seconds of a round in the last two thirds of a run: in the learner's task, in its updates alone, in a rollout."""
+    third = store.config.schedule.rounds(store.budget()["env_steps"]) // 3
+    learned = [record for record in store.records("learn") if record["version"] > third]
+    rolled = [record for record in store.fragments() if record["round"] >= third]
+    task, rollout = (statistics.median(record["seconds"] for record in records) for records in (learned, rolled))
+    updates = statistics.median(record["updates"] for record in learned)
+    return [f"{task:.3f}", f"{updates / alone:.3f}", f"{rollout:.3f}"]
 
 
 def main() -> None:
@@ -204,8 +219,11 @@ def main() -> None:
     if runs:
         show(
             f"A run on {given.env}, {given.workers} workers, {name}",
-            ["", "transitions/s", "updates/s", "updates alone", "share of time waiting for data"],
-            runs, packages=["torch", "ale-py"], width=130,
+            [
+                "", "transitions/s", "updates/s", "updates alone", "share of time waiting for data",
+                "s a round: learner's task", "its updates", "a rollout",
+            ],
+            runs, packages=["torch", "ale-py"], width=160,
         )  # fmt: skip
     show(
         f"Updates per second of whole learners on vectors, batches of 256, {name}",
