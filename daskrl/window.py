@@ -243,7 +243,8 @@ class Window:
             return
         here = np.arange(first * self.lanes, first * self.lanes + begins.size, dtype=np.int64)
         before = (here - self.lanes) % self.ring
-        self._previous[here[0] : here[0] + begins.size] = torch.from_numpy(np.where(begins.ravel(), here, before))
+        links = to_device(np.where(begins.ravel(), here, before), self.device)
+        self._previous[here[0] : here[0] + begins.size] = links
 
     def _drop_finals(self) -> None:
         # One round leaves the ring with each that comes; so do the last observations it had.
