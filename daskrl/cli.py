@@ -94,7 +94,8 @@ def train(
         slurm, pbs, sge, lsf, htcondor, or a site file: submit jobs that do the work. See daskrl jobs. Or mpi: the
         processes that mpirun started do it.
     set_
-        A setting of the algorithm, NAME=VALUE, any number of times: -s n_step=3 -s learning_rate=1e-3.
+        A setting of the algorithm, NAME=VALUE, any number of times: -s n_step=3 -s learning_rate=1e-3
+        -s hidden=64,64 -s precision=bfloat16.
     streams
         Vectors of environments: the unit of parallelism, part of the experiment.
     envs_per_stream
@@ -689,7 +690,7 @@ def _settings(algorithm: str, pairs: list[str]) -> dict[str, Any]:
         try:
             settings[name] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
         except (ValueError, SyntaxError):
-            raise ConfigError(f"--set {pair}: {text!r} is not a number, True, False, None or a tuple.") from None
+            settings[name] = text  # a word; where it should not be one, the algorithm says so
     return settings
 
 

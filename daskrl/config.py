@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from daskrl.errors import ConfigError
 
@@ -138,3 +141,64 @@ def require_integer(name: str, value: object, low: int) -> None:
     """Raise `ConfigError` unless ``value`` is an int of at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ConfigError(f"{name}: expected an integer >= {low}, got {value!r}.")
+
+
+# What fields of a dataclass of settings may be annotated with, and how it is called. Others are not checked.
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("True or False", lambda value: isinstance(value, bool)),
+    "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "float": (
+        "a finite number",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+    ),
+    "str": ("a string", lambda value: isinstance(value, str)),
+    "tuple[int, ...]": (
+        "a tuple of integers, e.g. (64, 64) or (64,)",
+        lambda value: isinstance(value, tuple) and all(map(_TYPES["int"][1], value)),
+    ),
+}
+_RANGES: dict[str, Callable[[Any], bool]] = {
+    "> 0": lambda value: value > 0,
+    ">= 0": lambda value: value >= 0,
+    ">= 1": lambda value: value >= 1,
+    ">= 2": lambda value: value >= 2,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+}
+
+
+def require_types(settings: Any) -> None:
+    """Raise `ConfigError` unless the fields of a frozen dataclass are of their types, and its numbers finite.
+
+    NumPy's scalars become Python's, and lists tuples.
+    """
+    for field in dataclasses.fields(settings):
+        kind, optional, _ = _annotation(field).partition(" | None")
+        if kind not in _TYPES:
+            continue
+        given: Any = getattr(settings, field.name)
+        value: Any = given
+        if isinstance(given, np.generic):
+            value = given.item()
+        elif isinstance(given, list):
+            value = tuple(given)
+        expected, is_one = _TYPES[kind]
+        if not is_one(value) and not (optional and value is None):
+            raise ConfigError(f"{field.name}: expected {expected}{' or None' * bool(optional)}, got {given!r}.")
+        object.__setattr__(settings, field.name, value)
+
+
+def require_range(settings: Any, range_: str, *names: str) -> None:
+    """Raise `ConfigError` unless these settings, those that are not None, are in a range, as ``"> 0"``."""
+    kinds = {field.name: _annotation(field) for field in dataclasses.fields(settings)}
+    for name in names:
+        value = getattr(settings, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(number is None or _RANGES[range_](number) for number in numbers):
+            kind = "a number" if kinds[name].startswith("float") else "an integer"
+            each = f"{kind} {range_}" if numbers is not value else f"integers {range_}"
+            raise ConfigError(f"{name}: expected {each}, got {value!r}.")
+
+
+def _annotation(field: dataclasses.Field[Any]) -> str:
+    return field.type.__name__ if isinstance(field.type, type) else str(field.type)

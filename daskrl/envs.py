@@ -76,8 +76,8 @@ class MinAtarReset(gymnasium.Wrapper[Any, Any, Any, Any]):
 class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Makes ``info["action_mask"]`` part of the observation: ``{"observation": ..., "action_mask": [A] of bits}``.
 
-    Algorithms for discrete actions then take and learn only from actions that may be taken. An environment whose
-    observation is a Dict with the key ``action_mask`` needs no wrapper.
+    Algorithms for discrete actions, but for Q-learning's table, then take and learn only from actions that may be
+    taken. An environment whose observation is a Dict with the key ``action_mask`` needs no wrapper.
     """
 
     def __init__(self, env: Environment) -> None:
@@ -95,6 +95,10 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._with_mask(observation, info), reward, terminated, truncated, info
 
     def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+        if "action_mask" not in info:
+            raise KeyError(
+                f"ActionMask: expected info['action_mask'], got the keys {sorted(info)}. Leave ActionMask out."
+            )
         return {"observation": observation, "action_mask": np.asarray(info["action_mask"], np.int8)}
 
 

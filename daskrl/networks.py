@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from daskrl.errors import ConfigError
-from daskrl.spaces import Array, Leaf, SpaceSpec
+from daskrl.spaces import ACTION_MASK, Array, Leaf, SpaceSpec
 
 # Every parameter begins at a multiple of 64 bytes, so that a matrix product meets the same alignment, and
 # gives the same bits, wherever it runs.
@@ -65,7 +66,7 @@ class Flat:
 
 
 def require_flat(module: nn.Module) -> None:
-    """Raise `ConfigError` unless all that decides what a module computes are float32 parameters."""
+    """Raise `ConfigError` unless float32 parameters are all that decides what a module computes."""
     if any(True for _ in module.buffers()):
         raise ConfigError(
             f"{type(module).__name__} has buffers (batch normalisation, running statistics); they are not "
@@ -74,6 +75,14 @@ def require_flat(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if parameter.dtype != torch.float32:
             raise ConfigError(f"parameter {name} is {parameter.dtype}; expected torch.float32.")
+    for name, part in module.named_modules():
+        drops = part.p if isinstance(part, _DropoutNd) else 0.0
+        drops = part.dropout if isinstance(part, nn.RNNBase | nn.MultiheadAttention) else drops
+        if drops:
+            raise ConfigError(
+                f"{name} drops out with p = {drops}, drawn from torch's own generator, which is the whole process's "
+                "and not the run's. Set it to 0, or leave it out."
+            )
 
 
 def load_named(module: nn.Module, values: Mapping[str, Array]) -> None:
@@ -225,11 +234,6 @@ class Section(nn.Module):
         return x
 
 
-ACTION_MASK = "observation.action_mask"
-"""The leaf that says which actions of a discrete space may be taken: ``[A]``, 0 for those that may not. One of zeros
-alone says nothing."""
-
-
 def masked(values: torch.Tensor, observation: Mapping[str, torch.Tensor], low: float = -math.inf) -> torch.Tensor:
     """Values ``[..., A]`` of actions, those that may not be taken set to ``low``.
 
@@ -246,8 +250,13 @@ def masked(values: torch.Tensor, observation: Mapping[str, torch.Tensor], low: f
 
 
 def require_mask(spec: SpaceSpec) -> None:
-    """Raise `ConfigError` where an action mask has not one element for each action of a ``Discrete`` space."""
+    """Raise `ConfigError` where an action mask has not one element for each action of a ``Discrete`` space.
+
+    Or where it is all there is to observe.
+    """
     actions = spec.action[0].sizes[0]
+    if all(leaf.name == ACTION_MASK for leaf in spec.observation):
+        raise ConfigError(f"{ACTION_MASK}: expected an observation beside it, got the mask alone. Add a constant one.")
     for leaf in spec.observation:
         if leaf.name == ACTION_MASK and leaf.shape != (actions,):
             raise ConfigError(
@@ -396,10 +405,10 @@ class QNetwork(nn.Module):
 
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         features = self.encoder(observation)
-        advantage: torch.Tensor = self.advantage(features)
+        advantage: torch.Tensor = self.advantage(features).float()
         if self.value is None:
             return advantage
-        value: torch.Tensor = self.value(features)
+        value: torch.Tensor = self.value(features).float()
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 

@@ -18,6 +18,10 @@ from daskrl.errors import UnsupportedSpaceError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+ACTION_MASK = "observation.action_mask"
+"""The leaf that says which actions of a discrete space may be taken: ``[A]``, 0 for those that may not. One of zeros
+alone says nothing."""
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -112,8 +116,8 @@ def _leaves(space: spaces.Space[Any], name: str, path: tuple[str | int, ...]) ->
     else:
         raise UnsupportedSpaceError(
             f"{name}: {type(space).__name__} spaces are not supported; expected Box, Discrete, "
-            "MultiDiscrete, MultiBinary, or a Dict or Tuple of these. Convert it in a gymnasium wrapper, "
-            "e.g. gymnasium.wrappers.FlattenObservation."
+            "MultiDiscrete, MultiBinary, or a Dict or Tuple of these. Convert it in a gymnasium wrapper, e.g. "
+            f"gymnasium.wrappers.{'FlattenObservation' if name.startswith('observation') else 'TransformAction'}."
         )
 
 

@@ -148,9 +148,12 @@ def _records(
         elif isinstance(task, Checkpoint) and record["checkpoint"] is not None:
             records.append(record)
         elif isinstance(task, Recheck) and record["differs"]:
+            acted = any(name.startswith("action") for name in record["differs"])
             reason = (
-                f"fragment {task.slot} run a second time from the same seed and actions differs in "
+                f"fragment {task.slot} run a second time from the same seed differs in "
                 f"{', '.join(record['differs'])}: the environment is not deterministic"
+                + ", or the algorithm's act draws from another generator than moment.random"
+                * acted
             )
             if plan.options.strict:
                 raise NondeterministicError(

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 # A terminal sends Ctrl-C to every process of ours; the driver's is the one that answers it.
 _IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# What a task raises the driver raises again, for whoever waits for the run; a worker would print it all too.
+_SAY_NO_ERROR_TWICE = (
+    "import logging; logging.getLogger('distributed.worker').addFilter("
+    "lambda record: not str(record.msg).startswith('Compute Failed'))"
+)
 
 # Dask keeps the last 1000 messages of every connection and events of every topic, and in them the arguments of tasks:
 # over a long run tens of megabytes, of use to nobody but Dask's own developers.
@@ -65,7 +70,7 @@ def nanny_options(threads: int, *, learner: bool, watched: bool = False) -> dict
     """Of a nanny whose worker runs one task at a time, with so many threads for its arithmetic."""
     return {
         "nthreads": 1, "dashboard": False, "dashboard_address": LOOPBACK, "silence_logs": 40, "memory_limit": 0,
-        "preload": [_IGNORE_CTRL_C],
+        "preload": [_IGNORE_CTRL_C, _SAY_NO_ERROR_TWICE],
         "config": {**quiet(watched), LOG_LENGTH: LOGGED}, "env": {**os.environ, **dict.fromkeys(THREADS, str(threads))},
         "resources": {LEARNER: 1} if learner else {},
     }  # fmt: skip

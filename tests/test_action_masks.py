@@ -14,7 +14,7 @@ from gymnasium import spaces
 import daskrl
 from daskrl.algorithms import by_name
 from daskrl.envs import ActionMask
-from daskrl.errors import ConfigError
+from daskrl.errors import ConfigError, EnvironmentFailure, UnsupportedSpaceError
 
 
 class Doors(gymnasium.Env):  # type: ignore[type-arg]
@@ -88,7 +88,8 @@ def test_an_episode_may_be_cut_off_where_no_action_may_be_taken(tmp_path: Path, 
 def test_a_mask_that_forbids_everything_is_none() -> None:
     import torch
 
-    from daskrl.networks import ACTION_MASK, masked
+    from daskrl.networks import masked
+    from daskrl.spaces import ACTION_MASK
 
     q = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0]])
     mask = {ACTION_MASK: torch.tensor([[0, 0, 0], [1, 0, 1]], dtype=torch.bool)}
@@ -118,10 +119,45 @@ def test_a_mask_of_another_size_is_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mask_alone_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    class Blind(gymnasium.Wrapper):  # type: ignore[type-arg]
+        def __init__(self) -> None:
+            super().__init__(ActionMask(Doors()))
+            self.observation_space = spaces.Dict({"action_mask": spaces.MultiBinary(4)})
+
+    for name in SETTINGS:
+        with pytest.raises(ConfigError, match=r"observation\.action_mask: expected an observation beside it"):
+            daskrl.train(
+                by_name(name)(**SETTINGS[name]), Blind, store=tmp_path / "run", env_steps=640, streams=2,
+                envs_per_stream=2, fragment_steps=8,
+            )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_q_learning_says_that_it_has_no_masks(tmp_path: Path) -> None:
+    def taxi() -> gymnasium.Env:  # type: ignore[type-arg]
+        return ActionMask(gymnasium.make("Taxi-v4"))
+
+    with pytest.raises(UnsupportedSpaceError, match=r"no action masks. Leave the mask out .*ActionMask.*, or use dqn"):
+        daskrl.train(daskrl.QLearning(), taxi, store=tmp_path / "run", env_steps=9)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_without_masks_is_told_to_leave_the_wrapper_out(tmp_path: Path) -> None:
+    def unmasked() -> gymnasium.Env:  # type: ignore[type-arg]
+        return ActionMask(gymnasium.make("CartPole-v1"))
+
+    with pytest.raises(
+        EnvironmentFailure, match=r"expected info\['action_mask'\], got the keys \[\]\. Leave ActionMask out"
+    ):
+        daskrl.train(daskrl.DQN(), unmasked, store=tmp_path / "run", env_steps=64, progress=False).wait()
+
+
 def test_the_value_of_what_follows_is_that_of_the_best_action_that_may_be_taken() -> None:
     import torch
 
-    from daskrl.networks import ACTION_MASK, masked
+    from daskrl.networks import masked
+    from daskrl.spaces import ACTION_MASK
 
     q = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0]])
     observation = {ACTION_MASK: torch.tensor([[1, 0, 1], [1, 1, 1]], dtype=torch.bool)}

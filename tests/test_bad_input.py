@@ -447,6 +447,18 @@ def test_an_environment_that_raises_at_its_first_step_leaves_a_store_that_can_be
     assert daskrl.resume(tmp_path / "run", progress=False).wait().store.digest() == expected
 
 
+def test_a_policy_that_draws_from_elsewhere_is_found_and_named(tmp_path: Path) -> None:
+    elsewhere = np.random.default_rng(0)
+
+    class Own(daskrl.DQN):  # type: ignore[misc, valid-type]
+        def act(self, policy: Any, moment: Any) -> Any:
+            return elsewhere.integers(0, 2, len(moment.observation["observation"]))
+
+    with pytest.raises(errors.NondeterministicError) as raised:
+        start(tmp_path / "run", algorithm=Own(**SETTINGS), recheck_every=1).wait()
+    says(raised, "fragment 0", "action", "or the algorithm's act draws from another generator than moment.random")
+
+
 def test_an_environment_that_is_not_deterministic_is_found_by_running_a_fragment_twice(
     tmp_path: Path, trouble: Path
 ) -> None:

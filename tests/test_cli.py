@@ -198,7 +198,18 @@ def test_reproduce_exits_with_1_where_a_fragment_differs(tmp_path: Path, here: H
         ("train CartPole-v1 -s n_step --store new --env-steps 9 --workers 0", ("ConfigError", "NAME=VALUE")),
         ("train CartPole-v1 -s n_step=fast --store new --env-steps 9 --workers 0", ("ConfigError", "'fast'")),
         ("train CartPole-v1 -s n_step=0 --store new --env-steps 9 --workers 0", ("ConfigError", "n_step", ">= 1", "0")),
-        ("train CartPole-v1 -s hidden=3 --store new --env-steps 9 --workers 0", ("ConfigError", "hidden")),
+        (
+            "train CartPole-v1 -s hidden=3 --store new --env-steps 9 --workers 0",
+            ("ConfigError", "hidden", "(64,)", "3"),
+        ),
+        (
+            "train CartPole-v1 -s precision=float16 --store new --env-steps 9 --workers 0",
+            ("ConfigError", "precision", "bfloat16", "'float16'"),
+        ),
+        (
+            "train CartPole-v1 -s double=FALSE --store new --env-steps 9 --workers 0",
+            ("ConfigError", "double", "'FALSE'"),
+        ),
         ("train CartPole-v1 --seed -1 --store new --env-steps 9 --workers 0", ("ConfigError", "seed", ">= 0", "-1")),
         ("train CartPole-v1 --workers -1 --store new --env-steps 9", ("ConfigError", "workers", "-1")),
         ("train CartPole-v1 --workers 0 --cluster slurm --store new --env-steps 9", ("ConfigError", "--workers 0")),

@@ -165,3 +165,42 @@ def test_the_parameters_of_a_part_of_flat_networks_are_copied_by_name() -> None:
     before = {name: value.copy() for name, value in got.items()}
     flat.weights.fill_(9)
     assert all(np.array_equal(got[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)), r"encoder\.part\.1 drops out with p = 0\.1"),
+        (nn.TransformerEncoderLayer(4, 1, dropout=0.2), r"encoder\.part\..* drops out with p = 0\.2"),
+        (nn.LSTM(4, 4, 2, dropout=0.3), r"encoder\.part drops out with p = 0\.3"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0)), None),
+    ],
+    ids=["dropout", "transformer", "lstm", "none"],
+)
+def test_a_module_that_draws_from_torchs_generator_is_refused_before_anything_is_made(
+    part: nn.Module, name: str | None, tmp_path: Path
+) -> None:
+    class Drops(nn.Module):
+        out_features = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = part
+
+        def forward(self, observation: Any) -> Any:
+            return self.part(observation["observation"])
+
+    @dataclass(frozen=True)
+    class Own(daskrl.DQN):
+        def encoder(self, setup: Setup) -> Any:
+            return Drops()
+
+    def train() -> None:
+        daskrl.train(Own(window=1024), "CartPole-v1", store=tmp_path / "run", env_steps=640, **SMALL)
+
+    if name is None:
+        train()
+    else:
+        with pytest.raises(ConfigError, match=name):
+            train()
+        assert not (tmp_path / "run").exists()

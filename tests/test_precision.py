@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import daskrl
 from daskrl.algorithms import by_name
 from daskrl.algorithms.base import Setup
+from daskrl.algorithms.torch_learner import TorchLearner
 from daskrl.config import Schedule
 from daskrl.errors import ConfigError
 from tests.test_promise_algorithms import CASES
@@ -60,6 +64,39 @@ def test_under_mixed_precision_networks_multiply_in_bfloat16_and_gradients_are_f
     assert set(seen) == {torch.bfloat16}
     assert learner.flat_online.gradient.dtype == torch.float32
     assert learner.flat_online.gradient.abs().sum() > 0
+
+
+class Bfloat16(TorchFunctionMode):
+    """Notes the names of functions that return bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.bfloat16:
+            self.names.add(func.__name__)
+        return result
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_under_mixed_precision_only_layers_compute_in_bfloat16(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen, precision = Bfloat16(), TorchLearner.precision
+
+    @contextlib.contextmanager
+    def watched(self: TorchLearner) -> Iterator[None]:
+        with precision(self), seen:
+            yield
+
+    monkeypatch.setattr(TorchLearner, "precision", watched)
+    train(tmp_path / "run", name, 256, precision="bfloat16")
+    assert "linear" in seen.names
+    shapes = {"cat", "view", "squeeze", "unsqueeze", "stack", "flatten", "__getitem__", "transpose", "contiguous", "to"}
+    layers = {"linear", "relu", "tanh"} | ({"lstm", "mul"} if "lstm" in CASES[name][0] else set())  # its state x 0 or 1
+    assert seen.names - shapes <= layers
 
 
 def test_an_update_under_mixed_precision_sees_the_weights_of_the_update_before() -> None:

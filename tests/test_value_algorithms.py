@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from gymnasium import spaces
 
 import daskrl
-from daskrl import networks
+from daskrl import DQN, IMPALA, PPO, R2D2, SAC, TD3, networks
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.c51 import C51, DistributionNetwork, NoisyLinear, of_action, project, signed_root
 from daskrl.algorithms.q_learning import QLearner, QLearning, Table
@@ -266,11 +267,54 @@ def test_rainbow_is_c51_with_every_option_on() -> None:
         (lambda: QLearning(learning_rate_decay=-1.0), "learning_rate_decay: expected a number >= 0"),
         (lambda: QLearning(epsilon_end=2.0), "epsilon_end: expected a number in"),
         (lambda: QLearning(initial_value=math.inf), "initial_value: expected a finite number"),
+        (lambda: QLearning(epsilon_start="1"), "epsilon_start: expected a finite number, got '1'"),
+        (lambda: DQN(hidden=64), r"hidden: expected a tuple of integers, e.g. \(64, 64\) or \(64,\), got 64"),
+        (lambda: DQN(hidden=(64.5,)), "hidden: expected a tuple of integers"),
+        (lambda: DQN(hidden=(0, 64)), r"hidden: expected integers >= 1, got \(0, 64\)"),
+        (lambda: DQN(double="false"), "double: expected True or False, got 'false'"),
+        (lambda: DQN(double=1), "double: expected True or False, got 1"),
+        (lambda: DQN(batch_size=8.0), "batch_size: expected an integer, got 8.0"),
+        (lambda: DQN(batch_size=True), "batch_size: expected an integer, got True"),
+        (lambda: DQN(learning_rate="1e-3"), "learning_rate: expected a finite number, got '1e-3'"),
+        (lambda: DQN(learning_rate=True), "learning_rate: expected a finite number, got True"),
+        (lambda: DQN(replay_ratio=math.inf), "replay_ratio: expected a finite number, got inf"),
+        (lambda: DQN(max_grad_norm=-1), "max_grad_norm: expected a number > 0, got -1"),
+        (lambda: DQN(reward_clip=0), "reward_clip: expected a number > 0, got 0"),
+        (lambda: DQN(priority_alpha=-2), "priority_alpha: expected a number >= 0, got -2"),
+        (lambda: DQN(priority_beta=3), r"priority_beta: expected a number in \[0, 1\], got 3"),
+        (lambda: DQN(precision=16), "precision: expected a string, got 16"),
+        (lambda: C51(v_min=-math.inf), "v_min: expected a finite number, got -inf"),
+        (lambda: R2D2(rescale=0), "rescale: expected a number > 0, got 0"),
+        (lambda: R2D2(priority_eta=3), r"priority_eta: expected a number in \[0, 1\], got 3"),
+        (lambda: PPO(entropy_coef=None), "entropy_coef: expected a finite number, got None"),
+        (lambda: PPO(max_grad_norm=math.nan), "max_grad_norm: expected a finite number or None, got nan"),
+        (lambda: PPO(value_coef=-1), "value_coef: expected a number >= 0, got -1"),
+        (lambda: PPO(clip_anneal=True), "clip_anneal: .* give anneal_steps too"),
+        (lambda: IMPALA(vtrace_lambda=3), r"vtrace_lambda: expected a number in \[0, 1\], got 3"),
+        (lambda: SAC(target_entropy="auto"), "target_entropy: expected a finite number or None, got 'auto'"),
+        (lambda: TD3(max_grad_norm=0), "max_grad_norm: expected a number > 0, got 0"),
     ],
 )
 def test_settings_without_sense_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_numpys_numbers_and_lists_are_taken_as_pythons() -> None:
+    made = DQN(batch_size=np.int64(8), learning_rate=np.float64(0.5), double=np.bool_(False), hidden=[8, 4])
+    assert made == DQN(batch_size=8, learning_rate=0.5, double=False, hidden=(8, 4))
+    assert [type(value) for value in (made.batch_size, made.learning_rate, made.double)] == [int, float, bool]
+
+
+def test_settings_of_a_type_of_its_own_are_an_algorithms_business() -> None:
+    @dataclass(frozen=True)
+    class Own(DQN):
+        pair: complex = 1j
+        share: float | None = None
+
+    assert Own(pair="anything").pair == "anything"  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="share: expected a finite number or None, got 'half'"):
+        Own(share="half")  # type: ignore[arg-type]
 
 
 # -- Q-learning -------------------------------------------------------------------------------------------

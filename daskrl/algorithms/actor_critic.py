@@ -15,7 +15,7 @@ from torch.distributions import Categorical, Independent, Normal
 from daskrl import networks
 from daskrl.algorithms.base import Moment, Setup, Weights, is_float_box, shown, what_fits
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
-from daskrl.config import require_integer
+from daskrl.config import require_range
 from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.networks import LSTM, Encoder, Normalise, States, is_image, masked, mlp, orthogonal, require_mask, tensors
 from daskrl.spaces import Array
@@ -61,14 +61,10 @@ class ActorCritic(TorchSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        require_integer("lstm", self.lstm, 0)
-        if not 0 <= self.discount <= 1:
-            raise ConfigError(f"discount: expected a number in [0, 1], got {self.discount!r}.")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate: expected a number > 0, got {self.learning_rate!r}.")
-        if self.anneal_steps is not None:
-            require_integer("anneal_steps", self.anneal_steps, 1)
+        require_range(self, ">= 1", "hidden", "anneal_steps")
+        require_range(self, ">= 0", "lstm", "entropy_coef", "value_coef")
+        require_range(self, "> 0", "learning_rate", "max_grad_norm", "reward_clip")
+        require_range(self, "in [0, 1]", "discount")
 
     def check(self, setup: Setup) -> None:
         """Raise `UnsupportedSpaceError` or `ConfigError` unless the run can work.
@@ -214,8 +210,7 @@ class ActorCriticNetwork(nn.Module):
             steps = 1 if begins is None else len(begins)
             outputs, after = self.lstm(features.view(steps, -1, features.shape[1]), state, begins)
             features = outputs.flatten(0, 1)
-        head = self.actor(features)
-        value = self.critic(features).squeeze(1)
+        head, value = self.actor(features).float(), self.critic(features).squeeze(1).float()
         distribution: Distribution
         if self.log_std is None:
             # Not -inf: its entropy would be NaN.
@@ -285,7 +280,7 @@ class Trajectories:
             observation = {name: x[step, lane] for name, x in self.next_observation.items()}
             state = None if after is None else after.at(step, lane)
             _, last, _ = learner.uncompiled(network)(observation, state)
-            following[step, lane] = last.to(following.dtype)
+            following[step, lane] = last
         return distribution, value, following
 
 

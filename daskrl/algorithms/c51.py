@@ -13,7 +13,7 @@ from torch import nn
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.dqn import DQN
 from daskrl.algorithms.replay import ReplayLearner
-from daskrl.config import require_integer
+from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.networks import Encoder, Normal, masked, normals, tensors, uniform
 from daskrl.window import Batch
@@ -44,11 +44,10 @@ class C51(DQN):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_integer("atoms", self.atoms, 2)
+        require_range(self, ">= 2", "atoms")
+        require_range(self, ">= 0", "noise")
         if not self.v_min < self.v_max:
             raise ConfigError(f"v_max: expected a number > v_min = {self.v_min!r}, got {self.v_max!r}.")
-        if not self.noise >= 0:
-            raise ConfigError(f"noise: expected a number >= 0, got {self.noise!r}.")
 
     def policy(self, setup: Setup) -> nn.Module:
         noise = self.noise if self.noisy else None
@@ -72,11 +71,13 @@ class C51(DQN):
         assert learner.target is not None
         support, normal = self.support(learner.device), learner.normal  # every call draws noise of its own
         with torch.no_grad():
-            p_t = learner.target(batch.next_observation, normal).softmax(dim=2, dtype=torch.float32)  # [B, A, K]
+            p_t = learner.target(batch.next_observation, normal).softmax(dim=2)  # [B, A, K]
             judge = p_t
             if self.double:
-                judge = learner.online(batch.next_observation, normal).softmax(dim=2, dtype=torch.float32)
-            a_t = masked(judge @ support, batch.next_observation).argmax(dim=1)  # [B]
+                judge = learner.online(batch.next_observation, normal).softmax(dim=2)
+            with torch.autocast(learner.device.type, enabled=False):
+                q_t = judge @ support  # [B, A]
+            a_t = masked(q_t, batch.next_observation).argmax(dim=1)  # [B]
             target = project(of_action(p_t, a_t), batch.reward, batch.discount, support)  # [B, K]
         logits = of_action(learner.online(batch.observation, normal), batch.action)  # [B, K]
         divergence = nn.functional.kl_div(logits.log_softmax(dim=1), target, reduction="none").sum(dim=1)  # [B]
@@ -146,11 +147,11 @@ class DistributionNetwork(nn.Module):
 
     def forward(self, observation: Mapping[str, torch.Tensor], normal: Normal | None = None) -> torch.Tensor:
         features = self.encoder(observation)
-        advantage: torch.Tensor = self.advantage(features, normal)
+        advantage: torch.Tensor = self.advantage(features, normal).float()
         advantage = advantage.view(len(features), -1, self.atoms)
         if self.value is None:
             return advantage
-        value: torch.Tensor = self.value(features, normal)
+        value: torch.Tensor = self.value(features, normal).float()
         return value.unsqueeze(1) + advantage - advantage.mean(dim=1, keepdim=True)
 
 

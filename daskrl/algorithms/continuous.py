@@ -52,7 +52,7 @@ class Actor(nn.Module):
         self.head = mlp(encoder.out_features, hidden, outputs * self.bounds.size)
 
     def forward(self, observation: Observation) -> torch.Tensor:
-        outputs: torch.Tensor = self.head(self.encoder(observation))
+        outputs: torch.Tensor = self.head(self.encoder(observation)).float()
         return outputs
 
 
@@ -68,12 +68,12 @@ class Critics(nn.Module):
     def forward(self, observation: Observation, action: torch.Tensor) -> torch.Tensor:
         """Both estimates, ``[2, B]``."""
         x = torch.cat((self.encoder(observation), action), dim=1)
-        return torch.stack((self.one(x), self.other(x))).squeeze(2)
+        return torch.stack((self.one(x), self.other(x))).squeeze(2).float()
 
     def first(self, observation: Observation, action: torch.Tensor) -> torch.Tensor:
         """The first estimate alone, ``[B]``."""
         q: torch.Tensor = self.one(torch.cat((self.encoder(observation), action), dim=1))
-        return q.squeeze(1)
+        return q.squeeze(1).float()
 
 
 def squared_error(

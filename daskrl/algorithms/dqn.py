@@ -12,10 +12,9 @@ from torch import nn
 from daskrl.algorithms.base import Moment, Setup, linear, require_discrete
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
-from daskrl.config import require_integer
-from daskrl.errors import ConfigError
-from daskrl.networks import ACTION_MASK, QNetwork, masked, require_mask, tensors
-from daskrl.spaces import Array
+from daskrl.config import require_range
+from daskrl.networks import QNetwork, masked, require_mask, tensors
+from daskrl.spaces import ACTION_MASK, Array
 from daskrl.window import Batch
 
 
@@ -49,12 +48,10 @@ class DQN(Replay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        require_integer("target_update", self.target_update, 1)
-        require_integer("epsilon_steps", self.epsilon_steps, 0)
-        for name in ("epsilon_start", "epsilon_end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: expected a number in [0, 1], got {getattr(self, name)!r}.")
+        require_range(self, ">= 1", "hidden", "target_update")
+        require_range(self, ">= 0", "epsilon_steps")
+        require_range(self, "> 0", "max_grad_norm")
+        require_range(self, "in [0, 1]", "epsilon_start", "epsilon_end")
 
     def check(self, setup: Setup) -> None:
         super().check(setup)

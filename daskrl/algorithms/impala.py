@@ -11,7 +11,7 @@ import torch
 from daskrl.algorithms.actor_critic import ActorCritic, RoundLearner, Trajectories, backwards, entropy, log_prob
 from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import adam
-from daskrl.config import require_integer
+from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.networks import to_device
 
@@ -21,7 +21,8 @@ class IMPALA(ActorCritic):
     """Importance weighted actor-learner (Espeholt et al. 2018, https://arxiv.org/abs/1802.01561).
 
     Policy gradient, values and entropy bonus (section 4.2) with V-trace targets, which correct for the policy having
-    acted with older weights: any ``lag``. For a Discrete space or a Box, also with an LSTM.
+    acted with older weights: any ``lag``. For a Discrete space or a Box, also with an LSTM. It sees observations; the
+    paper's is given the last reward and action too, which a wrapper can add to them.
 
     Parameters
     ----------
@@ -42,7 +43,8 @@ class IMPALA(ActorCritic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_integer("batch_lanes", self.batch_lanes, 1)
+        require_range(self, ">= 1", "batch_lanes")
+        require_range(self, "in [0, 1]", "vtrace_lambda")
         if not self.rho_clip >= self.c_clip > 0:
             raise ConfigError(f"rho_clip, c_clip: expected rho_clip >= c_clip > 0, got {self.rho_clip}, {self.c_clip}.")
 

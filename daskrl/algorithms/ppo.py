@@ -18,7 +18,7 @@ from daskrl.algorithms.actor_critic import (
 )
 from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import adam
-from daskrl.config import require_integer
+from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.networks import to_device
 
@@ -54,12 +54,12 @@ class PPO(ActorCritic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_integer("epochs", self.epochs, 1)
-        require_integer("batch_size", self.batch_size, 2)
-        if not 0 <= self.gae_lambda <= 1:
-            raise ConfigError(f"gae_lambda: expected a number in [0, 1], got {self.gae_lambda!r}.")
-        if not self.clip > 0:
-            raise ConfigError(f"clip: expected a number > 0, got {self.clip!r}.")
+        require_range(self, ">= 1", "epochs")
+        require_range(self, ">= 2", "batch_size")
+        require_range(self, "in [0, 1]", "gae_lambda")
+        require_range(self, "> 0", "clip")
+        if self.clip_anneal and self.anneal_steps is None:
+            raise ConfigError("clip_anneal: it falls with the learning rate, which does not; give anneal_steps too.")
 
     def check(self, setup: Setup) -> None:
         super().check(setup)

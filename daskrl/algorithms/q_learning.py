@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from daskrl.algorithms.base import Moment, Setup, Weights, linear, require_discrete
-from daskrl.config import require_integer
+from daskrl.config import require_range, require_types
 from daskrl.envs import final_name
 from daskrl.errors import ConfigError, UnsupportedSpaceError
-from daskrl.spaces import Array, SpaceSpec
+from daskrl.spaces import ACTION_MASK, Array, SpaceSpec
 
 _LARGEST = 1_000_000  # values in a table: every version of it is published whole
 
@@ -79,20 +79,19 @@ class QLearning:
     initial_value: float = 0.0
 
     def __post_init__(self) -> None:
-        require_integer("epsilon_steps", self.epsilon_steps, 0)
-        if not self.learning_rate_decay >= 0:
-            raise ConfigError(f"learning_rate_decay: expected a number >= 0, got {self.learning_rate_decay!r}.")
-        if not 0 < self.learning_rate <= 1:
-            raise ConfigError(f"learning_rate: expected a number in (0, 1], got {self.learning_rate!r}.")
-        for name in ("discount", "epsilon_start", "epsilon_end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: expected a number in [0, 1], got {getattr(self, name)!r}.")
-        if not math.isfinite(self.initial_value):
-            raise ConfigError(f"initial_value: expected a finite number, got {self.initial_value!r}.")
+        require_types(self)
+        require_range(self, ">= 0", "epsilon_steps", "learning_rate_decay")
+        require_range(self, "in (0, 1]", "learning_rate")
+        require_range(self, "in [0, 1]", "discount", "epsilon_start", "epsilon_end")
 
     def check(self, setup: Setup) -> None:
         require_discrete(setup, "QLearning")
         for leaf in setup.spec.observation:
+            if leaf.name == ACTION_MASK:
+                raise UnsupportedSpaceError(
+                    "QLearning has no action masks. Leave the mask out of the observation (daskrl.envs.ActionMask puts "
+                    "it there), or use dqn."
+                )
             if leaf.kind not in ("discrete", "multi_discrete"):
                 raise UnsupportedSpaceError(
                     f"QLearning has a table of Discrete or MultiDiscrete observations, this environment has "

@@ -11,8 +11,7 @@ from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.c51 import DistributionNetwork, of_action
 from daskrl.algorithms.dqn import DQN
 from daskrl.algorithms.replay import ReplayLearner
-from daskrl.config import require_integer
-from daskrl.errors import ConfigError
+from daskrl.config import require_range
 from daskrl.networks import masked, tensors
 from daskrl.window import Batch
 
@@ -35,9 +34,8 @@ class QRDQN(DQN):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_integer("quantiles", self.quantiles, 1)
-        if not self.kappa > 0:
-            raise ConfigError(f"kappa: expected a number > 0, got {self.kappa!r}.")
+        require_range(self, ">= 1", "quantiles")
+        require_range(self, "> 0", "kappa")
 
     def policy(self, setup: Setup) -> nn.Module:
         return DistributionNetwork(self.encoder(setup), setup.actions, self.quantiles, self.hidden, self.dueling)

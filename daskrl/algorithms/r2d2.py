@@ -14,7 +14,7 @@ from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.dqn import DQN
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
-from daskrl.config import require_integer
+from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.networks import LSTM, Encoder, States, masked, mlp, tensors, to_device
 from daskrl.spaces import Array
@@ -30,7 +30,8 @@ class R2D2(DQN):
     Sequences are whole fragments in a row of one environment: the first ``burn_in`` only bring the recurrent state up
     to date (section 3), the next ``unroll`` are learned from, and the sequence after begins one fragment later. The
     state each begins from is the one stored when it was acted. Targets are n-step double Q-learning under value
-    rescaling (section 2.3); the loss is squared. ``batch_size`` counts sequences.
+    rescaling (section 2.3); the loss is squared. ``batch_size`` counts sequences. The LSTM sees observations; the
+    paper's is given the last reward and action too, which a wrapper can add to them.
 
     Parameters
     ----------
@@ -60,8 +61,10 @@ class R2D2(DQN):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("burn_in", 0), ("unroll", 1), ("lstm", 1)):
-            require_integer(name, getattr(self, name), low)
+        require_range(self, ">= 1", "unroll", "lstm")
+        require_range(self, ">= 0", "burn_in")
+        require_range(self, "> 0", "rescale", "adam_eps")
+        require_range(self, "in [0, 1]", "priority_eta")
         if not self.hidden:
             raise ConfigError("hidden: expected at least one size, got ().")
 
@@ -197,10 +200,10 @@ class RecurrentQNetwork(nn.Module):
         return self._values(outputs), after
 
     def _values(self, features: torch.Tensor) -> torch.Tensor:
-        advantage: torch.Tensor = self.advantage(features)
+        advantage: torch.Tensor = self.advantage(features).float()
         if self.value is None:
             return advantage
-        value: torch.Tensor = self.value(features)
+        value: torch.Tensor = self.value(features).float()
         return value + advantage - advantage.mean(dim=-1, keepdim=True)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from daskrl import networks, samplers
 from daskrl.algorithms.base import Setup, Weights, linear
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
-from daskrl.config import require_integer
+from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.networks import to_device
 from daskrl.spaces import Array
@@ -68,16 +68,10 @@ class Replay(TorchSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("n_step", 1), ("batch_size", 1), ("learning_starts", 0), ("window", 1)):
-            require_integer(name, getattr(self, name), low)
-        for name in ("learning_rate", "replay_ratio"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: expected a number > 0, got {getattr(self, name)!r}.")
-        require_integer("learning_rate_updates", self.learning_rate_updates, 1)
-        if self.learning_rate_end is not None and not self.learning_rate_end > 0:
-            raise ConfigError(f"learning_rate_end: expected a number > 0 or None, got {self.learning_rate_end!r}.")
-        if not 0 <= self.discount <= 1:
-            raise ConfigError(f"discount: expected a number in [0, 1], got {self.discount!r}.")
+        require_range(self, ">= 1", "n_step", "batch_size", "window", "learning_rate_updates")
+        require_range(self, ">= 0", "learning_starts", "priority_alpha", "priority_beta_updates")
+        require_range(self, "> 0", "learning_rate", "learning_rate_end", "replay_ratio", "reward_clip")
+        require_range(self, "in [0, 1]", "discount", "priority_beta")
 
     def check(self, setup: Setup) -> None:
         """Raise `ConfigError` unless the window can be sampled, and updates recorded if they shall be."""

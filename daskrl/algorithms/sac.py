@@ -14,7 +14,7 @@ from daskrl.algorithms.base import Moment, Setup, require_box
 from daskrl.algorithms.continuous import Actor, Critics, Observation, squared_error
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
-from daskrl.errors import ConfigError
+from daskrl.config import require_range
 from daskrl.networks import Normal, normals, tensors
 from daskrl.spaces import Array
 from daskrl.window import Batch
@@ -59,11 +59,9 @@ class SAC(Replay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if not 0 < self.target_share <= 1:
-            raise ConfigError(f"target_share: expected a number in (0, 1], got {self.target_share!r}.")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature: expected a number > 0, got {self.temperature!r}.")
+        require_range(self, ">= 1", "hidden")
+        require_range(self, "in (0, 1]", "target_share")
+        require_range(self, "> 0", "temperature", "max_grad_norm")
 
     def check(self, setup: Setup) -> None:
         require_box(setup, type(self).__name__)

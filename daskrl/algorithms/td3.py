@@ -13,8 +13,7 @@ from daskrl.algorithms.base import Moment, Setup, require_box
 from daskrl.algorithms.continuous import Actor, Critics, Observation, squared_error
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
-from daskrl.config import require_integer
-from daskrl.errors import ConfigError
+from daskrl.config import require_range
 from daskrl.networks import normals, tensors
 from daskrl.spaces import Array
 from daskrl.window import Batch
@@ -59,13 +58,10 @@ class TD3(Replay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        require_integer("policy_delay", self.policy_delay, 1)
-        if not 0 < self.target_share <= 1:
-            raise ConfigError(f"target_share: expected a number in (0, 1], got {self.target_share!r}.")
-        for name in ("exploration_noise", "target_noise", "target_noise_clip"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}.")
+        require_range(self, ">= 1", "hidden", "policy_delay")
+        require_range(self, "in (0, 1]", "target_share")
+        require_range(self, ">= 0", "exploration_noise", "target_noise", "target_noise_clip")
+        require_range(self, "> 0", "max_grad_norm")
 
     def check(self, setup: Setup) -> None:
         require_box(setup, type(self).__name__)

@@ -14,6 +14,7 @@ from torch import nn
 
 from daskrl import networks
 from daskrl.algorithms.base import Setup, Weights
+from daskrl.config import require_types
 from daskrl.errors import ConfigError
 from daskrl.networks import CONVOLUTIONS, LSTM, Encoder, Flat
 from daskrl.spaces import Array
@@ -31,8 +32,8 @@ class TorchSettings:
     ----------
     convolutions : of images, ``"nature"`` or ``"impala"``, see `daskrl.networks.Convolutions`.
     precision : ``"float32"`` (on a GPU torch computes convolutions in TF32), or ``"bfloat16"``: the learner's matrix
-        products and convolutions are computed in bfloat16, while weights, losses and optimizers stay float32
-        (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740). Acting is always in float32.
+        products and convolutions are computed in bfloat16, while what networks return, losses, weights and optimizers
+        are float32 (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740). Acting is always in float32.
     compiled : the learner's networks go through ``torch.compile``. It needs a compiler on the learner's machine (on a
         GPU torch's own, of 2.11 or newer), and another one may give other bits: learn on machines with the same.
     """
@@ -42,6 +43,7 @@ class TorchSettings:
     compiled: bool = False
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name, known in (("convolutions", CONVOLUTIONS), ("precision", ("float32", "bfloat16"))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}.")

@@ -1,0 +1,5 @@
+"""``python -m daskrl``, the same as the command ``daskrl``."""
+
+from daskrl.cli import main
+
+main()
