@@ -243,6 +243,14 @@ def test_an_error_is_one_message_and_exits_with_2(
     assert not (place / "new").exists()
 
 
+def test_an_error_on_a_worker_is_one_message_too(tmp_path: Path) -> None:
+    line = "train CartPole-v1 -s learning_rate=1e20 --env-steps 3000 --workers 1 --store run --episodes 0"
+    done = daskrl_(*shlex.split(line), cwd=tmp_path, code=2)
+    assert "DivergedError: the loss of version" in done.stderr
+    assert "Compute Failed" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("file", "workers", "least", "most"),
     [
