@@ -33,7 +33,7 @@ from daskrl.store import Layout
 if TYPE_CHECKING:
     from daskrl.learner import Standing
 
-_TRIM = ("MALLOC_TRIM_THRESHOLD_", "65536")  # what Dask's nannies set unless they are told otherwise
+_DASKS_TRIM = "65536"  # MALLOC_TRIM_THRESHOLD_ as Dask's nannies set it unless they are told otherwise
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 Published = tuple[dict[str, Any], Table, Array]
@@ -183,8 +183,7 @@ def _keep_freed_memory() -> None:
     Every array would then be made of new pages, which takes longer than what many a network computes in it. The numbers
     are those that glibc, left alone, arrives at once an array of 32 MiB was freed.
     """
-    name, value = _TRIM
-    if sys.platform != "linux" or os.environ.get(name) != value:
+    if sys.platform != "linux" or os.environ.get("MALLOC_TRIM_THRESHOLD_") != _DASKS_TRIM:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
