@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from daskrl import seeding
 from daskrl.columns import Table, pack, read_transitions, unpack, write_atomic
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
-from daskrl.session import Published, Session, get
+from daskrl.session import Published, Session, find, get
 from daskrl.spaces import Array
 from daskrl.store import read_checked, write_checked
 
@@ -99,12 +99,69 @@ def checkpoint(token: str) -> Record:
         return {"kind": "checkpoint", "version": standing.version, "loss": standing.loss, "checkpoint": written}
 
 
+def read_ahead(token: str, version: int, head: int) -> None:
+    """Begin to read the round that ``version`` will learn, if a version is being learned now. From any thread.
+
+    Called on the learner's worker when the task for ``version`` has come and waits for its turn.
+    """
+    session = find(token)
+    if session is not None and session.reader is not None and session.learning.locked():
+        session.reader.begin(version - 1, head)
+
+
+Fragments = Sequence[Mapping[str, Array]]
+"""The columns of one fragment of every stream, in the streams' order."""
+
+
+class Reader:
+    """Reads committed rounds in order: the next one in a thread, while one is learned.
+
+    Parameters
+    ----------
+    learner : its ``stage``, where it has one, is given what was read; in the same thread.
+    """
+
+    def __init__(self, session: Session, learner: Any) -> None:
+        self.session, self._stage = session, getattr(learner, "stage", lambda fragments: fragments)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskrl-reader")
+        self._begun: dict[int, Future[Fragments]] = {}
+
+    def begin(self, round_: int, head: int) -> None:
+        """Begin to read a round that is wanted next; `rounds` takes it from here."""
+        if round_ >= 0 and round_ not in self._begun:
+            self._begun[round_] = self._thread.submit(lambda: self._read(round_, self._records([round_], head)))
+
+    def rounds(self, rounds: range, head: int) -> Iterator[Fragments]:
+        """Some rounds in order, as ``append`` takes them."""
+        for passed in [begun for begun in list(self._begun) if begun < rounds.start]:
+            del self._begun[passed]
+        records = self._records([round_ for round_ in rounds if round_ not in self._begun], head)
+        for round_ in rounds:
+            begun = self._begun.pop(round_, None)
+            fragments = self._read(round_, records) if begun is None else begun.result()
+            if round_ + 1 in rounds and round_ + 1 not in self._begun:
+                self._begun[round_ + 1] = self._thread.submit(self._read, round_ + 1, records)
+            yield fragments
+
+    def _records(self, rounds: Sequence[int], head: int) -> dict[int, Record]:
+        schedule = self.session.config.schedule
+        slots = [schedule.slot(stream, round_) for round_ in rounds for stream in range(schedule.streams)]
+        return self.session.layout.find(slots, head)
+
+    def _read(self, round_: int, records: Mapping[int, Record]) -> Fragments:
+        schedule = self.session.config.schedule
+        slots = (schedule.slot(stream, round_) for stream in range(schedule.streams))
+        fragments: Fragments = self._stage([_read(self.session, records[slot]) for slot in slots])
+        return fragments
+
+
 class Standing:
     """A learner and where it stands.
 
     Attributes
     ----------
     learner : the algorithm's.
+    reader : of the rounds it learns.
     version : rounds learned so far; the version of its weights.
     loss : mean loss of the last round that had updates, or None.
     published : weights as made by `daskrl.columns.pack`, of this version and those that streams may still act with.
@@ -114,6 +171,7 @@ class Standing:
         self.session, self.layout = session, session.layout
         random = seeding.generator(session.config.seed, "initialise")
         self.learner = session.algorithm.learner(session.setup(device), random)
+        session.reader = self.reader = Reader(session, self.learner)
         self.version = 0
         self.loss: float | None = None
         self.published: dict[int, tuple[Table, Array]] = {0: pack(self.learner.weights())}
@@ -125,7 +183,7 @@ class Standing:
         import torch
 
         torch.set_num_threads(self.session.config.torch_threads)
-        for fragments in self.read_ahead(range(self.version, version), head):
+        for fragments in self.reader.rounds(range(self.version, version), head):
             self.learner.append(fragments)
             random = seeding.generator(self.session.config.seed, "learn", self.version)
             self.version += 1
@@ -169,28 +227,6 @@ class Standing:
             f"{what}; {where}. Everything up to it is kept.{kept} Lower "
             "learning_rate, clip rewards (reward_clip), or check the environment's reward scale, and start a new run."
         )
-
-    def read_ahead(self, rounds: range, head: int) -> Iterator[list[dict[str, Array]]]:
-        """The fragments of some rounds, in order; the next round is read while one is learned."""
-        if len(rounds) == 0:
-            return
-        schedule, layout = self.session.config.schedule, self.layout
-        slots = [schedule.slot(stream, r) for r in rounds for stream in range(schedule.streams)]
-        records = layout.find(slots, head)
-
-        def read(round_: int) -> list[dict[str, Array]]:
-            return [_read(self.session, records[schedule.slot(s, round_)]) for s in range(schedule.streams)]
-
-        if len(rounds) == 1:
-            yield read(rounds[0])
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="daskrl-read-ahead") as reader:
-            ahead = reader.submit(read, rounds[0])
-            for following in [*rounds[1:], None]:
-                fragments = ahead.result()
-                if following is not None:
-                    ahead = reader.submit(read, following)
-                yield fragments
 
     # -- checkpoints --------------------------------------------------------------------------------------
 
@@ -238,7 +274,7 @@ class Standing:
         self.version, self.loss = record["version"], record["loss"]
         first = max(0, self.version - self.learner.memory)
         self.learner.skip(first)
-        for fragments in self.read_ahead(range(first, self.version), head):
+        for fragments in self.reader.rounds(range(first, self.version), head):
             self.learner.append(fragments)
         self.learner.restore(arrays)
         self.published = {self.version: pack(self.learner.weights())}

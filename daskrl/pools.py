@@ -357,6 +357,8 @@ class DaskPool:
     def submit_learns(
         self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
     ) -> None:
+        from daskrl import ahead
+
         self._choose_learner()
         if self._learner is None or self.arithmetic is None:
             return
@@ -365,7 +367,7 @@ class DaskPool:
         busy = sum(_is_learn(flight.task) for flight in self._flights.values())
         for task in ready[: max(0, room - busy)]:
             args = (self.token, task.version, head, self.arithmetic["device"], *keep(task.version))
-            self._start("learn", task, self._learner, learner.learn, args, _LEARN)
+            self._start(ahead.prefix(task.version, head), task, self._learner, ahead.learn, args, _LEARN)
 
     def submit_recheck(self, task: Recheck, head: int) -> None:
         slots = self._slots()

@@ -31,7 +31,7 @@ from daskrl.spaces import Array
 from daskrl.store import Layout
 
 if TYPE_CHECKING:
-    from daskrl.learner import Standing
+    from daskrl.learner import Reader, Standing
 
 _DASKS_TRIM = "65536"  # MALLOC_TRIM_THRESHOLD_ as Dask's nannies set it unless they are told otherwise
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -48,7 +48,7 @@ class Session:
     ----------
     streams : stream -> (round it stands at, live environments).
     policies : weights version -> policy that acts with it.
-    learner : the learner's state, on the process that learns.
+    learner, reader : the learner's state, and what reads for it, on the process that learns.
     published : weights version -> what was published, the newest few.
     lock, learning : held for a moment around ``streams`` and ``policies``; held while learning.
     closed : nothing is cached any more; a rollout may still be running.
@@ -62,6 +62,7 @@ class Session:
     streams: dict[int, tuple[int, Stream]] = field(default_factory=dict)
     policies: dict[int, Any] = field(default_factory=dict)
     learner: Standing | None = None
+    reader: Reader | None = None
     published: dict[int, Published] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     learning: threading.Lock = field(default_factory=threading.Lock)
@@ -113,6 +114,11 @@ def get(token: str) -> Session:
         return _SESSIONS[token]
     except KeyError:
         raise NotJoinedError(f"process {os.getpid()} has not joined session {token}") from None
+
+
+def find(token: str) -> Session | None:
+    """The session, if this process has joined it."""
+    return _SESSIONS.get(token)
 
 
 def put(session: Session) -> None:

@@ -72,6 +72,19 @@ class Steps:
     final: Array
 
 
+class Staged(list[Mapping[str, Array]]):
+    """The fragments of a round, and what is large in them again, where a GPU copies it from by itself.
+
+    Attributes
+    ----------
+    columns : leaf name -> ``[N or N + 1, lanes, *leaf]``: actions and observations, all streams side by side.
+    """
+
+    def __init__(self, fragments: Sequence[Mapping[str, Array]]) -> None:
+        super().__init__(fragments)
+        self.columns: dict[str, torch.Tensor] = {}
+
+
 class Window:
     """The last ``capacity`` transitions of a run.
 
@@ -108,6 +121,7 @@ class Window:
         self.n_step, self.discount, self.frame_stack = n_step, discount, frame_stack
         self.reward_clip = reward_clip
         self.device = torch.device(device)
+        self._stages = self.device.type != "cpu"
         self.lanes = schedule.lanes
         self.window_rows = rounds * schedule.fragment_steps
         # One round more than the window: the newest observation lies one row beyond the last transition.
@@ -184,8 +198,10 @@ class Window:
         ----------
         fragments : the columns of one fragment of every stream, in the streams' order, each with
             ``episode_step`` ``[N]`` (steps taken in each environment's episode when the fragment began) and
-            ``continues`` (False where the environments do not stand where the fragment before left them).
+            ``continues`` (False where the environments do not stand where the fragment before left them); or what
+            `stage` made of them.
         """
+        fragments = self.stage(fragments)
         steps = self.schedule.fragment_steps
         first = self.rows % self.ring_rows
         here = slice(first, first + steps)
@@ -202,7 +218,7 @@ class Window:
             reward = np.clip(reward, -self.reward_clip, self.reward_clip)
         self._reward[here], self._terminated[here] = reward, terminated
         self._ended[here] = terminated | truncated
-        self._put(self._action, first, [fragment[self.spec.action[0].name] for fragment in fragments])
+        self._put(self._action, first, fragments, self.spec.action[0].name, slice(steps))
         if self._action_start:
             self._grid(self._action)[here] -= self._action_start
 
@@ -212,9 +228,8 @@ class Window:
         begins[1:] = self._ended[here]
         head = (first + steps) % self.ring_rows
         for name, pool in self._pool.items():
-            frames = [fragment[name][self.frame_stack - 1 :] for fragment in fragments]
-            self._put(pool, first, [rows[:steps] for rows in frames])
-            self._put(pool, head, [rows[steps:] for rows in frames])
+            self._put(pool, first, fragments, name, slice(steps))
+            self._put(pool, head, fragments, name, slice(steps, None))
         self._link(first, begins[:steps])
         self._link(head, begins[steps:])
 
@@ -227,16 +242,35 @@ class Window:
         """A column as ``[ring_rows, lanes, *leaf]``, without the last observations behind the ring."""
         return column[: self.ring].view(self.ring_rows, self.lanes, *column.shape[1:])
 
-    def _put(self, column: torch.Tensor, first: int, streams: Sequence[Array]) -> None:
-        """Write the rows of every stream side by side, from row ``first`` on."""
-        here = self._grid(column)[first : first + len(streams[0])]
-        on_host = self.device.type == "cpu"
-        into = here if on_host else torch.empty(here.shape, dtype=here.dtype, pin_memory=True)
-        per_stream = self.schedule.envs_per_stream
-        for stream, rows in enumerate(streams):  # one copy, from the bytes that were read to where they are sampled
-            into.numpy()[:, stream * per_stream : (stream + 1) * per_stream] = rows
-        if not on_host:
-            here.copy_(into, non_blocking=True)  # torch keeps pinned memory until it was copied
+    def stage(self, fragments: Sequence[Mapping[str, Array]]) -> Sequence[Mapping[str, Array]]:
+        """What `append` may be given instead, so that it need not copy on the host. In any thread.
+
+        On the CPU that is the fragments themselves: they are copied once, to where they are sampled.
+        """
+        if isinstance(fragments, Staged) or not self._stages:
+            return fragments
+        staged = Staged(fragments)
+        for name, column in ((self.spec.action[0].name, self._action), *self._pool.items()):
+            streams = self._streams(fragments, name)
+            staged.columns[name] = _pinned((len(streams[0]), self.lanes, *column.shape[1:]), column.dtype)
+            _beside(streams, staged.columns[name].numpy())
+        return staged
+
+    def _streams(self, fragments: Sequence[Mapping[str, Array]], name: str) -> list[Array]:
+        """Of every stream, the rows of a column that are new; of observations one more."""
+        older = 0 if name == self.spec.action[0].name else self.frame_stack - 1
+        return [fragment[name][older:] for fragment in fragments]
+
+    def _put(
+        self, column: torch.Tensor, first: int, fragments: Sequence[Mapping[str, Array]], name: str, rows: slice
+    ) -> None:
+        """Write some rows of a round into a column, from its row ``first`` on."""
+        if isinstance(fragments, Staged):
+            staged = fragments.columns[name][rows]
+            self._grid(column)[first : first + len(staged)].copy_(staged, non_blocking=True)  # kept until it was copied
+        else:
+            streams = [stream[rows] for stream in self._streams(fragments, name)]
+            _beside(streams, self._grid(column)[first : first + len(streams[0])].numpy())
 
     def _link(self, first: int, begins: Array) -> None:
         if self._previous is None:
@@ -478,6 +512,18 @@ class Window:
             )
         nowhere = np.empty(0, np.int64)
         return Batch(observation, action, value[:, 0], value[:, 1], following, None, nowhere, memory)
+
+
+def _pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+def _beside(streams: Sequence[Array], into: Array) -> None:
+    """Copy the rows of every stream side by side."""
+    lane = 0
+    for rows in streams:
+        into[:, lane : lane + rows.shape[1]] = rows
+        lane += rows.shape[1]
 
 
 def _reader(column: torch.Tensor) -> Callable[[_Where, Any], object]:

@@ -54,8 +54,9 @@ class Graph:
 
 
 @contextmanager
-def recording(graph: Graph) -> Iterator[None]:
+def recording(graph: Graph, capture_error_mode: str) -> Iterator[None]:
     """`torch.cuda.graph`: what is made within has not been made afterwards."""
+    assert capture_error_mode == "thread_local"  # the next round is staged meanwhile
     learner = graph.learner
     assert learner._kind is not None
     assert learner.flat_target is not None

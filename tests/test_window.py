@@ -250,6 +250,24 @@ def same(one: Window, other: Window) -> None:
         assert torch.equal(a.next_observation[name][alive], b.next_observation[name][alive])
 
 
+@pytest.mark.parametrize("frame_stack", [1, 4])
+def test_a_window_given_staged_rounds_is_that_given_the_rounds(frame_stack, monkeypatch):
+    monkeypatch.setattr("daskrl.window._pinned", lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    replay = Replay(frame_stack=frame_stack, ends=0.3)
+    plain, staging = (make(3 * ROUND, n=3, frame_stack=frame_stack) for _ in range(2))
+    fragments = replay.round()
+    assert plain.stage(fragments) is fragments  # on the CPU
+    staging._stages = True  # as on a GPU
+    for cut in [(), (), (1,), (), (), (0,), ()]:
+        plain.append(fragments)
+        staged = staging.stage(fragments)
+        assert set(staged.columns) == {"action", "observation.a", "observation.b"}
+        assert staging.stage(staged) is staged
+        staging.append(staged)
+        same(plain, staging)
+        fragments = replay.round(cut)
+
+
 def test_rows_may_be_sampled_from_when_their_rewards_are_in_until_they_leave_the_window():
     replay = Replay()
     window = make(3 * ROUND + 7, n=3)  # 3 whole rounds: 12 rows

@@ -83,6 +83,8 @@ class Learner(Protocol):
 
     Also called, where they are there:
 
+    - ``stage(fragments)``: what ``append`` is given instead of a round's fragments; in another thread while ``learn``
+      goes on, so that it must not touch what learning does;
     - ``not_finite()``: names of what is learned and not published that is NaN or infinite; after each ``learn``;
     - ``last_batch()``: name -> array, what the newest update learned from; kept in the store when learning diverged.
     """

@@ -187,6 +187,9 @@ class ReplayLearner(TorchLearner):
         self.items = items
         self.sampler = samplers.make(items.ring, self.settings.priority_alpha)
 
+    def stage(self, fragments: Sequence[Mapping[str, Array]]) -> Sequence[Mapping[str, Array]]:
+        return self.window.stage(fragments)
+
     def append(self, fragments: Sequence[Mapping[str, Array]]) -> None:
         before = (self.items.first, self.items.stop)
         self.window.append(fragments)
@@ -289,7 +292,8 @@ class ReplayLearner(TorchLearner):
         try:
             for group in groups:
                 group["capturable"] = True
-            with torch.cuda.graph(graph):
+            # Other threads go on meanwhile; the next round's has memory pinned.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 kind.result = self._update()
         finally:
             self._kind = kind.unused = None

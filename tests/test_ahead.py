@@ -1,0 +1,151 @@
+"""While the learner's worker learns a version, it reads the round of the next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client
+
+import daskrl
+from daskrl import ahead, clusters, learner, pools, session
+from daskrl.errors import DamagedError
+from tests.promise import SETTINGS, start
+
+ROUNDS = 12
+
+
+class Waiting(daskrl.DQN):
+    """On a worker, learns no round before the next one was read in another thread."""
+
+    def learner(self, setup: Any, random: np.random.Generator) -> Any:
+        made = super().learner(setup, random)
+        stage, learn, was_read = made.stage, made.learn, threading.Event()
+
+        def staged(fragments: Any) -> Any:
+            if threading.current_thread().name.startswith("daskrl-reader"):
+                was_read.set()
+            return stage(fragments)
+
+        def learned(random: np.random.Generator) -> Any:
+            if made.window.rounds < ROUNDS:
+                assert was_read.wait(60)
+                was_read.clear()
+            return learn(random)
+
+        made.stage, made.learn = staged, learned
+        return made
+
+
+def test_on_a_worker_every_round_is_read_while_the_one_before_is_learned(tmp_path: Path) -> None:
+    expected = start(tmp_path / "expected").wait().store.digest()
+    with clusters.local(1) as cluster, Client(cluster) as client:
+        run = start(tmp_path / "run", algorithm=Waiting(**SETTINGS), client=client).wait()
+    assert run.store.digest() == expected
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> daskrl.Run:
+    return start(tmp_path / "run").wait()
+
+
+@pytest.fixture
+def token(run: daskrl.Run) -> Iterator[str]:
+    """A session of a run that is through, which has learned version 4 of it."""
+    pool = pools.InProcessPool(pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options))
+    for checkpoint in (run.store.root / ".checkpoints").iterdir():
+        checkpoint.unlink()
+    learn(pool.token, 4, run)
+    yield pool.token
+    pool.close()
+
+
+def learn(token: str, version: int, run: daskrl.Run) -> session.Published:
+    return learner.learn(token, version, run.store.log.head(), "cpu", False, False)
+
+
+def begin(token: str, version: int, run: daskrl.Run) -> None:
+    """As when the version's task comes while another is being learned; returns when its round was read, or not."""
+    joined = session.get(token)
+    with joined.learning:
+        learner.read_ahead(token, version, run.store.log.head())
+    assert joined.reader is not None
+    joined.reader._thread.submit(lambda: None).result()
+
+
+def test_a_round_that_was_read_ahead_is_not_read_again(
+    run: daskrl.Run, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, bool]] = []  # round, ahead
+    read_fragment, main = learner._read, threading.main_thread()
+
+    def counted(joined: session.Session, record: Any) -> Any:
+        read.append((record["round"], threading.current_thread() is not main))
+        return read_fragment(joined, record)
+
+    monkeypatch.setattr(learner, "_read", counted)
+    begin(token, 5, run)
+    begin(token, 5, run)
+    assert read == [(4, True)] * 4
+    learn(token, 5, run)
+    learn(token, 6, run)
+    assert read == [(4, True)] * 4 + [(5, False)] * 4
+
+
+def test_what_was_read_ahead_and_is_learned_elsewhere_is_dropped(run: daskrl.Run, token: str) -> None:
+    learn(token, 9, run)
+    begin(token, 7, run)
+    reader = session.get(token).reader
+    assert reader is not None
+    assert set(reader._begun) == {6}
+    learn(token, 10, run)
+    assert not reader._begun
+
+
+def test_the_weights_are_those_of_rounds_read_when_they_are_learned(run: daskrl.Run, token: str) -> None:
+    for version in (5, 6):
+        begin(token, version, run)
+        learn(token, version, run)
+    learn(token, ROUNDS, run)  # the others at once
+    standing = session.get(token).learner
+    assert standing is not None
+    weights = standing.learner.weights()
+    assert {name: np.asarray(array).tobytes() for name, array in weights.items()} == {
+        name: array.tobytes() for name, array in run.store.weights()[1].items()
+    }
+
+
+def test_a_damaged_chunk_found_ahead_is_the_error_of_the_version_that_needs_it(run: daskrl.Run, token: str) -> None:
+    slot = run.store.config.schedule.slot(2, 4)
+    chunk = run.store.root / "observation" / run.store.columns["observation"].chunk_name(slot)
+    bytes_ = chunk.read_bytes()
+    chunk.write_bytes(b"x" + bytes_[1:])
+    begin(token, 5, run)
+    with pytest.raises(DamagedError, match="observation"):
+        learn(token, 5, run)
+    chunk.write_bytes(bytes_)
+    assert learn(token, 5, run)[0]["version"] == 5
+
+
+def test_nothing_is_read_where_nothing_is_being_learned(run: daskrl.Run, token: str) -> None:
+    reader = session.get(token).reader
+    assert reader is not None
+    learner.read_ahead(token, 5, run.store.log.head())
+    assert not reader._begun
+    learner.read_ahead("0000ffff", 5, run.store.log.head())  # a session of another worker
+
+
+def test_only_tasks_that_learn_are_read_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(learner, "read_ahead", lambda *of: asked.append(of))
+    plugin = ahead.ReadAhead()
+    key = f"{ahead.prefix(17, 300)}-00abcd12-5"
+    for state in ("waiting", "executing", "memory", "ready"):
+        plugin.transition(key, "released", state, stimulus_id="")
+    for other in ("learn", "learn-rate-1", "rollout-00abcd12-5", ("learn-1-2-3", 4), 5):
+        plugin.transition(other, "waiting", "ready", stimulus_id="")
+    assert asked == [("00abcd12", 17, 300)]
