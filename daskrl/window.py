@@ -2,7 +2,8 @@
 
 Rounds are learned in order and whole, so the window is a grid: one row for each time step of the run, one
 *lane* for each environment of each stream, used as a ring. The next observation of row ``t`` is row ``t + 1``;
-each frame is held once; n-step returns are worked out once, when a row's last reward has arrived.
+each frame is held once; n-step returns, and where the frames of its observations are, are worked out once, when a row's
+last reward has arrived.
 """
 
 from __future__ import annotations
@@ -134,8 +135,10 @@ class Window:
         action_dtype = torch.int64 if leaf.kind == "discrete" else _torch_dtype(leaf.dtype)
         self._action = self._zeros((self.ring, *leaf.shape), action_dtype)
         self._value = self._zeros((self.ring, 2), torch.float32)  # n-step return, discount: always read together
-        self._next = self._zeros((self.ring,), torch.int64)
-        # Raw columns stay on the host: n-step returns are worked out with NumPy.
+        # Where in the pool the frames are: of the observation and of the next one, oldest first, each once.
+        frames = 1 if frame_stack == 1 else frame_stack + 1 if self._shares_frames else 2 * frame_stack
+        self._frames = self._zeros((self.ring, frames), torch.int64)
+        # Raw columns stay on the host: what is gathered is worked out with NumPy.
         grid = (self.ring_rows, self.lanes)
         self._reward = np.zeros(grid, np.float32)
         self._terminated = np.zeros(grid, np.bool_)
@@ -150,7 +153,7 @@ class Window:
             for leaf in spec.observation
         }
         # Position of the frame before, in the same episode; itself for an episode's first.
-        self._previous = self._zeros((self.ring + self._finals_capacity,), torch.int64) if frame_stack > 1 else None
+        self._previous = np.zeros(self.ring + self._finals_capacity, np.int64)
         self._readers()
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -273,12 +276,8 @@ class Window:
             _beside(streams, self._grid(column)[first : first + len(streams[0])].numpy())
 
     def _link(self, first: int, begins: Array) -> None:
-        if self._previous is None:
-            return
         here = np.arange(first * self.lanes, first * self.lanes + begins.size, dtype=np.int64)
-        before = (here - self.lanes) % self.ring
-        links = to_device(np.where(begins.ravel(), here, before), self.device)
-        self._previous[here[0] : here[0] + begins.size] = links
+        self._previous[here] = np.where(begins.ravel(), here, (here - self.lanes) % self.ring)
 
     def _drop_finals(self) -> None:
         # One round leaves the ring with each that comes; so do the last observations it had.
@@ -311,15 +310,14 @@ class Window:
         where = to_device(self.ring + slots, self.device)
         for name, pool in self._pool.items():
             pool[where] = to_device(np.ascontiguousarray(values[name]), self.device).to(pool.dtype)
-        if self._previous is not None:
-            self._previous[where] = to_device(rows * self.lanes + lanes, self.device)
         self._final[rows, lanes] = self.ring + slots
+        self._previous[self.ring + slots] = rows * self.lanes + lanes
         self._finals_count += count
 
     def _grow_finals(self) -> None:
         old, new = self._finals_capacity, 2 * self._finals_capacity
         order = (self._finals_start + np.arange(old)) % old
-        moved = np.full(old, -1, np.int64)
+        moved = np.empty(old, np.int64)
         moved[order] = np.arange(old)
         source = to_device(self.ring + order, self.device)
 
@@ -330,16 +328,12 @@ class Window:
             return larger
 
         self._pool = {name: grown(pool) for name, pool in self._pool.items()}
-        if self._previous is not None:
-            self._previous = grown(self._previous)
-        for positions in (self._final, self._next.numpy() if self.device.type == "cpu" else None):
-            if positions is not None:
-                finals = positions >= self.ring
-                positions[finals] = self.ring + moved[positions[finals] - self.ring]
-        if self.device.type != "cpu":
-            finals_ = self._next >= self.ring
-            table = to_device(self.ring + moved, self.device)
-            self._next[finals_] = table[self._next[finals_] - self.ring]
+        ring, finals = np.split(self._previous, [self.ring])
+        self._previous = np.concatenate([ring, finals[order], np.zeros(new - old, np.int64)])
+        where = self._final >= self.ring
+        self._final[where] = self.ring + moved[self._final[where] - self.ring]
+        last, table = self._frames >= self.ring, to_device(self.ring + moved, self.device)
+        self._frames[last] = table[self._frames[last] - self.ring]
         self._finals_capacity, self._finals_start = new, 0
         self._readers()
 
@@ -390,8 +384,16 @@ class Window:
                 following[row, lane] = (first + k + row) % self.ring_rows * self.lanes + lane  # of no use: discount 0
                 alive &= ~ends
         discount[alive] = np.float32(self.discount**self.n_step)
-        for column, values in ((self._value, np.stack([returns, discount], axis=2)), (self._next, following)):
-            self._write(column, first, values)
+        self._write(self._value, first, np.stack([returns, discount], axis=2))
+        self._write(self._frames, first, np.stack(self._frames_of(first, following), axis=2))
+
+    def _frames_of(self, first: int, following: Positions) -> list[Positions]:
+        """Where the frames are, each ``[rows, lanes]``, of rows from ``first`` on and of the observations following."""
+        if self.frame_stack == 1:
+            return [following]
+        rows = np.arange(first, first + len(following)) % self.ring_rows
+        own = self._stack(rows[:, None] * self.lanes + np.arange(self.lanes))
+        return [*own, following] if self._shares_frames else [*own, *self._stack(following)]
 
     def _span(self, grid: Array, first: int, count: int) -> Array:
         """Some rows of a ``[ring_rows, ...]`` column, a view of it unless they go round its end."""
@@ -417,12 +419,12 @@ class Window:
         out : an earlier batch of the same size whose tensors are written over and returned; fresh ones cost as
             much again as the copying.
         """
-        where = self._held(positions)
+        where: Any = positions if self.device.type == "cpu" else to_device(positions, self.device)
         batch = self._empty(len(positions)) if out is None else out
         into = batch.memory
         self._read_action(where, into["action"])
         self._read_value(where, into["value"])
-        for kind, frames in self._frames(where):
+        for kind, frames in self._frames_at(where):
             for name, read in self._read_pool.items():
                 read(frames, into[kind, name])
         if weight is None:
@@ -436,13 +438,10 @@ class Window:
 
     def observations(self, positions: Array) -> dict[str, torch.Tensor]:
         """The observations at some positions, ``[*positions, *leaf]`` or ``[*positions, K, *leaf]``; last ones too."""
-        where = self._held(positions.ravel())
-        stacked = self._previous is not None
-        if stacked:
-            stack = np.stack if self.device.type == "cpu" else torch.stack
-            where = stack(self._stack(where), 1).ravel()
-        lead = (*positions.shape, self.frame_stack) if stacked else positions.shape
-        index = torch.from_numpy(where) if self.device.type == "cpu" else where
+        where, lead = positions.ravel(), positions.shape
+        if self.frame_stack > 1:
+            where, lead = np.stack(self._stack(where), 1).ravel(), (*lead, self.frame_stack)
+        index = to_device(where, self.device)
         return {name: pool.index_select(0, index).view(*lead, *pool.shape[1:]) for name, pool in self._pool.items()}
 
     def steps(self, positions: Array) -> Steps:
@@ -463,33 +462,28 @@ class Window:
             final=self._final[row, lane],
         )
 
-    def _held(self, positions: Positions) -> _Where:
-        return positions if self.device.type == "cpu" else to_device(positions, self.device)
-
-    def _frames(self, where: _Where) -> list[tuple[str, _Where]]:
+    def _frames_at(self, where: _Where) -> list[tuple[str, _Where]]:
         """Where in the pool the frames are that make the observations of some transitions, by what they make."""
-        following = _where(self._next, where)
-        if self._previous is None:
-            return [("observation", where), ("next_observation", following)]
-        stack = np.stack if self.device.type == "cpu" else torch.stack
+        frames = _rows(self._frames, where)
+        if self.frame_stack == 1:
+            return [("observation", where), ("next_observation", frames.ravel())]
         if self._shares_frames:
-            return [("both", stack([*self._stack(where), following], 1).ravel())]
-        pair = (("observation", where), ("next_observation", following))
-        return [(kind, stack(self._stack(newest), 1).ravel()) for kind, newest in pair]
+            return [("both", frames.ravel())]
+        own, following = frames[:, : self.frame_stack], frames[:, self.frame_stack :]
+        return [("observation", own.ravel()), ("next_observation", following.ravel())]
 
-    def _stack(self, where: _Where) -> list[_Where]:
+    def _stack(self, where: Positions) -> list[Positions]:
         """Where the K frames of some observations are, the oldest first."""
-        assert self._previous is not None
         frames = [where]
         for _ in range(self.frame_stack - 1):
-            frames.append(_where(self._previous, frames[-1]))
+            frames.append(self._previous[frames[-1]])
         return frames[::-1]
 
     @property
     def _shares_frames(self) -> bool:
         # One step on, all frames but the newest are the same: K + 1 are copied instead of 2 K. (Not so after a
         # termination, where nothing follows: the discount is 0, and the next observation has no meaning.)
-        return self._previous is not None and self.n_step == 1
+        return self.frame_stack > 1 and self.n_step == 1
 
     def _empty(self, size: int) -> Batch:
         """A batch to be written into."""
@@ -497,7 +491,7 @@ class Window:
 
         def rows(key: Any, column: torch.Tensor, frames: int = 1) -> torch.Tensor:
             made = column.new_empty((size * frames, *column.shape[1:]))
-            memory[key] = made.numpy() if made.device.type == "cpu" else made
+            memory[key] = made.numpy() if made.device.type == "cpu" else _words(made)
             return made if frames == 1 else made.view(size, frames, *column.shape[1:])
 
         value, action = rows("value", self._value), rows("action", self._action)
@@ -530,7 +524,7 @@ def _reader(column: torch.Tensor) -> Callable[[_Where, Any], object]:
     """A function that copies some rows of a column. On the host NumPy does it, in half of torch's time."""
     if column.device.type != "cpu":
         words = _words(column)
-        return lambda where, out: torch.index_select(words, 0, where, out=_words(out))
+        return lambda where, out: torch.index_select(words, 0, where, out=out)
     take = column.numpy().take
     # No position is ever outside; with mode "raise" NumPy would fill a copy of ``out`` first.
     return lambda where, out: take(where, 0, out, "clip")
@@ -543,10 +537,10 @@ def _words(rows: torch.Tensor) -> torch.Tensor:
     return rows.view(len(rows), -1).view(torch.int64)
 
 
-def _where(column: torch.Tensor, where: _Where) -> _Where:
+def _rows(column: torch.Tensor, where: _Where) -> _Where:
     """Some rows of a column of positions, as positions are held: an array on the host, a tensor elsewhere."""
     if column.device.type == "cpu":
-        return column.numpy().take(where)
+        return column.numpy().take(where, 0)
     return column.index_select(0, where)
 
 
