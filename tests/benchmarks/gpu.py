@@ -3,7 +3,8 @@
 DQN (double; the convolutions of Mnih et al. 2015 and a layer of 512) on batches of 84 x 84 frames, four stacked, from a
 window on the device. All with torch's deterministic algorithms, as daskrl learns.
 
-- learner: rounds are appended to the window and learned from, as in a run: drawing, gathering and all else counts.
+- learner: rounds are appended to the window and learned from, as in a run: drawing, gathering and all else counts. The
+  next round is staged in a thread meanwhile, as it is in a run.
 - updates alone: the same learner's updates on one batch that never changes.
 - bare PyTorch: the same updates as one writes them by hand, on one batch; also without deterministic algorithms.
 
@@ -22,6 +23,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -94,8 +96,12 @@ def updates_per_second(name: str, batch_size: int, window: int, device: str, rep
     learner._batch = batch  # the memory it gathers into
     loop = q_learning(dqn, learner, batch, random)
 
+    reader = ThreadPoolExecutor(1)
+    ahead = [reader.submit(learner.stage, next(following))]
+
     def learn() -> None:
-        learner.append(next(following))
+        learner.append(ahead.pop().result())
+        ahead.append(reader.submit(learner.stage, next(following)))
         learner.learn(random)
 
     def alone() -> None:
