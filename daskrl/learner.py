@@ -47,7 +47,11 @@ def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoi
     """
     session = get(token)
     with session.learning:
-        return _learn(session, version, head, device, keep, checkpoint)
+        try:
+            return _learn(session, version, head, device, keep, checkpoint)
+        finally:
+            if session.learner is None:  # it failed; what reads for it would keep its window
+                session.reader = None
 
 
 def _learn(session: Session, version: int, head: int, device: str, keep: bool, checkpoint: bool) -> Published:
@@ -100,13 +104,14 @@ def checkpoint(token: str) -> Record:
 
 
 def read_ahead(token: str, version: int, head: int) -> None:
-    """Begin to read the round that ``version`` will learn, if a version is being learned now. From any thread.
+    """Begin to read the round that ``version`` will learn. From any thread.
 
     Called on the learner's worker when the task for ``version`` has come and waits for its turn.
     """
     session = find(token)
-    if session is not None and session.reader is not None and session.learning.locked():
-        session.reader.begin(version - 1, head)
+    reader = None if session is None else session.reader
+    if reader is not None:
+        reader.begin(version - 1, head)
 
 
 Fragments = Sequence[Mapping[str, Array]]
@@ -118,7 +123,7 @@ class Reader:
 
     Parameters
     ----------
-    learner : its ``stage``, where it has one, is given what was read; in the same thread.
+    learner : its ``stage``, where it has one, is given what was read; in the thread that read it.
     """
 
     def __init__(self, session: Session, learner: Any) -> None:
@@ -127,7 +132,7 @@ class Reader:
         self._begun: dict[int, Future[Fragments]] = {}
 
     def begin(self, round_: int, head: int) -> None:
-        """Begin to read a round that is wanted next; `rounds` takes it from here."""
+        """Begin to read a round that is wanted next. It may fail: `rounds` then reads it again."""
         if round_ >= 0 and round_ not in self._begun:
             self._begun[round_] = self._thread.submit(lambda: self._read(round_, self._records([round_], head)))
 
@@ -137,11 +142,16 @@ class Reader:
             del self._begun[passed]
         records = self._records([round_ for round_ in rounds if round_ not in self._begun], head)
         for round_ in rounds:
-            begun = self._begun.pop(round_, None)
-            fragments = self._read(round_, records) if begun is None else begun.result()
+            taken = [self._take(round_, records, head)]
             if round_ + 1 in rounds and round_ + 1 not in self._begun:
                 self._begun[round_ + 1] = self._thread.submit(self._read, round_ + 1, records)
-            yield fragments
+            yield taken.pop()  # not kept here while it is learned
+
+    def _take(self, round_: int, records: Mapping[int, Record], head: int) -> Fragments:
+        begun = self._begun.pop(round_, None)
+        if begun is None:
+            return self._read(round_, records)
+        return begun.result() if begun.exception() is None else self._read(round_, self._records([round_], head))
 
     def _records(self, rounds: Sequence[int], head: int) -> dict[int, Record]:
         schedule = self.session.config.schedule
@@ -185,6 +195,7 @@ class Standing:
         torch.set_num_threads(self.session.config.torch_threads)
         for fragments in self.reader.rounds(range(self.version, version), head):
             self.learner.append(fragments)
+            del fragments  # the next ones are being read
             random = seeding.generator(self.session.config.seed, "learn", self.version)
             self.version += 1
             try:

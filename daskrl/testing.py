@@ -175,7 +175,7 @@ class AlgorithmTests:
             first = max(0, before - other.memory)
             other.skip(first)
             for fragments in game.rounds[first:before]:
-                other.append(fragments)
+                _append(other, fragments)
             other.restore(state)
             for version, weights in enumerate(expected, before):
                 _learn(other, game.rounds[version], self.seed, version)
@@ -458,10 +458,15 @@ class _Game:
 def _learn(learner: Learner, fragments: Sequence[Mapping[str, Array]], seed: int, version: int) -> None:
     import torch
 
-    learner.append(fragments)
+    _append(learner, fragments)
     with torch.enable_grad():
         loss = learner.learn(seeding.generator(seed, "learn", version))
     assert loss is None or np.isfinite(loss), f"the loss of version {version + 1} is {loss}"
+
+
+def _append(learner: Learner, fragments: Sequence[Mapping[str, Array]]) -> None:
+    stage = getattr(learner, "stage", None)
+    learner.append(fragments if stage is None else stage(fragments))
 
 
 def _no_updates(env_steps: int) -> str:

@@ -276,8 +276,10 @@ class Window:
             _beside(streams, self._grid(column)[first : first + len(streams[0])].numpy())
 
     def _link(self, first: int, begins: Array) -> None:
+        if self.frame_stack == 1:
+            return
         here = np.arange(first * self.lanes, first * self.lanes + begins.size, dtype=np.int64)
-        self._previous[here] = np.where(begins.ravel(), here, (here - self.lanes) % self.ring)
+        self._previous[here[0] : here[0] + len(here)] = np.where(begins.ravel(), here, (here - self.lanes) % self.ring)
 
     def _drop_finals(self) -> None:
         # One round leaves the ring with each that comes; so do the last observations it had.

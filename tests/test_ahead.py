@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,12 +71,21 @@ def learn(token: str, version: int, run: daskrl.Run) -> session.Published:
 
 
 def begin(token: str, version: int, run: daskrl.Run) -> None:
-    """As when the version's task comes while another is being learned; returns when its round was read, or not."""
-    joined = session.get(token)
-    with joined.learning:
-        learner.read_ahead(token, version, run.store.log.head())
-    assert joined.reader is not None
-    joined.reader._thread.submit(lambda: None).result()
+    """As when the version's task comes while another is being learned; returns when its round was read."""
+    learner.read_ahead(token, version, run.store.log.head())
+    reader = session.get(token).reader
+    assert reader is not None
+    reader._begun[version - 1].exception()
+
+
+def last_weights(token: str) -> dict[str, bytes]:
+    standing = session.get(token).learner
+    assert standing is not None
+    return {name: np.asarray(array).tobytes() for name, array in standing.learner.weights().items()}
+
+
+def weights_of(run: daskrl.Run) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in run.store.weights()[1].items()}
 
 
 def test_a_round_that_was_read_ahead_is_not_read_again(
@@ -107,36 +118,62 @@ def test_what_was_read_ahead_and_is_learned_elsewhere_is_dropped(run: daskrl.Run
 
 
 def test_the_weights_are_those_of_rounds_read_when_they_are_learned(run: daskrl.Run, token: str) -> None:
+    reader = session.get(token).reader
+    assert reader is not None
     for version in (5, 6):
         begin(token, version, run)
         learn(token, version, run)
+        assert not reader._begun  # taken
     learn(token, ROUNDS, run)  # the others at once
-    standing = session.get(token).learner
-    assert standing is not None
-    weights = standing.learner.weights()
-    assert {name: np.asarray(array).tobytes() for name, array in weights.items()} == {
-        name: array.tobytes() for name, array in run.store.weights()[1].items()
-    }
+    assert last_weights(token) == weights_of(run)
 
 
-def test_a_damaged_chunk_found_ahead_is_the_error_of_the_version_that_needs_it(run: daskrl.Run, token: str) -> None:
+@pytest.fixture
+def damaged(run: daskrl.Run) -> Path:
+    """A chunk of round 4 that is not the one committed; when removed, what it was."""
     slot = run.store.config.schedule.slot(2, 4)
     chunk = run.store.root / "observation" / run.store.columns["observation"].chunk_name(slot)
-    bytes_ = chunk.read_bytes()
-    chunk.write_bytes(b"x" + bytes_[1:])
+    kept = chunk.with_name("kept")
+    kept.write_bytes(chunk.read_bytes())
+    chunk.write_bytes(b"x" + kept.read_bytes()[1:])
+    return chunk
+
+
+def test_a_damaged_chunk_found_ahead_is_the_error_of_the_version_that_needs_it(
+    run: daskrl.Run, token: str, damaged: Path
+) -> None:
     begin(token, 5, run)
-    with pytest.raises(DamagedError, match="observation"):
-        learn(token, 5, run)
-    chunk.write_bytes(bytes_)
-    assert learn(token, 5, run)[0]["version"] == 5
-
-
-def test_nothing_is_read_where_nothing_is_being_learned(run: daskrl.Run, token: str) -> None:
     reader = session.get(token).reader
     assert reader is not None
-    learner.read_ahead(token, 5, run.store.log.head())
-    assert not reader._begun
-    learner.read_ahead("0000ffff", 5, run.store.log.head())  # a session of another worker
+    assert isinstance(reader._begun[4].exception(), DamagedError)
+    with pytest.raises(DamagedError, match="observation"):
+        learn(token, 5, run)
+
+
+def test_what_could_not_be_read_ahead_is_read_when_it_is_learned(run: daskrl.Run, token: str, damaged: Path) -> None:
+    begin(token, 5, run)
+    damaged.with_name("kept").replace(damaged)
+    learn(token, 5, run)
+    learn(token, ROUNDS, run)
+    assert last_weights(token) == weights_of(run)
+
+
+def test_a_learner_that_failed_is_not_kept(run: daskrl.Run, token: str, damaged: Path) -> None:
+    standing = session.get(token).learner
+    assert standing is not None
+    window, standing = weakref.ref(standing.learner.window), None  # type: ignore[attr-defined]
+    with pytest.raises(DamagedError):
+        learn(token, 5, run)
+    gc.collect()
+    assert window() is None
+
+
+def test_a_session_that_learns_nothing_reads_nothing(run: daskrl.Run) -> None:
+    learner.read_ahead("0000ffff", 5, run.store.log.head())  # gone, or of another worker
+    pool = pools.InProcessPool(pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options))
+    learner.read_ahead(pool.token, 5, run.store.log.head())
+    assert session.get(pool.token).reader is None
+    pool.close()
 
 
 def test_only_tasks_that_learn_are_read_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from tests.test_examples import example
 
 DiscreteCQL = example("discrete_cql").DiscreteCQL
 
-QUICK: dict[str, Any] = {"hidden": (64,), "learning_starts": 200, "epsilon_steps": 2000, "window": 2048}
+QUICK: dict[str, Any] = {"hidden": (64,), "learning_starts": 200, "epsilon_steps": 2000, "window": 2048, "target_update": 250}
 
 
 class TestDQN(AlgorithmTests):
@@ -119,6 +119,31 @@ class TestWithoutAFramework(AlgorithmTests):
 
     def make(self) -> Any:
         return Regression()
+
+
+class Rows(list):  # type: ignore[type-arg]
+    """Fragments as a learner staged them."""
+
+
+class StagingLearner(RegressionLearner):
+    def stage(self, fragments: Sequence[Mapping[str, Array]]) -> Rows:
+        return Rows(fragments)
+
+    def append(self, fragments: Sequence[Mapping[str, Array]]) -> None:
+        assert isinstance(fragments, Rows)
+        super().append(fragments)
+
+
+class Staging(Regression):
+    def learner(self, setup: Setup, random: np.random.Generator) -> RegressionLearner:
+        return StagingLearner()
+
+
+class TestALearnerThatStages(AlgorithmTests):
+    env, env_steps, score = Reach, 2048, -1.5
+
+    def make(self) -> Any:
+        return Staging()
 
 
 # -- faults --------------------------------------------------------------------------------------------------

@@ -251,6 +251,21 @@ def same(one: Window, other: Window) -> None:
 
 
 @pytest.mark.parametrize("frame_stack", [1, 4])
+@pytest.mark.parametrize("n", [1, 3])
+def test_last_observations_are_found_when_their_ring_grows_after_it_went_round(n, frame_stack):
+    window, replay = make(7 * ROUND, n=n, frame_stack=frame_stack), Replay(frame_stack=frame_stack, kinds="truncated")
+    for _ in range(10):
+        window.append(replay.round())
+    assert window._finals_start > 0
+    assert window._finals_capacity == 64
+    replay.ends = 0.97
+    for _ in range(10):
+        window.append(replay.round())
+        check(window, replay)
+    assert window._finals_capacity > 64
+
+
+@pytest.mark.parametrize("frame_stack", [1, 4])
 def test_a_window_given_staged_rounds_is_that_given_the_rounds(frame_stack, monkeypatch):
     monkeypatch.setattr("daskrl.window._pinned", lambda shape, dtype: torch.empty(shape, dtype=dtype))
     replay = Replay(frame_stack=frame_stack, ends=0.3)

@@ -83,8 +83,8 @@ class Learner(Protocol):
 
     Also called, where they are there:
 
-    - ``stage(fragments)``: what ``append`` is given instead of a round's fragments; in another thread while ``learn``
-      goes on, so that it must not touch what learning does;
+    - ``stage(fragments)``: what ``append`` is given instead of a round's fragments. In any thread, also while
+      ``append`` or ``learn`` goes on: it may read nothing that they change;
     - ``not_finite()``: names of what is learned and not published that is NaN or infinite; after each ``learn``;
     - ``last_batch()``: name -> array, what the newest update learned from; kept in the store when learning diverged.
     """
@@ -98,7 +98,7 @@ class Learner(Protocol):
         """Rounds that are not appended when learning goes on from a checkpoint. Before the first ``append``."""
 
     def append(self, fragments: Sequence[Mapping[str, Array]]) -> None:
-        """A round is in: the columns of one fragment of every stream, in the streams' order."""
+        """A round is in: the columns of one fragment of every stream, in the streams' order. To be read only."""
 
     def learn(self, random: np.random.Generator) -> float | None:
         """Make the updates due after the round; their mean loss, or None where none was due."""
