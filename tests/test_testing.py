@@ -23,7 +23,9 @@ from tests.test_examples import example
 
 DiscreteCQL = example("discrete_cql").DiscreteCQL
 
-QUICK: dict[str, Any] = {"hidden": (64,), "learning_starts": 200, "epsilon_steps": 2000, "window": 2048, "target_update": 250}
+QUICK: dict[str, Any] = {
+    "hidden": (64,), "learning_starts": 200, "epsilon_steps": 2000, "window": 2048, "target_update": 250,
+}  # fmt: skip
 
 
 class TestDQN(AlgorithmTests):
