@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 # A terminal sends Ctrl-C to every process of ours; the driver's is the one that answers it.
 _IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-# What a task raises the driver raises again, for whoever waits for the run; a worker would print it all too.
+# What a task raises the driver raises again, for whoever waits for the run, and it says when the scheduler is lost. A
+# worker would print it all too, the latter also when a cluster is closed in the middle of a heartbeat.
 _SAY_NO_ERROR_TWICE = (
-    "import logging; logging.getLogger('distributed.worker').addFilter("
-    "lambda record: not str(record.msg).startswith('Compute Failed'))"
+    "import logging; logging.getLogger('distributed.worker').addFilter(lambda record: not str(record.msg)."
+    "startswith(('Compute Failed', 'Failed to communicate with scheduler during heartbeat')))"
 )
 
 # Dask keeps the last 1000 messages of every connection and events of every topic, and in them the arguments of tasks:

@@ -16,7 +16,7 @@ import dask
 import distributed
 import pytest
 
-from daskrl import demand, pools, schedule, session
+from daskrl import clusters, demand, pools, schedule, session
 from daskrl.errors import EnvironmentFailure, SchedulerLostError, WorkerMismatchError
 from daskrl.store import Progress
 from daskrl.train import _records
@@ -773,3 +773,21 @@ def test_workers_keep_the_memory_they_free_unless_they_were_asked_not_to(
         assert [pages > 4000 for pages in client.run(_new_pages).values()] == [True]  # of 4 KiB, for 24 MiB
         start(tmp_path / "run", client=client, env_steps=128).wait()
         assert [pages < 400 for pages in client.run(_new_pages).values()] == [kept]
+
+
+def test_a_worker_does_not_print_what_the_driver_says(capfd: pytest.CaptureFixture[str]) -> None:
+    def errs() -> None:
+        import logging
+
+        for said in (
+            "Compute Failed\nKey: %s",
+            "Failed to communicate with scheduler during heartbeat.",
+            "Another: %s",
+        ):
+            logging.getLogger("distributed.worker").error(said, *["it"] * said.count("%s"))
+
+    with clusters.local(1) as cluster, distributed.Client(cluster) as client:
+        client.run(errs)
+    printed = capfd.readouterr().err
+    assert printed.count("Another: it") == 2
+    assert "Failed" not in printed

@@ -3,6 +3,7 @@
 What stands in for the accelerator is a wait: in a round's updates the learner's process has nothing to do, as while a
 GPU computes. All else is a run as it is: rollout workers, replay on disk, a learner that reads, checks and appends each
 round of 84 x 84 frames and publishes 1.7 million weights. Rollouts act at random, in a fraction of the updates' time.
+Beside it the same with a learner that reads a round when it is to learn it.
 
     python tests/benchmarks/waiting.py [--seconds S ...] [--rounds R]
 """
@@ -18,11 +19,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 from _table import parser, show, verdict
-from distributed import Client
+from distributed import Client, WorkerPlugin
 from gymnasium import spaces
 
 import daskrl
 from daskrl import DQN, clusters
+from daskrl.ahead import ReadAhead
 
 STREAMS, FIRST = 12, 10  # rounds of 3,072 transitions; those that are not counted
 
@@ -72,7 +74,14 @@ class StandIn(DQN):  # type: ignore[misc, valid-type]
         return made
 
 
+class Blind(WorkerPlugin):
+    """In the place of the plugin that reads ahead."""
+
+    name = ReadAhead.name
+
+
 def waited(seconds: float, rounds: int, client: Client) -> list[str]:
+    """Of a round, the seconds in the learner's task and until the next; the share of them that are no updates."""
     ended: list[float] = []
     with tempfile.TemporaryDirectory() as store:
         run = daskrl.train(
@@ -83,7 +92,7 @@ def waited(seconds: float, rounds: int, client: Client) -> list[str]:
         learned = [record["seconds"] for record in run.store.records("learn") if record["version"] > FIRST]
     each = (ended[-1] - ended[FIRST]) / (len(ended) - 1 - FIRST)  # the first is version 0
     share = verdict(1 - seconds / each, 0.05, at_least=False)
-    return [f"{seconds:.2f}", f"{statistics.median(learned):.3f}", f"{each:.3f}", share]
+    return [f"{statistics.median(learned):.3f}", f"{each:.3f}", share]
 
 
 def main() -> None:
@@ -91,11 +100,18 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, nargs="+", default=[0.5, 0.7, 1.0])
     arguments.add_argument("--rounds", type=int, default=60)
     given = arguments.parse_args()
-    with clusters.local(2) as cluster, Client(cluster) as client:
-        rows = [waited(seconds, given.rounds, client) for seconds in given.seconds]
+    rows = []
+    with (
+        clusters.local(2) as cluster, Client(cluster) as client,
+        clusters.local(2) as other, Client(other, set_as_default=False) as blind,
+    ):  # fmt: skip
+        blind.register_plugin(Blind())
+        for seconds in given.seconds:
+            for how, its in (("", client), ("without reading ahead", blind)):
+                rows.append([f"{seconds:.2f}", how, *waited(seconds, given.rounds, its)])
     show(
         "Seconds of a round of 3,072 frames",
-        ["updates", "learner's task", "from one to the next", "share of time waiting for data"],
+        ["updates", "", "learner's task", "from one to the next", "share of time waiting for data"],
         rows, packages=["torch", "distributed"],
     )  # fmt: skip
 
