@@ -130,7 +130,7 @@ def test_the_weights_are_those_of_rounds_read_when_they_are_learned(run: daskrl.
 
 @pytest.fixture
 def damaged(run: daskrl.Run) -> Path:
-    """A chunk of round 4 that is not the one committed; when removed, what it was."""
+    """A chunk of round 4 that is not the one committed; that one is beside it, as ``kept``."""
     slot = run.store.config.schedule.slot(2, 4)
     chunk = run.store.root / "observation" / run.store.columns["observation"].chunk_name(slot)
     kept = chunk.with_name("kept")
