@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from daskrl import seeding
+from daskrl.algorithms.base import staged
 from daskrl.columns import Table, pack, read_transitions, unpack, write_atomic
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
@@ -127,7 +128,7 @@ class Reader:
     """
 
     def __init__(self, session: Session, learner: Any) -> None:
-        self.session, self._stage = session, getattr(learner, "stage", lambda fragments: fragments)
+        self.session, self.learner = session, learner
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskrl-reader")
         self._begun: dict[int, Future[Fragments]] = {}
 
@@ -161,8 +162,7 @@ class Reader:
     def _read(self, round_: int, records: Mapping[int, Record]) -> Fragments:
         schedule = self.session.config.schedule
         slots = (schedule.slot(stream, round_) for stream in range(schedule.streams))
-        fragments: Fragments = self._stage([_read(self.session, records[slot]) for slot in slots])
-        return fragments
+        return staged(self.learner, [_read(self.session, records[slot]) for slot in slots])
 
 
 class Standing:

@@ -35,7 +35,7 @@ import numpy as np
 from gymnasium import spaces
 
 from daskrl import envs, seeding, session
-from daskrl.algorithms.base import Algorithm, Learner, Moment, Setup, Weights, recurrent_state, settings
+from daskrl.algorithms.base import Algorithm, Learner, Moment, Setup, Weights, recurrent_state, settings, staged
 from daskrl.chaos import ChaosReport, Harm, chaos, plan_of_kills  # noqa: F401
 from daskrl.config import Options, Schedule
 from daskrl.evaluate import evaluate
@@ -175,7 +175,7 @@ class AlgorithmTests:
             first = max(0, before - other.memory)
             other.skip(first)
             for fragments in game.rounds[first:before]:
-                _append(other, fragments)
+                other.append(staged(other, fragments))
             other.restore(state)
             for version, weights in enumerate(expected, before):
                 _learn(other, game.rounds[version], self.seed, version)
@@ -458,15 +458,10 @@ class _Game:
 def _learn(learner: Learner, fragments: Sequence[Mapping[str, Array]], seed: int, version: int) -> None:
     import torch
 
-    _append(learner, fragments)
+    learner.append(staged(learner, fragments))
     with torch.enable_grad():
         loss = learner.learn(seeding.generator(seed, "learn", version))
     assert loss is None or np.isfinite(loss), f"the loss of version {version + 1} is {loss}"
-
-
-def _append(learner: Learner, fragments: Sequence[Mapping[str, Array]]) -> None:
-    stage = getattr(learner, "stage", None)
-    learner.append(fragments if stage is None else stage(fragments))
 
 
 def _no_updates(env_steps: int) -> str:

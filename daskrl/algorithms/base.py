@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -153,6 +153,12 @@ def recurrent_state(algorithm: object, setup: Setup) -> dict[str, tuple[int, ...
     """The recurrent state of an algorithm, name -> shape; empty where it has none."""
     declared = getattr(algorithm, "recurrent_state", None)
     return {} if declared is None else dict(declared(setup))
+
+
+def staged(learner: Any, fragments: Sequence[Mapping[str, Array]]) -> Sequence[Mapping[str, Array]]:
+    """What ``append`` is given of a round: what ``stage`` makes of the fragments, where the learner has it."""
+    stage = getattr(learner, "stage", None)
+    return fragments if stage is None else cast("Sequence[Mapping[str, Array]]", stage(fragments))
 
 
 def transitions_per_update(algorithm: object, setup: Setup) -> float:
