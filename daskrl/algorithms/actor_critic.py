@@ -298,7 +298,7 @@ def backwards(delta: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
 
 
 Update = Callable[["RoundLearner", Trajectories, np.random.Generator], float]
-"""The updates of one round, counted in ``learner.updates``; their mean loss."""
+"""The updates of one round, each counted by ``learner.count_update``; their mean loss."""
 
 
 class RoundLearner(TorchLearner):

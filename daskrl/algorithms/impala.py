@@ -67,7 +67,7 @@ class IMPALA(ActorCritic):
         for part in parts:
             loss = self.loss(learner, round_.lanes(to_device(part, learner.device)))
             learner.minimise(loss, max_grad_norm=self.max_grad_norm, learning_rate=learner.learning_rate)
-            learner.updates += 1
+            learner.count_update()
             total = total + loss.detach()
         return float(total) / len(parts)
 

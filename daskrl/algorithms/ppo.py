@@ -96,7 +96,7 @@ class PPO(ActorCritic):
             for lanes, rows in self._minibatches(round_, random):
                 loss = self.loss(learner, round_, advantage, target, lanes, rows)
                 learner.minimise(loss, max_grad_norm=self.max_grad_norm, learning_rate=learner.learning_rate)
-                learner.updates += 1
+                learner.count_update()
                 total, made = total + loss.detach(), made + 1
         return float(total) / made
 

@@ -212,7 +212,7 @@ class ReplayLearner(TorchLearner):
             positions, weight = self.sampler.draw(self.items, settings.batch_size, random, settings.beta(self.updates))
             self._batch = self.gather(positions, weight)
             loss, td_error = self._make_update()
-            self.updates += 1
+            self.count_update()
             total = total + loss
             if self.device.type == "cpu" and not math.isfinite(loss):  # on a GPU that would wait for every update
                 break

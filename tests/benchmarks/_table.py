@@ -24,24 +24,26 @@ def interleaved(
 ) -> dict[str, float]:
     """Median seconds of one call of each candidate.
 
-    In each round every candidate is called for about ``seconds`` in turn, so that a load from outside meets all
-    of them alike, and every call is timed alone, so that the median leaves out those that were interrupted.
-    Absolute times are then worth little and ratios much. For work on one thread without input and output,
-    ``clock=time.process_time`` measures the same and is disturbed less.
+    In each round every candidate is called for about ``seconds`` in turn, and its median call counts, which leaves out
+    those that were interrupted. What is compared is each one's share of a round: a machine that is slower for a while
+    is so for all of a round, and does not change the shares. Absolute times are then worth little and ratios much. For
+    work on one thread without input and output, ``clock=time.process_time`` measures the same and is disturbed less.
     """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    made: list[dict[str, float]] = []
     for call in candidates.values():
         call()
     for _ in range(rounds):
+        made.append({})
         for name, call in candidates.items():
+            times: list[float] = []
             stop = time.perf_counter() + seconds
-            ended = 0.0
-            while ended < stop:
+            while not times or time.perf_counter() < stop:
                 began = clock()
                 call()
-                times[name].append(clock() - began)
-                ended = time.perf_counter()
-    return {name: statistics.median(values) for name, values in times.items()}
+                times.append(clock() - began)
+            made[-1][name] = statistics.median(times)
+    total = statistics.median(sum(one.values()) for one in made)
+    return {name: total * statistics.median(one[name] / sum(one.values()) for one in made) for name in candidates}
 
 
 def hardware() -> str:
