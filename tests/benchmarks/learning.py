@@ -40,6 +40,7 @@ Result = dict[str, Any]
 def run(
     *names: str, seeds: int | None = None, first_seed: int = 0, workers: int = 0, scores: Path = SCORES,
     store: Path | None = None, settings: str = "{}", env_steps: int | None = None,
+    target: float | None = None,
 ) -> None:  # fmt: skip
     """Train, evaluate greedily, and add the results to a file.
 
@@ -55,15 +56,18 @@ def run(
         The file of results. A seed that is there already is run again and compared.
     store
         Keep the runs in this directory.
-    settings, env_steps
-        A Python dict of other settings of the algorithm, and another budget, to try; nothing is added to the file.
+    settings, env_steps, target
+        A Python dict of other settings of the algorithm, another budget, and another mean return of training episodes
+        to take the time to; nothing is added to the file.
     """
     torch.set_num_threads(1)
-    trial = settings != "{}" or env_steps is not None
+    trial = settings != "{}" or env_steps is not None or target is not None
     for name in names:
         task = {**TASKS, **REFERENCES}[name]
         problem = PROBLEMS[task.problem]
         problem = replace(problem, env_steps=env_steps or problem.env_steps)
+        if target is not None:
+            problem = replace(problem, training_target=target)
         for seed in range(first_seed, first_seed + (seeds or task.seeds)):
             if isinstance(task, Reference):
                 result = optimum(problem) if task.algorithm == "optimum" else reference(task, problem, seed)
