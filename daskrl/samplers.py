@@ -193,11 +193,10 @@ class Prioritized:
 
     def update(self, positions: Positions, td_error: Array) -> None:
         priority = (np.abs(td_error).astype(np.float64) + self.epsilon) ** self.alpha
-        largest = priority.max()
-        if not math.isfinite(largest):  # NaN if one is
+        if not math.isfinite(priority.max()):  # NaN if one is
             raise DivergedError("a TD error is NaN or infinite")  # the learner task says the rest
         scaled = np.minimum(np.maximum(priority * self._SCALE, 1), self._LARGEST).astype(np.int64)
-        self.largest = max(self.largest, min(int(largest * self._SCALE), self._LARGEST))
+        self.largest = max(self.largest, int(scaled.max()))
         self.tree.set(positions, scaled)
 
     def state(self) -> dict[str, Array]:

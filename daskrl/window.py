@@ -431,8 +431,8 @@ class Window:
                 read(frames, into[kind, name])
         if weight is None:
             batch.weight = None
-        elif batch.weight is None or self.device.type == "cpu":
-            batch.weight = torch.as_tensor(weight, device=self.device)
+        elif batch.weight is None:
+            batch.weight = torch.tensor(weight, device=self.device)
         else:
             batch.weight.copy_(to_device(weight, self.device))
         batch.positions = positions

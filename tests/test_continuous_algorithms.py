@@ -251,7 +251,7 @@ def test_td3s_actor_and_targets_move_in_every_policy_delayth_update_only():
     for _ in range(7):
         before = [vector(module) for module in (learner.online.critics, learner.online.actor, learner.target)]
         learner.update(learner, batch)
-        learner.updates += 1
+        learner.count_update()
         after = [vector(module) for module in (learner.online.critics, learner.online.actor, learner.target)]
         moved.append([bool((one != other).any()) for one, other in zip(before, after, strict=True)])
     assert moved == [[True, i % 3 == 2, i % 3 == 2] for i in range(7)]
@@ -264,7 +264,7 @@ def test_the_target_moves_its_share_of_the_way_after_each_update(algorithm):
     for _ in range(3):
         before = vector(learner.target)
         learner.update(learner, batch)
-        learner.updates += 1
+        learner.count_update()
         np.testing.assert_allclose(vector(learner.target), 0.9 * before + 0.1 * vector(followed), rtol=1e-5, atol=1e-7)
 
 

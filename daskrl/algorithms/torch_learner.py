@@ -20,7 +20,7 @@ from daskrl.networks import CONVOLUTIONS, LSTM, Encoder, Flat
 from daskrl.spaces import Array
 
 _COMPILED = 1 << 16  # sizes and networks that may be compiled in a process
-_NEGLIGIBLE = 1e-36  # of a running average: it moves no weight
+_NEGLIGIBLE = 1e-36  # of a running average: beside an Adam's epsilon of 1e-10 or more it moves no weight
 _SETTLE = 16  # updates; in them a running average that falls by a tenth in each does not get from there to 1e-38
 
 MakeOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
@@ -166,14 +166,15 @@ class TorchLearner:
         """An update was made: count it.
 
         Running averages of gradients that became 0, as those of units that are never active do, fall for good: below
-        1e-38, where x86 takes many times longer for a number. What fell to ``1e-36`` is set to 0 therefore.
+        1e-38, where x86 takes many times longer for a number. On a CPU those that fell to 1e-36 are set to 0 therefore,
+        after every 16th update.
         """
         self.updates += 1
         if self.device.type == "cpu" and self.updates % _SETTLE == 0:
             for optimizer, weights, *_ in self._optimizers.values():
-                for average in optimizer.state.get(weights, {}).values():
-                    if isinstance(average, torch.Tensor) and average.shape == weights.shape:
-                        torch.hardshrink(average, _NEGLIGIBLE, out=average)
+                for kept in optimizer.state.get(weights, {}).values():
+                    if isinstance(kept, torch.Tensor) and kept.shape == weights.shape and kept.is_floating_point():
+                        torch.hardshrink(kept, _NEGLIGIBLE, out=kept)
 
     def set_learning_rate(self, name: str, learning_rate: float) -> None:
         """Of one optimizer, from its next step on."""
@@ -226,18 +227,21 @@ class TorchLearner:
             optimizer.load_state_dict({"state": {0: kept} if kept else {}, "param_groups": groups})
 
 
-class Adam(torch.optim.Adam):
+class _Adam(torch.optim.Adam):
     """torch's fused Adam of one vector on a CPU, whose step is the fused operation alone.
 
-    What torch's own does around it, for any number of parameters and for its profiler, takes as long as the operation
-    for a hundred thousand weights.
+    What torch's own does around it, for any number of parameters, options and hooks, takes about as long as the
+    operation for a hundred thousand weights.
     """
 
+    def __init__(self, weights: torch.Tensor, learning_rate: float, eps: float) -> None:
+        super().__init__([weights], lr=learning_rate, eps=eps, fused=True)
+
     def step(self, closure: Any = None) -> Any:
-        group = self.param_groups[0]
+        (group,) = self.param_groups
         (weights,) = group["params"]
         state = self.state.get(weights)
-        if not state:  # it is made at the first step
+        if not state or closure is not None:  # the state is made at the first step
             return super().step(closure)
         state["step"] += 1
         torch._fused_adam_(
@@ -255,8 +259,9 @@ def adam(learning_rate: float, eps: float = 1e-8, **given: Any) -> MakeOptimizer
 
     def make(weights: list[torch.Tensor]) -> torch.optim.Optimizer:
         on_gpu = weights[0].device.type == "cuda"  # there the learning rate is a tensor, which a CUDA graph reads anew
+        if len(weights) == 1 and not on_gpu and not given:
+            return _Adam(weights[0], learning_rate, eps)
         rate = torch.tensor(learning_rate, device=weights[0].device) if on_gpu else learning_rate
-        kind = torch.optim.Adam if on_gpu or given else Adam
-        return kind(weights, lr=rate, eps=eps, fused=True, **given)
+        return torch.optim.Adam(weights, lr=rate, eps=eps, fused=True, **given)
 
     return make

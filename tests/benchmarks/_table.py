@@ -22,7 +22,7 @@ def interleaved(
     seconds: float = 0.15,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of one call of each candidate.
+    """Seconds of one call of each candidate, to be compared with each other.
 
     In each round every candidate is called for about ``seconds`` in turn, and its median call counts, which leaves out
     those that were interrupted. What is compared is each one's share of a round: a machine that is slower for a while
