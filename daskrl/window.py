@@ -52,6 +52,18 @@ class Batch:
     positions: Positions
     memory: Mapping[Any, Any] = field(default_factory=dict, repr=False)
 
+    def rows(self, some: slice) -> Batch:
+        """Some of its transitions, in the same memory."""
+        return Batch(
+            {name: value[some] for name, value in self.observation.items()},
+            self.action[some],
+            self.reward[some],
+            self.discount[some],
+            {name: value[some] for name, value in self.next_observation.items()},
+            None if self.weight is None else self.weight[some],
+            self.positions[some],
+        )
+
 
 @dataclass
 class Steps:

@@ -53,6 +53,9 @@ class C51(DQN):
         noise = self.noise if self.noisy else None
         return DistributionNetwork(self.encoder(setup), setup.actions, self.atoms, self.hidden, self.dueling, noise)
 
+    def draws_ahead(self) -> bool:
+        return not self.noisy
+
     def support(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """The returns ``z``, ``[K]``."""
         return torch.linspace(self.v_min, self.v_max, self.atoms, device=device)

@@ -89,6 +89,9 @@ class DQN(Replay):
         learner.optimize(adam(self.learning_rate))
         return learner
 
+    def draws_ahead(self) -> bool:
+        return True
+
     def update_kind(self, updates: int) -> Hashable:
         return (updates + 1) % self.target_update == 0
 

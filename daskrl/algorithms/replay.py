@@ -21,6 +21,8 @@ from daskrl.spaces import Array
 from daskrl.window import Batch, Positions, Window, check_capacity
 
 _WARM_UP = 3  # updates of a kind before one is recorded
+_TOGETHER = 2048  # transitions that are gathered at once, where batches are drawn ahead
+_APART = 16  # each such batch begins at a multiple of so many: in memory, of 64 bytes, as if it had its own
 
 Update = Callable[["ReplayLearner", Any], tuple[torch.Tensor, torch.Tensor | None]]
 """One update of a learner from a `daskrl.window.Batch`, or whatever its ``gather`` returns: the loss (scalar), and the
@@ -85,6 +87,14 @@ class Replay(TorchSettings):
     def update_kind(self, updates: int) -> Hashable:
         """Which kind of update follows after some: those of a kind are the same operations. None: not recorded."""
         return None
+
+    def draws_ahead(self) -> bool:
+        """Whether the batches of a round may be drawn before its updates, where all transitions are drawn alike.
+
+        They are the same, and take less time, if updates use no ``learner.normal`` and nothing of ``learner.random``.
+        Of those that do, the numbers would come after those of all the batches.
+        """
+        return False
 
     def load(self, policy: nn.Module, weights: Weights) -> None:
         networks.load_named(policy, weights)
@@ -208,9 +218,8 @@ class ReplayLearner(TorchLearner):
         if not due or not len(self.items):
             return None
         total = torch.zeros((), device=self.device)
-        for _ in range(due):
-            positions, weight = self.sampler.draw(self.items, settings.batch_size, random, settings.beta(self.updates))
-            self._batch = self.gather(positions, weight)
+        for positions, weight, batch in self._batches(due):
+            self._batch = batch
             loss, td_error = self._make_update()
             self.count_update()
             total = total + loss
@@ -219,6 +228,33 @@ class ReplayLearner(TorchLearner):
             if weight is not None and td_error is not None:
                 self.sampler.update(positions, td_error.cpu().numpy())
         return float(total) / due
+
+    def _batches(self, updates: int) -> Iterator[tuple[Positions, Array | None, Any]]:
+        """Of each of some updates the positions, their weights, and the batch. It may be written over by the next."""
+        settings, size = self.settings, self.settings.batch_size
+        if settings.priority_alpha is None and settings.draws_ahead():
+            positions, _ = self.sampler.draw(self.items, updates * size, self.random, 0.0)
+            yield from self._together(positions.reshape(updates, size))
+            return
+        for _ in range(updates):
+            positions, weight = self.sampler.draw(self.items, size, self.random, settings.beta(self.updates))
+            yield positions, weight, self.gather(positions, weight)
+
+    def _together(self, positions: Positions) -> Iterator[tuple[Positions, None, Any]]:
+        """The batches at some positions ``[U, B]``, several gathered at once."""
+        size = positions.shape[1]
+        if self._graphs or type(self).gather is not ReplayLearner.gather:
+            for one in positions:
+                yield one, None, self.gather(one, None)
+            return
+        apart = -(-size // _APART) * _APART
+        padded = np.pad(positions, ((0, 0), (0, apart - size)), "edge")
+        many = max(1, _TOGETHER // apart)
+        for some in (padded[first : first + many] for first in range(0, len(padded), many)):
+            batches = self.window.gather(some.ravel())
+            for first in range(0, some.size, apart):
+                batch = batches.rows(slice(first, first + size))
+                yield batch.positions, None, batch
 
     # -- one update ---------------------------------------------------------------------------------------
 

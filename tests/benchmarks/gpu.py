@@ -25,7 +25,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,13 +72,11 @@ def not_deterministic() -> Iterator[None]:
 @contextlib.contextmanager
 def one_batch(learner: ReplayLearner, batch: Batch) -> Iterator[None]:
     """Under it a learner neither draws nor gathers: every update is from one batch."""
-    before = learner.sampler
-    learner.sampler, learner.gather = SimpleNamespace(draw=lambda *_: (None, None)), lambda *_: batch
+    learner._batches = lambda updates: itertools.repeat((batch.positions, None, batch), updates)
     try:
         yield
     finally:
-        learner.sampler = before
-        del learner.gather
+        del learner._batches
 
 
 def updates_per_second(name: str, batch_size: int, window: int, device: str, repeats: int) -> dict[str, float]:
