@@ -204,6 +204,12 @@ class Window:
         """Begin as if that many rounds had come and gone."""
         self._arrived(rounds)
 
+    @property
+    def observation_bytes(self) -> int:
+        """How large the observations of one transition are in a batch."""
+        frames = 2 if self.frame_stack == 1 else self._frames.shape[1]
+        return frames * sum(pool[0].numel() * pool.element_size() for pool in self._pool.values())
+
     # -- filling ------------------------------------------------------------------------------------------
 
     def append(self, fragments: Sequence[Mapping[str, Array]]) -> None:

@@ -21,8 +21,8 @@ from daskrl.spaces import Array
 from daskrl.window import Batch, Positions, Window, check_capacity
 
 _WARM_UP = 3  # updates of a kind before one is recorded
-_TOGETHER = 2048  # transitions that are gathered at once, where batches are drawn ahead
-_APART = 16  # each such batch begins at a multiple of so many: in memory, of 64 bytes, as if it had its own
+_TOGETHER = 1 << 26  # bytes of observations that a GPU gathers at once, where batches are drawn ahead
+_APART = 16  # each such batch begins at a multiple of so many transitions: aligned as one by itself, and so its bits
 
 Update = Callable[["ReplayLearner", Any], tuple[torch.Tensor, torch.Tensor | None]]
 """One update of a learner from a `daskrl.window.Batch`, or whatever its ``gather`` returns: the loss (scalar), and the
@@ -92,7 +92,8 @@ class Replay(TorchSettings):
         """Whether the batches of a round may be drawn before its updates, where all transitions are drawn alike.
 
         They are the same, and take less time, if updates use no ``learner.normal`` and nothing of ``learner.random``.
-        Of those that do, the numbers would come after those of all the batches.
+        Of those that do, the numbers would come after those of all the batches: a class of your own that draws some,
+        and derives from one whose updates do not, returns False.
         """
         return False
 
@@ -184,6 +185,7 @@ class ReplayLearner(TorchLearner):
         )
         self.draw_from(self.window)
         self._batch: Any = None
+        self._together = 0 if self.device.type == "cpu" else _TOGETHER
         self._graphs = settings.cuda_graphs and self.device.type == "cuda"
         self._kinds: dict[Hashable, Kind] = {}
         self._kind: Kind | None = None  # being warmed up or recorded
@@ -207,7 +209,8 @@ class ReplayLearner(TorchLearner):
 
     def gather(self, positions: Positions, weight: Array | None) -> Any:
         """The batch at some positions. It may be written over by the next."""
-        return self.window.gather(positions, weight, self._batch)
+        out = self._batch if self._batch is not None and self._batch.memory else None  # a part of several has none
+        return self.window.gather(positions, weight, out)
 
     def learn(self, random: np.random.Generator) -> float | None:
         self.random = random
@@ -232,29 +235,30 @@ class ReplayLearner(TorchLearner):
     def _batches(self, updates: int) -> Iterator[tuple[Positions, Array | None, Any]]:
         """Of each of some updates the positions, their weights, and the batch. It may be written over by the next."""
         settings, size = self.settings, self.settings.batch_size
-        if settings.priority_alpha is None and settings.draws_ahead():
+        if settings.draws_ahead() and type(self.sampler) is samplers.Uniform:
             positions, _ = self.sampler.draw(self.items, updates * size, self.random, 0.0)
-            yield from self._together(positions.reshape(updates, size))
+            for one, batch in self._gathered(positions.reshape(updates, size)):
+                yield one, None, batch
             return
         for _ in range(updates):
             positions, weight = self.sampler.draw(self.items, size, self.random, settings.beta(self.updates))
             yield positions, weight, self.gather(positions, weight)
 
-    def _together(self, positions: Positions) -> Iterator[tuple[Positions, None, Any]]:
-        """The batches at some positions ``[U, B]``, several gathered at once."""
+    def _gathered(self, positions: Positions) -> Iterator[tuple[Positions, Any]]:
+        """Positions ``[U, B]``, and the batches there. A GPU gathers several at once, as starting that takes long."""
         size = positions.shape[1]
-        if self._graphs or type(self).gather is not ReplayLearner.gather:
-            for one in positions:
-                yield one, None, self.gather(one, None)
-            return
         apart = -(-size // _APART) * _APART
+        many = self._together // max(1, apart * self.window.observation_bytes)
+        if many < 2 or self._graphs or getattr(self.gather, "__func__", None) is not ReplayLearner.gather:
+            for one in positions:
+                yield one, self.gather(one, None)
+            return
         padded = np.pad(positions, ((0, 0), (0, apart - size)), "edge")
-        many = max(1, _TOGETHER // apart)
         for some in (padded[first : first + many] for first in range(0, len(padded), many)):
             batches = self.window.gather(some.ravel())
             for first in range(0, some.size, apart):
                 batch = batches.rows(slice(first, first + size))
-                yield batch.positions, None, batch
+                yield batch.positions, batch
 
     # -- one update ---------------------------------------------------------------------------------------
 
