@@ -185,8 +185,8 @@ class ReplayLearner(TorchLearner):
         )
         self.draw_from(self.window)
         self._batch: Any = None
-        self._together = 0 if self.device.type == "cpu" else _TOGETHER
-        self._graphs = settings.cuda_graphs and self.device.type == "cuda"
+        self._graphs = settings.cuda_graphs and self.device.type == "cuda"  # each reads the memory of one batch
+        self._together = 0 if self._graphs or self.device.type == "cpu" else _TOGETHER
         self._kinds: dict[Hashable, Kind] = {}
         self._kind: Kind | None = None  # being warmed up or recorded
         self.memory = self.window.window_rows // setup.schedule.fragment_steps
@@ -236,29 +236,28 @@ class ReplayLearner(TorchLearner):
         """Of each of some updates the positions, their weights, and the batch. It may be written over by the next."""
         settings, size = self.settings, self.settings.batch_size
         if settings.draws_ahead() and type(self.sampler) is samplers.Uniform:
-            positions, _ = self.sampler.draw(self.items, updates * size, self.random, 0.0)
-            for one, batch in self._gathered(positions.reshape(updates, size)):
-                yield one, None, batch
+            drawn, _ = self.sampler.draw(self.items, updates * size, self.random, 0.0)
+            ahead = drawn.reshape(updates, size)
+            for positions, batch in zip(ahead, self._gathered(ahead), strict=True):
+                yield positions, None, batch
             return
         for _ in range(updates):
             positions, weight = self.sampler.draw(self.items, size, self.random, settings.beta(self.updates))
             yield positions, weight, self.gather(positions, weight)
 
-    def _gathered(self, positions: Positions) -> Iterator[tuple[Positions, Any]]:
-        """Positions ``[U, B]``, and the batches there. A GPU gathers several at once, as starting that takes long."""
+    def _gathered(self, positions: Positions) -> Iterator[Any]:
+        """The batches at some positions ``[U, B]``. A GPU gathers several at once, as starting that takes long."""
         size = positions.shape[1]
         apart = -(-size // _APART) * _APART
         many = self._together // max(1, apart * self.window.observation_bytes)
-        if many < 2 or self._graphs or getattr(self.gather, "__func__", None) is not ReplayLearner.gather:
-            for one in positions:
-                yield one, self.gather(one, None)
+        if many < 2 or getattr(self.gather, "__func__", None) is not ReplayLearner.gather:
+            yield from (self.gather(one, None) for one in positions)
             return
         padded = np.pad(positions, ((0, 0), (0, apart - size)), "edge")
         for some in (padded[first : first + many] for first in range(0, len(padded), many)):
             batches = self.window.gather(some.ravel())
             for first in range(0, some.size, apart):
-                batch = batches.rows(slice(first, first + size))
-                yield batch.positions, batch
+                yield batches.rows(slice(first, first + size))
 
     # -- one update ---------------------------------------------------------------------------------------
 
