@@ -667,8 +667,8 @@ def _module(name: str) -> Any:
 
 def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any]:
     """``env`` and ``algorithm`` of a run that was made with the user's own."""
+    from daskrl.identity import stored_settings
     from daskrl.store import Store
-    from daskrl.train import stored_settings
 
     result: dict[str, Any] = {}
     if env is not None:

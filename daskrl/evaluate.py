@@ -12,9 +12,9 @@ import numpy as np
 from daskrl import envs, seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup, recurrent_state
 from daskrl.config import require_integer
+from daskrl.identity import same_algorithm, same_environment
 from daskrl.spaces import Array
 from daskrl.store import Store, html_table
-from daskrl.train import same_algorithm, same_environment
 
 
 @dataclass(frozen=True)

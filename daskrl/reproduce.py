@@ -13,9 +13,9 @@ from daskrl.algorithms.base import Algorithm
 from daskrl.columns import pack
 from daskrl.config import Options
 from daskrl.errors import ConfigError
+from daskrl.identity import same_algorithm, same_environment
 from daskrl.learner import Standing
 from daskrl.store import Store
-from daskrl.train import same_algorithm, same_environment
 
 
 @dataclass(frozen=True)

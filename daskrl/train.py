@@ -14,13 +14,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from daskrl import envs, schedule
-from daskrl.algorithms.base import Algorithm, Setup, recurrent_state, settings
+from daskrl import schedule, sources
+from daskrl.algorithms.base import Algorithm, Setup, recurrent_state
 from daskrl.commits import Record
 from daskrl.config import Options, RunConfig, Schedule, require_integer
 from daskrl.dashboard import telling
 from daskrl.demand import Demand
-from daskrl.errors import ConfigError, NondeterministicError, StoreFullError, StoreMismatchError
+from daskrl.errors import ConfigError, NondeterministicError, StoreFullError
+from daskrl.identity import (
+    algorithm_identity,
+    identity_in,
+    require_algorithm,
+    require_same_run,
+    require_same_spec,
+    same_algorithm,
+    same_environment,
+    try_algorithm,
+)
 from daskrl.pools import Checkpoint, DaskPool, InProcessPool, Plan, Pool, Recheck
 from daskrl.session import versions
 from daskrl.store import Progress, Store, html_table
@@ -223,7 +233,7 @@ class Run:
         self,
         store: Store,
         algorithm: Algorithm,
-        source: envs.EnvironmentSource,
+        source: sources.EnvironmentSource,
         options: Options,
         env_steps: int,
         client: Client | None,
@@ -357,7 +367,7 @@ class Run:
 
 def train(
     algorithm: Algorithm,
-    env: str | envs.EnvironmentFactory,
+    env: str | sources.EnvironmentFactory,
     *,
     store: str | os.PathLike[str],
     env_steps: int,
@@ -412,16 +422,16 @@ def train(
     ConfigError, UnknownEnvironmentError, UnsupportedSpaceError, StoreMismatchError
         Before anything is queued.
     """
-    _require_algorithm(algorithm)
+    require_algorithm(algorithm)
     _require_client(client)
     require_integer("env_steps", env_steps, 1)
     lag = getattr(algorithm, "lag", 1) if lag is None else lag
     shape = Schedule(streams, envs_per_stream, fragment_steps, lag)
-    source = envs.source(env, **(env_kwargs or {}))
+    source = sources.source(env, **(env_kwargs or {}))
     config = RunConfig(
         seed=seed,
         environment=source.identity,
-        algorithm=_algorithm_identity(algorithm),
+        algorithm=algorithm_identity(algorithm),
         schedule=shape,
         frame_stack=source.default_frame_stack if frame_stack is None else frame_stack,
         torch_threads=torch_threads,
@@ -430,11 +440,11 @@ def train(
     )
     options = Options(checkpoint_every, weights_every, rollout_timeout, strict, learner_timeout)
     setup = Setup(source.spec, shape, config.frame_stack)
-    _check(algorithm, setup)
+    try_algorithm(algorithm, setup)
     if resume and Store.exists(store):
         opened = Store.open(store)
-        _require_same_run(opened, dataclasses.replace(config, algorithm=_identity_in(opened, algorithm)))
-        _require_same_spec(opened, source)
+        require_same_run(opened, dataclasses.replace(config, algorithm=identity_in(opened, algorithm)))
+        require_same_spec(opened, source)
         return _resumed(opened, algorithm, source, env_steps, vars(options), client, progress)
     try:
         made = Store.create(
@@ -458,7 +468,7 @@ def resume(
     client: Client | None = None,
     env_steps: int | None = None,
     algorithm: Algorithm | None = None,
-    env: envs.EnvironmentFactory | None = None,
+    env: sources.EnvironmentFactory | None = None,
     checkpoint_every: int | None = None,
     weights_every: int | None = None,
     rollout_timeout: float | None = None,
@@ -495,7 +505,7 @@ def resume(
 def _resumed(
     store: Store,
     algorithm: Algorithm,
-    source: envs.EnvironmentSource,
+    source: sources.EnvironmentSource,
     env_steps: int | None,
     changes: dict[str, Any],
     client: Client | None,
@@ -515,35 +525,6 @@ def _resumed(
     return Run(store, algorithm, source, options, steps, client, progress)
 
 
-def _require_same_run(store: Store, config: RunConfig) -> None:
-    given, kept = json.loads(json.dumps(config.to_json())), store.config.to_json()
-    differs = [f"{name}: {given[name]!r} (store: {kept[name]!r})" for name in given if given[name] != kept[name]]
-    if differs:
-        raise StoreMismatchError(
-            f"{store.root} holds another run; it differs in {'; '.join(differs)}. Give the same settings, or choose "
-            "another store=."
-        )
-
-
-def _require_same_spec(store: Store, source: envs.EnvironmentSource) -> None:
-    if source.spec != store.spec:
-        raise StoreMismatchError(
-            f"{store.root} holds {store.spec}, the environment {source.name!r} has {source.spec}. It has changed "
-            "since; install the version the run was made with."
-        )
-
-
-def _require_algorithm(algorithm: object) -> None:
-    if isinstance(algorithm, type):
-        raise ConfigError(f"algorithm: expected an instance, got the class; type {algorithm.__name__}().")
-    missing = [n for n in ("check", "policy", "load", "act", "learner") if not callable(getattr(algorithm, n, None))]
-    if missing:
-        raise ConfigError(
-            f"algorithm: expected e.g. daskrl.DQN(), or an object with the methods of daskrl.Algorithm; {algorithm!r} "
-            f"has no {', '.join(missing)}."
-        )
-
-
 def _require_client(client: object) -> None:
     if client is None:
         return
@@ -554,95 +535,3 @@ def _require_client(client: object) -> None:
             f"client: expected None or a connected distributed.Client (not an asynchronous one), got {client!r}. "
             "Type: from distributed import Client; client = Client(cluster)"
         )
-
-
-def _check(algorithm: Algorithm, setup: Setup) -> None:
-    """Try what workers will do, small, so that settings that cannot work fail here."""
-    from torch import nn
-
-    from daskrl.networks import require_flat
-
-    algorithm.check(setup)
-    policy = algorithm.policy(setup)
-    if isinstance(policy, nn.Module):
-        require_flat(policy)
-
-
-def _algorithm_identity(algorithm: Algorithm) -> dict[str, Any]:
-    cls = type(algorithm)
-    return {
-        "name": cls.__name__,
-        "settings": json.loads(json.dumps(settings(algorithm), default=str)),
-        "source_sha256": None if cls.__module__.startswith("daskrl.algorithms.") else envs.source_sha256(cls),
-        "packages": sorted(getattr(algorithm, "packages", ())),
-    }
-
-
-def _identity_in(store: Store, algorithm: Any) -> dict[str, Any]:
-    """Without settings that the store is too old for and that are left at their default."""
-    identity, kept = _algorithm_identity(algorithm), store.config.algorithm["settings"]
-    defaults: dict[str, Any] = {}
-    if dataclasses.is_dataclass(algorithm):
-        defaults = {field.name: field.default for field in dataclasses.fields(algorithm)}
-    identity["settings"] = {
-        name: value
-        for name, value in identity["settings"].items()
-        if name in kept or name not in defaults or value != defaults[name]
-    }
-    return identity
-
-
-def same_environment(store: Store, env: envs.EnvironmentFactory | None) -> envs.EnvironmentSource:
-    kept = store.config.environment
-    if kept["kind"] == "id":
-        if env is not None:
-            raise StoreMismatchError(f"{store.root} was made with the environment {kept['id']!r}; leave env= out.")
-        source = envs.source(kept["id"], **kept["kwargs"])
-    elif env is None:
-        raise StoreMismatchError(
-            f"{store.root} was made with the callable {kept['name']!r}. Nothing is pickled in a store, so give it "
-            f"again: daskrl.resume({str(store.root)!r}, env={kept['name'].rpartition('.')[2]}), or on the command "
-            f"line --env MODULE:{kept['name']}"
-        )
-    else:
-        source = envs.source(env)
-        if source.identity.get("source_sha256") != kept["source_sha256"]:
-            raise StoreMismatchError(
-                f"env: the source of {source.name!r} is not that of the {kept['name']!r} this store was made with. "
-                "Give the same code, or start a new run."
-            )
-    _require_same_spec(store, source)
-    return source
-
-
-def stored_settings(store: Store) -> dict[str, Any]:
-    """The settings of the run's algorithm as it takes them: JSON has lists where they have tuples."""
-    kept = store.config.algorithm["settings"]
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
-
-
-def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
-    from daskrl.algorithms import by_class_name
-
-    kept = store.config.algorithm
-    if algorithm is None:
-        if kept["source_sha256"] is not None:
-            raise StoreMismatchError(
-                f"{store.root} was made with your own algorithm {kept['name']!r}. Nothing is pickled in a store, so "
-                f"give it again: daskrl.resume({str(store.root)!r}, algorithm={kept['name']}(...)), or on the command "
-                f"line --algorithm MODULE:{kept['name']}"
-            )
-        made: Algorithm = by_class_name(kept["name"])(**stored_settings(store))
-        return made
-    _require_algorithm(algorithm)
-    given = _identity_in(store, algorithm)
-    if given != dict(kept):
-        names = sorted({*given["settings"], *kept["settings"]})
-        differs = [
-            f"{name}: {given['settings'].get(name)!r} (store: {kept['settings'].get(name)!r})"
-            for name in names
-            if given["settings"].get(name) != kept["settings"].get(name)
-        ]
-        what = "; ".join(differs) if differs else f"the source of {given['name']} (store: {kept['name']})"
-        raise StoreMismatchError(f"algorithm: differs from the one this store was made with in {what}.")
-    return algorithm

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.errors import ConfigError, DaskrlError, StoreMismatchError
 from daskrl.figures import Figures, Points, Tally, halves, page, rows, run_title
+from daskrl.identity import same_algorithm
 from daskrl.store import Store, shown
-from daskrl.train import Report, Run, same_algorithm
+from daskrl.train import Report, Run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
