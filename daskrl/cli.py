@@ -25,6 +25,7 @@ from rich.table import Table
 
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, SchedulerLostError
+from daskrl.playing import MAX_EPISODE_STEPS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -242,6 +243,7 @@ def evaluate(
     version: int | None = None,
     env: str | None = None,
     algorithm: str | None = None,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Play greedy episodes with a stored version of the weights.
@@ -260,20 +262,21 @@ def evaluate(
         Again the module:function the run was made with, where it was one.
     algorithm
         Again the module:Class the run was made with, where it was your own.
+    max_episode_steps
+        Steps after which an episode is cut that has not ended; 0 for any number.
     as_json
-        Print {"mean": ..., "median": ..., "returns": [...]}.
+        Print {"mean": ..., "median": ..., "returns": [...], ...}.
     """
     import daskrl
 
-    result = daskrl.evaluate(store, episodes=episodes, seed=seed, version=version, **_given(store, env, algorithm))
+    result = daskrl.evaluate(
+        store, episodes=episodes, seed=seed, version=version, max_episode_steps=max_episode_steps or None,
+        **_given(store, env, algorithm),
+    )  # fmt: skip
     if as_json:
         print(json.dumps(result.to_json()))
     else:
-        _table(
-            f"{store}, weights version {result.weights_version}",
-            {"episodes": len(result.returns), "mean return": result.mean, "median return": result.median,
-             "lowest": min(result.returns), "highest": max(result.returns)},
-        )  # fmt: skip
+        _table(f"{store}, weights version {result.weights_version}", result.rows())
 
 
 @app.command
@@ -591,6 +594,8 @@ def _show(run: Run, episodes: int, as_json: bool) -> None:
     if episodes:
         result = daskrl.evaluate(run.store, episodes=episodes, env=_callable(run), algorithm=run.algorithm)
         summary[f"greedy_return_{episodes}_episodes"] = result.mean
+        if result.limited:
+            summary["cut_episodes"] = result.cut
     picture = run.store.root.with_name(f"{run.store.root.name}.png")  # not in it: zarr warns of strangers
     try:
         save_learning_curve(run.store, picture)

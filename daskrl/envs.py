@@ -6,7 +6,7 @@ A stream resets every environment itself, at each episode, with a seed of its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ import gymnasium
 import numpy as np
 
 from daskrl import seeding
-from daskrl.config import require_integer
 from daskrl.errors import ConfigError, EnvironmentRaisedError, NondeterministicError, NonFiniteError
 from daskrl.sources import ActionMask as ActionMask  # where users import it from
 from daskrl.sources import Environment as Environment
@@ -356,49 +355,3 @@ def state_name(state: str) -> str:
 def final_name(observation: str) -> str:
     """``observation.key`` -> ``final_observation.key``."""
     return f"final_{observation}"
-
-
-def evaluate_episodes(
-    factory: EnvironmentFactory,
-    spec: SpaceSpec,
-    policy: Callable[[Mapping[str, Array], State], Array],
-    *,
-    episodes: int,
-    seed: int,
-    frame_stack: int,
-    state: Mapping[str, tuple[int, ...]] | None = None,
-    lanes: int = 16,
-) -> Iterator[tuple[int, float, int]]:
-    """Play whole episodes, episode ``i`` from a seed of its own; yields ``(episode, return, length)``.
-
-    The batch given to the policy always has ``min(episodes, lanes)`` rows: the shape of a matrix product can
-    decide its last bits, and a finished environment is therefore stepped no further but still fills its row.
-    """
-    require_integer("episodes", episodes, 1)
-    count = min(episodes, lanes)
-    stream = Stream.make(factory, spec, seed=seed, index=0, count=count, frame_stack=frame_stack, state=state)
-    stream.where = "evaluation"
-    convert = stream._action_converter()
-
-    def begin(env: int, episode: int) -> None:
-        stream.episode[env] = episode
-        stream.reset(env, seeding.environment_seed(seed, 0, 0, episode, "evaluate_environment"))
-
-    try:
-        for env in range(count):
-            begin(env, env)
-        following, active = count, set(range(count))
-        while active:
-            actions = convert(policy(stream.seen, stream.state))
-            for env in sorted(active):
-                reward, terminated, truncated = stream.step(env, actions[env])
-                stream.episode_return[env] += reward
-                if terminated or truncated:
-                    yield int(stream.episode[env]), float(stream.episode_return[env]), int(stream.age[env])
-                    if following < episodes:
-                        begin(env, following)
-                        following += 1
-                    else:
-                        active.discard(env)
-    finally:
-        stream.close()

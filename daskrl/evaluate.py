@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from daskrl import envs, seeding
-from daskrl.algorithms.base import Algorithm, Moment, Setup, recurrent_state
+from daskrl import envs, playing
+from daskrl.algorithms.base import Algorithm, Setup
 from daskrl.config import require_integer
 from daskrl.identity import same_algorithm, same_environment
-from daskrl.spaces import Array
-from daskrl.store import Store, html_table
+from daskrl.playing import MAX_EPISODE_STEPS
+from daskrl.store import Store, html_table, shown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Returns of whole episodes.
 
@@ -25,11 +24,16 @@ class Evaluation:
     ----------
     returns, lengths : of each episode, in the order of their seeds.
     weights_version : what was evaluated.
+    limited : how many of the episodes did not end, but were cut after ``max_episode_steps``. ``returns``, ``mean`` and
+        ``median`` include them, with the rewards until then.
+    max_episode_steps : the limit; None for none.
     """
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
     weights_version: int
+    limited: int = 0
+    max_episode_steps: int | None = MAX_EPISODE_STEPS
 
     @property
     def mean(self) -> float:
@@ -46,14 +50,33 @@ class Evaluation:
             "returns": list(self.returns),
             "lengths": list(self.lengths),
             "weights_version": self.weights_version,
+            "limited": self.limited,
+            "max_episode_steps": self.max_episode_steps,
         }
 
+    def rows(self) -> dict[str, Any]:
+        """What tables show, name -> value. Cut episodes have a row where there are some."""
+        rows: dict[str, Any] = {
+            "episodes": len(self.returns), "mean return": self.mean, "median return": self.median,
+            "lowest": min(self.returns), "highest": max(self.returns),
+        }  # fmt: skip
+        if self.limited:
+            rows["cut episodes"] = self.cut
+        return rows
+
+    @property
+    def cut(self) -> str:
+        """How many episodes were cut, in words; empty where none was."""
+        if not self.limited:
+            return ""
+        return f"{self.limited} of {len(self.returns)}, after {self.max_episode_steps:,} steps; the mean includes them"
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} {shown(value)}" for name, value in self.rows().items())
+        return f"<Evaluation of version {self.weights_version}: {rows}>"
+
     def _repr_html_(self) -> str:
-        return html_table(
-            f"evaluation of version {self.weights_version}",
-            {"episodes": len(self.returns), "mean": self.mean, "median": self.median,
-             "lowest": min(self.returns), "highest": max(self.returns)},
-        )  # fmt: skip
+        return html_table(f"evaluation of version {self.weights_version}", self.rows())
 
 
 def evaluate(
@@ -64,6 +87,8 @@ def evaluate(
     version: int | None = None,
     env: envs.EnvironmentFactory | None = None,
     algorithm: Algorithm | None = None,
+    max_episode_steps: int | None = MAX_EPISODE_STEPS,
+    progress: bool = True,
 ) -> Evaluation:
     """Play whole episodes greedily, each from a seed of its own that training never used.
 
@@ -72,6 +97,9 @@ def evaluate(
     episodes : how many; episode ``i`` starts from a seed derived from (``seed``, i).
     version : a stored version of the weights; the newest by default.
     env, algorithm : again the callable or instance the run was made with, where not built in.
+    max_episode_steps : an episode that has not ended by then is cut, and counted in ``limited``: a greedy policy may
+        never end one. The default is that of ALE's games, 108,000 frames in fours; None is no limit.
+    progress : show a progress bar where this takes more than two seconds; on a terminal only.
 
     Returns
     -------
@@ -83,42 +111,38 @@ def evaluate(
     ConfigError
         The version is not kept in the store; the message lists those that are.
     """
-    import torch
-
     require_integer("episodes", episodes, 1)
     require_integer("seed", seed, 0)
+    if max_episode_steps is not None:
+        require_integer("max_episode_steps", max_episode_steps, 1)
     opened = store if isinstance(store, Store) else Store.open(store)
     source, algorithm = same_environment(opened, env), same_algorithm(opened, algorithm)
     found, weights = opened.weights(version)
     setup = Setup(opened.spec, opened.config.schedule, opened.config.frame_stack)
-    acting = algorithm.policy(setup)
-    algorithm.load(acting, weights)
-    moment = Moment({}, seeding.generator(seed, "evaluate"), greedy=True)
-
-    def policy(observation: Mapping[str, Array], state: dict[str, Array]) -> Array:
-        moment.observation, moment.state = observation, state
-        with torch.inference_mode():
-            chosen = algorithm.act(acting, moment)
-        return chosen[0] if isinstance(chosen, tuple) else chosen
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        played = sorted(
-            envs.evaluate_episodes(
-                source.factory,
-                opened.spec,
-                policy,
-                episodes=episodes,
-                seed=seed,
-                frame_stack=setup.frame_stack,
-                state=recurrent_state(algorithm, setup),
-            )
-        )
-    finally:
-        torch.set_num_threads(threads)
+    played = _played(algorithm, setup, source, weights, progress, episodes=episodes, seed=seed, limit=max_episode_steps)
     return Evaluation(
-        returns=tuple(episode[1] for episode in played),
-        lengths=tuple(episode[2] for episode in played),
+        returns=tuple(episode.episode_return for episode in played),
+        lengths=tuple(episode.length for episode in played),
         weights_version=found,
+        limited=sum(episode.limited for episode in played),
+        max_episode_steps=max_episode_steps,
     )
+
+
+def _played(
+    algorithm: Algorithm, setup: Setup, source: envs.EnvironmentSource, weights: Any, progress: bool,
+    *, episodes: int, seed: int, limit: int | None,
+) -> list[playing.Played]:  # fmt: skip
+    """Play beside a progress bar: of a slow environment, or of a policy that never ends its episodes."""
+    from tqdm import tqdm
+
+    with tqdm(total=episodes, unit="episode", delay=2, disable=None if progress else True) as bar:
+        bar.set_description(f"evaluating {source.name}", refresh=False)
+
+        def note(over: int, steps: int) -> None:
+            bar.set_postfix_str(f"{steps:,} steps", refresh=False)
+            bar.update(over - bar.n)
+
+        return playing.play(
+            algorithm, setup, source.factory, weights, episodes=episodes, seed=seed, limit=limit, note=note
+        )

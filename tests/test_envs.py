@@ -304,17 +304,3 @@ def test_a_callable_is_known_by_its_name_and_the_hash_of_its_source():
     assert first.name == "Scripted"
     assert first.identity["source_sha256"] == envs.source_sha256(Scripted)
     assert first.identity["source_sha256"] != second.identity["source_sha256"]
-
-
-def test_evaluation_plays_every_episode_once_from_a_seed_of_its_own():
-    spec = spec_of(Scripted.observation_space, Scripted.action_space)
-    widths = set()
-
-    def policy(observation, state):
-        widths.add(len(observation["observation"]))
-        return np.full(len(observation["observation"]), 1)
-
-    played = sorted(envs.evaluate_episodes(Scripted, spec, policy, episodes=7, seed=3, frame_stack=1, lanes=3))
-    steps = [length(seeding.environment_seed(3, 0, 0, i, "evaluate_environment")) for i in range(7)]
-    assert played == [(i, sum(10 * s + 1 for s in range(1, n + 1)), n) for i, n in enumerate(steps)]
-    assert widths == {3}

@@ -21,6 +21,7 @@ LAYERS = [
     ["algorithms"],
     ["algorithms.base"],
     ["sources", "envs", "networks"],
+    ["playing"],
     ["columns"],
     ["commits"],
     ["store"],

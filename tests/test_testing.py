@@ -15,8 +15,8 @@ import daskrl
 from daskrl.algorithms.base import Moment, Setup, Weights, require_box
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
-from daskrl.envs import evaluate_episodes
 from daskrl.envs import source as source_of
+from daskrl.playing import play_episodes
 from daskrl.spaces import Array
 from daskrl.testing import AlgorithmTests, Corridor, Reach
 from tests.test_examples import example
@@ -323,7 +323,7 @@ def test_each_fault_is_found_by_its_test(algorithm: Any, test: str, says: str) -
 
 def mean(env: Any, act: Any) -> float:
     found = source_of(env)
-    played = evaluate_episodes(found.factory, found.spec, act, episodes=300, seed=1, frame_stack=1)
+    played = play_episodes(found.factory, found.spec, act, episodes=300, seed=1, frame_stack=1)
     return float(np.mean([episode[1] for episode in played]))
 
 

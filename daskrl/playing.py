@@ -1,0 +1,157 @@
+"""Playing whole greedy episodes with given weights: a pure function of its arguments, in any process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from daskrl import seeding
+from daskrl.algorithms.base import Algorithm, Moment, Setup, Weights, recurrent_state
+from daskrl.config import require_integer
+from daskrl.envs import EnvironmentFactory, State, Stream
+from daskrl.spaces import Array, SpaceSpec
+
+MAX_EPISODE_STEPS = 27_000
+"""Steps of an episode before it is cut: the 108,000 frames of ALE's games, in fours (Machado et al. 2018,
+https://arxiv.org/abs/1709.06009, table 5)."""
+
+_LANES = 16  # environments stepped side by side
+_NOTE_EVERY = 256  # steps of all of them between two notes on how far they are
+
+GreedyPolicy = Callable[[Mapping[str, Array], State], Array]
+"""Observation (see `Stream.seen`) and recurrent state (which it writes the next into) to actions, one a row."""
+
+Note = Callable[[int, int], None]
+"""Called with the episodes finished and the steps taken so far, now and then."""
+
+
+class Played(NamedTuple):
+    """One episode.
+
+    Attributes
+    ----------
+    episode : its number, from 0.
+    episode_return, length : the sum of its rewards, and its steps.
+    limited : it did not end, but was cut when it had taken as many steps as it may.
+    """
+
+    episode: int
+    episode_return: float
+    length: int
+    limited: bool
+
+
+def play(
+    algorithm: Algorithm,
+    setup: Setup,
+    factory: EnvironmentFactory,
+    weights: Weights,
+    *,
+    episodes: int,
+    seed: int,
+    limit: int | None = MAX_EPISODE_STEPS,
+    note: Note | None = None,
+) -> list[Played]:
+    """Play whole episodes greedily, on one torch thread; the process's number of threads is as before afterwards.
+
+    Called in any process, any number of times: the same arguments give the same episodes.
+
+    Parameters
+    ----------
+    factory : makes the environment, of the spaces in ``setup``.
+    episodes, seed : how many; episode ``i`` starts from a seed derived from (``seed``, i), which training never uses.
+    limit : steps an episode may take; None for any number.
+    note : see `Note`.
+
+    Returns
+    -------
+    list of Played
+        In the order of episodes.
+    """
+    import torch
+
+    policy = greedy_policy(algorithm, setup, weights, seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return sorted(
+            play_episodes(
+                factory, setup.spec, policy, episodes=episodes, seed=seed, frame_stack=setup.frame_stack,
+                state=recurrent_state(algorithm, setup), limit=limit, note=note,
+            )
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+
+
+def greedy_policy(algorithm: Algorithm, setup: Setup, weights: Weights, seed: int) -> GreedyPolicy:
+    """How an algorithm acts greedily with some weights; an algorithm that draws numbers draws them from ``seed``."""
+    import torch
+
+    acting = algorithm.policy(setup)
+    algorithm.load(acting, weights)
+    moment = Moment({}, seeding.generator(seed, "evaluate"), greedy=True)
+
+    def policy(observation: Mapping[str, Array], state: State) -> Array:
+        moment.observation, moment.state = observation, state
+        with torch.inference_mode():
+            chosen = algorithm.act(acting, moment)
+        return chosen[0] if isinstance(chosen, tuple) else chosen
+
+    return policy
+
+
+def play_episodes(
+    factory: EnvironmentFactory,
+    spec: SpaceSpec,
+    policy: GreedyPolicy,
+    *,
+    episodes: int,
+    seed: int,
+    frame_stack: int,
+    state: Mapping[str, tuple[int, ...]] | None = None,
+    lanes: int = _LANES,
+    limit: int | None = None,
+    note: Note | None = None,
+) -> Iterator[Played]:
+    """Play whole episodes, episode ``i`` from a seed of its own; yields each when it is over.
+
+    The batch given to the policy always has ``min(episodes, lanes)`` rows: the shape of a matrix product can
+    decide its last bits, and a finished environment is therefore stepped no further but still fills its row.
+    """
+    require_integer("episodes", episodes, 1)
+    if limit is not None:
+        require_integer("max_episode_steps", limit, 1)
+    count = min(episodes, lanes)
+    stream = Stream.make(factory, spec, seed=seed, index=0, count=count, frame_stack=frame_stack, state=state)
+    stream.where = "evaluation"
+    convert = stream._action_converter()
+
+    def begin(env: int, episode: int) -> None:
+        stream.episode[env] = episode
+        stream.reset(env, seeding.environment_seed(seed, 0, 0, episode, "evaluate_environment"))
+
+    try:
+        for env in range(count):
+            begin(env, env)
+        following, active, over, steps = count, set(range(count)), 0, 0
+        while active:
+            actions = convert(policy(stream.seen, stream.state))
+            for env in sorted(active):
+                reward, terminated, truncated = stream.step(env, actions[env])
+                stream.episode_return[env] += reward
+                length = int(stream.age[env])
+                ended = terminated or truncated
+                if ended or length == limit:
+                    yield Played(int(stream.episode[env]), float(stream.episode_return[env]), length, not ended)
+                    over += 1
+                    if following < episodes:
+                        begin(env, following)
+                        following += 1
+                    else:
+                        active.discard(env)
+            steps += count
+            if note is not None and steps % (_NOTE_EVERY * count) == 0:
+                note(over, steps)
+    finally:
+        stream.close()
