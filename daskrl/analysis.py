@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskrl.errors import ConfigError
+from daskrl import extras
 from daskrl.spaces import Array
 from daskrl.store import Store
 
@@ -68,10 +68,8 @@ def plot_learning_curve(store: str | os.PathLike[str] | Store, ax: Axes | None =
     opened = store if isinstance(store, Store) else Store.open(store)
     curve = learning_curve(opened)
     if ax is None:
-        try:
+        with extras.needed("plot", "plots need matplotlib"):
             from matplotlib import pyplot
-        except ImportError:
-            raise ConfigError("plots need matplotlib. Type: pip install 'daskrl[plot]'") from None
         _, ax = pyplot.subplots(figsize=(7, 4), layout="constrained")
     name = opened.config.environment.get("id") or opened.config.environment["name"]
     ax.scatter(curve.env_steps, curve.episode_return, s=6, alpha=0.5, color="0.6", linewidths=0, label="episode")
@@ -88,10 +86,8 @@ def plot_learning_curve(store: str | os.PathLike[str] | Store, ax: Axes | None =
 
 def save_learning_curve(store: str | os.PathLike[str] | Store, path: str | os.PathLike[str]) -> None:
     """Draw the learning curve into a file; needs ``daskrl[plot]``, but no screen."""
-    try:
+    with extras.needed("plot", "plots need matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need matplotlib. Type: pip install 'daskrl[plot]'") from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     plot_learning_curve(store, figure.subplots())
     figure.savefig(path, dpi=120)

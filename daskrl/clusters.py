@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import math
 import os
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daskrl import extras
 from daskrl.config import require_integer
 from daskrl.demand import LEARNER
 from daskrl.errors import ConfigError
@@ -55,6 +57,9 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
     from distributed import Scheduler, SpecCluster
 
     require_integer("workers", workers, 1)
+    if dashboard:
+        with extras.needed("dashboard", "Dask's dashboard needs bokeh"):
+            importlib.import_module("bokeh")
     dask.config.set({LOG_LENGTH: LOGGED})
     rollout, learner = (
         {
@@ -149,11 +154,10 @@ def mpi(**options: Any) -> Iterator[Client]:
     import dask
     from distributed import Client, Security
 
-    try:
+    with extras.needed("mpi", "MPI needs dask-mpi, mpi4py and cryptography"):
+        importlib.import_module("cryptography")  # what Dask makes certificates with
         from dask_mpi import initialize, send_close_signal
         from mpi4py import MPI
-    except ImportError as error:
-        raise ConfigError("MPI needs dask-mpi and mpi4py. Type: pip install 'daskrl[mpi]'") from error
     rank, size = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
     if size < 4:
         raise ConfigError(
@@ -232,7 +236,8 @@ def from_file(path: str | os.PathLike[str]) -> tuple[JobQueueCluster, dict[str, 
 
 
 def _site(path: Path) -> dict[str, Any]:
-    import yaml  # type: ignore[import-untyped]
+    with extras.needed("jobqueue", "site files need PyYAML"):
+        import yaml  # type: ignore[import-untyped]
 
     try:
         site = yaml.safe_load(path.read_text())
@@ -278,9 +283,9 @@ def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) 
 
     handler = signal.getsignal(signal.SIGINT)
     try:
-        import dask_jobqueue  # 0.9 takes Ctrl-C for itself: Jupyter could not interrupt any more
-    except ImportError as error:
-        raise ConfigError("batch systems need dask-jobqueue. Type: pip install 'daskrl[jobqueue]'") from error
+        with extras.needed("jobqueue", "batch systems need dask-jobqueue and cryptography"):
+            importlib.import_module("cryptography")  # what Dask makes certificates with
+            import dask_jobqueue  # 0.9 takes Ctrl-C for itself: Jupyter could not interrupt any more
     finally:
         signal.signal(signal.SIGINT, handler)
     base = getattr(dask_jobqueue, kind)

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from daskrl import extras
 from daskrl.errors import ConfigError
 from daskrl.train import Report, Run
 from daskrl.watch import Reader
@@ -65,11 +66,9 @@ def tensorboard(reports: Iterable[Report], directory: str | os.PathLike[str]) ->
     reports : a run, or another sink of it.
     directory : of the event files; a run that is resumed goes on in the same.
     """
-    try:
+    with extras.needed("tensorboard", "sinks.tensorboard needs tensorboard"):
         from torch.utils.tensorboard import FileWriter
         from torch.utils.tensorboard.summary import scalar
-    except ImportError:
-        raise _missing("tensorboard") from None
     run, tried = _run(reports), _Tried("tensorboard")
 
     def passed() -> Iterator[Report]:
@@ -122,11 +121,9 @@ def mlflow(
     resume : go on with the newest MLflow run of the experiment that is of the same `daskrl.Run`, if there is one: it
         has the tag ``daskrl.run_id``.
     """
-    try:
+    with extras.needed("mlflow", "sinks.mlflow needs MLflow"):
         from mlflow.entities import Metric
         from mlflow.tracking import MlflowClient
-    except ImportError:
-        raise _missing("mlflow") from None
     run, tried = _run(reports), _Tried("mlflow")
 
     def begin(client: MlflowClient) -> str:
@@ -184,10 +181,8 @@ def prometheus(reports: Iterable[Report], port: int = 8000, address: str = "127.
     """
     if not 0 < port < 2**16:
         raise ConfigError(f"port: expected a port from 1 to 65535, got {port!r}.")
-    try:
+    with extras.needed("prometheus", "sinks.prometheus needs prometheus-client"):
         from prometheus_client import CollectorRegistry, Gauge, start_http_server
-    except ImportError:
-        raise _missing("prometheus") from None
     run, tried = _run(reports), _Tried("prometheus")
 
     def passed() -> Iterator[Report]:
@@ -284,7 +279,3 @@ def _each(reports: Iterable[Report], write: Callable[[Report], None], tried: _Tr
             if not tried.pausing:
                 tried(write, report)
             yield report
-
-
-def _missing(extra: str) -> ConfigError:
-    return ConfigError(f"sinks.{extra} needs a package that is not installed. Type: pip install 'daskrl[{extra}]'")

@@ -19,15 +19,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from daskrl import extras
 from daskrl.errors import ConfigError, UnknownEnvironmentError
 from daskrl.spaces import SpaceSpec, spec_of
 
 Environment = gymnasium.Env[Any, Any]
 EnvironmentFactory = Callable[[], Environment]
 
-# Packages that register their environments on import, and the extra that installs them.
+# Packages that register their environments on import.
 _REGISTERED_BY = {"ALE": "ale_py", "MinAtar": "minatar"}
-_EXTRAS = {"ale_py": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d", "cv2": "atari"}
 
 
 def atari(id: str, **kwargs: Any) -> Environment:
@@ -187,19 +187,19 @@ def _distributions_since(changed: int) -> Mapping[str, list[str]]:
 def _probe(env: object, factory: EnvironmentFactory) -> Environment:
     try:
         made = factory()
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        extra = extras.of_environment(error)
+        hint = (
+            "Install the package that has it, or name its directory: export PYTHONPATH=DIR"
+            if extra is None
+            else extras.install(extra)
+        )
+        raise UnknownEnvironmentError(f"{env!r} cannot be made: {str(error).rstrip('.')}. {hint}") from error
     except gymnasium.error.Error as error:
         raise UnknownEnvironmentError(
             f"{env!r} is not an environment Gymnasium can make: {error} Expected a registered id, module:Id, or a "
             "callable. For a list type: python -c 'import gymnasium; gymnasium.pprint_registry()'"
         ) from error
-    except ImportError as error:
-        extra = _EXTRAS.get(error.name or "")
-        hint = (
-            f"Type: pip install 'daskrl[{extra}]'"
-            if extra
-            else "Install the package that has it, or name its directory: export PYTHONPATH=DIR"
-        )
-        raise UnknownEnvironmentError(f"{env!r} cannot be made: {str(error).rstrip('.')}. {hint}") from error
     except Exception as error:
         raise ConfigError(f"{env!r} raised {type(error).__name__} when it was made: {error}") from error
     if not isinstance(made, gymnasium.Env):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskrl import seeding
+from daskrl import extras, seeding
 from daskrl.columns import Column, columns, crc32c, decode, encode, read_fragment, write_atomic
 from daskrl.commits import CommitLog, DriverLock, Record
 from daskrl.config import Options, RunConfig
@@ -486,7 +486,8 @@ class Store:
         Needs ``daskrl[analysis]`` and dask.array. A slot below the last committed one that is itself not
         committed yet (a live run) reads as zeros; ``fragment.round`` is -1 there.
         """
-        import xarray
+        with extras.needed("analysis", "to_xarray needs xarray"):
+            import xarray
 
         length = max((record["slot"] for record in self.fragments()), default=-1) + 1
         data = xarray.open_zarr(self.root, consolidated=False, chunks=None)

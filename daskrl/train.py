@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from daskrl import schedule, sources
+from daskrl import extras, schedule, sources
 from daskrl.algorithms.base import Algorithm, Setup, recurrent_state
 from daskrl.commits import Record
 from daskrl.config import Options, RunConfig, Schedule, require_integer
@@ -327,7 +327,7 @@ class Run:
 
     def _shown(self, reports: Iterator[Report]) -> Iterator[Report]:
         """Pass the reports on beside a progress bar: on a terminal or in Jupyter, not in a pipe."""
-        from tqdm.auto import tqdm
+        tqdm = _bar()
 
         size = self.store.config.schedule.round_steps
         total = self._rounds * size
@@ -363,6 +363,20 @@ class Run:
 
     def _repr_html_(self) -> str:
         return html_table("daskrl run", self.store.summary())
+
+
+def _bar() -> Any:
+    """tqdm's bar for where this runs; in Jupyter without widgets its text, and a warning that names the extra."""
+    from tqdm.std import TqdmWarning
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", TqdmWarning)
+        from tqdm.auto import tqdm
+    if any(issubclass(warning.category, TqdmWarning) for warning in said):
+        warnings.warn(
+            f"the progress bar is text: Jupyter has no ipywidgets. {extras.install('notebook')}", stacklevel=2
+        )
+    return tqdm
 
 
 def train(
