@@ -410,7 +410,7 @@ def watch(
 
 @app.command
 def jobs(cluster: str) -> None:
-    """Print the scripts of the jobs that --cluster would submit. Submits nothing.
+    """Print the scripts of the jobs that --cluster would submit. Submits nothing, on any machine.
 
     Parameters
     ----------
@@ -419,9 +419,7 @@ def jobs(cluster: str) -> None:
     """
     from daskrl import clusters
 
-    made, _ = clusters.from_file(cluster)
-    with contextlib.closing(made):  # to enter it would submit the learner's job
-        print(made.job_script())  # type: ignore[no-untyped-call]
+    print(clusters.job_scripts(cluster))
 
 
 # -- helpers ----------------------------------------------------------------------------------------------

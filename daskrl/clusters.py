@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import inspect
@@ -10,9 +11,11 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +197,20 @@ def mpi(**options: Any) -> Iterator[Client]:
 
 
 SYSTEMS = {"slurm": slurm, "pbs": pbs, "sge": sge, "lsf": lsf, "htcondor": htcondor}
+_KINDS = {
+    "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster",
+    "htcondor": "HTCondorCluster",
+}  # fmt: skip
+
+# Settings of jobs that are no text. YAML 1.1 reads 12:00:00 as 43200, 0123 as 83, on as True: all others stay as they
+# are written.
+_NO_TEXT = frozenset(
+    {
+        "cores", "processes", "ncpus", "mem", "job_cpu", "death_timeout", "nanny", "use_stdin", "scheduler_options",
+        "security", "n_workers", "silence_logs", "asynchronous",
+    }
+)  # fmt: skip
+_LINES = ("worker_extra_args", "job_script_prologue", "job_extra_directives", "job_directives_skip")
 
 
 def from_file(path: str | os.PathLike[str]) -> tuple[JobQueueCluster, dict[str, Any]]:
@@ -202,7 +219,8 @@ def from_file(path: str | os.PathLike[str]) -> tuple[JobQueueCluster, dict[str, 
     A site file is YAML with ``system`` (slurm, pbs, sge, lsf or htcondor), and any of ``job`` (settings of every job),
     ``learner`` (what the learner's job has different; ``learner: null`` for no such job: it learns beside the driver)
     and ``adapt`` (``minimum``, ``maximum``, ...). ``cluster/`` has one for each system. The name of a system alone
-    stands for a file with nothing else, and takes the rest from Dask's own configuration.
+    stands for a file with nothing else, and takes the rest from Dask's own configuration. Settings of jobs that are
+    text need no quotes: ``walltime: 12:00:00``, ``account: 0123``.
 
     Raises
     ------
@@ -210,6 +228,53 @@ def from_file(path: str | os.PathLike[str]) -> tuple[JobQueueCluster, dict[str, 
         No such file, a key or setting that is unknown, a value that `adapt` cannot take, or the system's commands are
         not there.
     """
+    name, site = _described(path)
+    try:
+        return SYSTEMS[site["system"]](learner=site["learner"], **site["job"]), site["adapt"]
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def job_scripts(path: str | os.PathLike[str]) -> str:
+    """The scripts of the jobs that a site file describes, as `from_file` reads it. Anywhere: nothing is started.
+
+    Neither the batch system's commands need be there, nor the network and the directories that the file names.
+
+    Raises
+    ------
+    ConfigError
+        No such file, or a key or setting that is unknown.
+    """
+    name, site = _described(path)
+    _jobqueue()  # here: it sets a signal handler, which only the main thread may
+
+    async def made() -> str:
+        from distributed.core import Status
+
+        with tempfile.TemporaryDirectory() as somewhere:  # dask-jobqueue makes the directory of the logs at once
+            settings = [{**site["job"]}, *([{**site["learner"]}] if site["learner"] is not None else [])]
+            renamed: dict[str, str] = {}
+            for i, part in enumerate(settings):
+                if part.get("log_directory") is not None:
+                    place = f"{somewhere}/{i}"
+                    renamed[place], part["log_directory"] = str(part["log_directory"]), place
+            learner = settings[1] if len(settings) == 2 else None
+            cluster = _jobs(_KINDS[site["system"]], learner, settings[0], asynchronous=True)
+            script: str = cluster.job_script()  # type: ignore[no-untyped-call]
+            cluster.status = Status.closed  # it never began
+        for place, asked in renamed.items():
+            script = script.replace(place, asked)
+        return script
+
+    try:
+        with ThreadPoolExecutor(1) as thread:  # Jupyter has a loop of its own in this one
+            return thread.submit(asyncio.run, made()).result()
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _described(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    """A site file's name and its keys, all of them there and checked."""
     name = os.fspath(path)
     site: dict[str, Any] = {"system": name} if name in SYSTEMS else _site(Path(name))
     _known(name, site, ["system", "job", "learner", "adapt"])
@@ -229,24 +294,35 @@ def from_file(path: str | os.PathLike[str]) -> tuple[JobQueueCluster, dict[str, 
     if not isinstance(options, dict):
         raise ConfigError(f"{name}: job: scheduler_options: expected settings, one to a line, got {options!r}.")
     _known(f"{name}: job: scheduler_options", options, _of_scheduler())
-    try:
-        return SYSTEMS[site["system"]](learner=site["learner"], **site["job"]), site["adapt"]
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+    return name, site
 
 
 def _site(path: Path) -> dict[str, Any]:
+    """What a site file holds."""
     with extras.needed("jobqueue", "site files need PyYAML"):
         import yaml  # type: ignore[import-untyped]
 
+    class AsWritten(yaml.SafeLoader):  # type: ignore[misc]
+        """Reads every value as its text, but nothing as None."""
+
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in ("null", "merge")]
+            for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
     try:
-        site = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        site, written = yaml.safe_load(text), yaml.load(text, Loader=AsWritten)
     except OSError as error:
         raise ConfigError(f"{path}: expected {', '.join(SYSTEMS)}, or a site file, but {error.strerror}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(site, dict):
         raise ConfigError(f"{path}: expected keys such as system: slurm, got {site!r}.")
+    for part in ("job", "learner"):
+        if isinstance(site.get(part), dict):
+            kept = {str(name): value for name, value in site[part].items() if name in _NO_TEXT}
+            site[part] = {name: kept.get(name, value) for name, value in written[part].items()}
     return site
 
 
@@ -276,24 +352,35 @@ def _bounds(minimum: int, maximum: int, *, interval: object, patience: object, d
             raise ConfigError(f"{name}: expected seconds > 0, got {value!r}.")
 
 
-def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) -> JobQueueCluster:
+def _jobqueue() -> Any:
+    """The module dask_jobqueue."""
+    with extras.needed("jobqueue", "batch systems need dask-jobqueue and cryptography"):
+        importlib.import_module("cryptography")  # what Dask makes certificates with
+        if sys.modules.get("dask_jobqueue") is not None:
+            return sys.modules["dask_jobqueue"]
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            import dask_jobqueue  # 0.9 takes Ctrl-C for itself: Jupyter could not interrupt any more
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    return dask_jobqueue
+
+
+def _jobs(
+    kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any], *, asynchronous: bool = False
+) -> JobQueueCluster:
+    """A cluster of jobs, its scheduler running; with ``asynchronous``, to be looked at only, and from a coroutine."""
     import dask
     from distributed import Security
     from distributed.core import Status
 
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with extras.needed("jobqueue", "batch systems need dask-jobqueue and cryptography"):
-            importlib.import_module("cryptography")  # what Dask makes certificates with
-            import dask_jobqueue  # 0.9 takes Ctrl-C for itself: Jupyter could not interrupt any more
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    base = getattr(dask_jobqueue, kind)
+    base = getattr(_jobqueue(), kind)
     command = base.job_cls.submit_command.split()[0]
-    if shutil.which(command) is None:
+    if not asynchronous and shutil.which(command) is None:
         raise ConfigError(
             f"{command} is not on the path of {os.uname().nodename}, so no job can be submitted from here. Run this "
-            "where it is, on a login node or in a job, or use daskrl.clusters.local()."
+            "where it is, on a login node or in a job, or use daskrl.clusters.local(). The scripts alone are shown "
+            "anywhere: daskrl jobs FILE."
         )
     dask.config.set({LOG_LENGTH: LOGGED})
     private = Path.home() / ".cache" / "daskrl"  # must be shared by the nodes, as home directories are
@@ -344,7 +431,7 @@ def _jobs(kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any]) 
             return "\n".join(f"# {what}\n{script}" for what, script in scripts.items())
 
     try:
-        cluster = Jobs(**given)
+        cluster = Jobs(**given, **({"asynchronous": True} if asynchronous else {}))
         if learner is not None:
             options = cluster.new_spec["options"]
             own = _job(kind, {**job, **learner}, learns=True)
@@ -361,7 +448,11 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
     """Settings of a job for dask-jobqueue: one process, its threads fixed, leaving before the walltime."""
     settings = {"cores": 1, "memory": "4GB", **job, "processes": 1}
     settings.pop("scheduler_options", None)
-    arguments = ["--no-dashboard", "--dashboard-address", LOOPBACK, *settings.get("worker_extra_args", [])]
+    for name in _LINES:
+        if isinstance(settings.get(name), str):  # a block of text, of which lists are made of letters
+            lines = [line.strip() for line in settings[name].splitlines()]
+            settings[name] = [line for line in lines if line and not line.startswith("#")]
+    arguments = ["--no-dashboard", "--dashboard-address", LOOPBACK, *(settings.get("worker_extra_args") or [])]
     if kind != "HTCondorCluster":
         settings.setdefault("walltime", "01:00" if kind == "LSFCluster" else "01:00:00")
         seconds = _seconds(settings["walltime"], minutes_first=kind == "SLURMCluster")
@@ -374,12 +465,14 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
     settings["worker_extra_args"] = arguments
     exports = [f"export {name}={threads}" for name in THREADS]
     exports.append(f"export {PRELOAD_VARIABLE}={PRELOAD}")
-    settings["job_script_prologue"] = [*exports, *settings.get("job_script_prologue", [])]
+    settings["job_script_prologue"] = [*exports, *(settings.get("job_script_prologue") or [])]
     return settings
 
 
-def _seconds(walltime: str, *, minutes_first: bool) -> int:
+def _seconds(walltime: object, *, minutes_first: bool) -> int:
     """Of ``HH:MM:SS`` or ``D-HH:MM:SS``; of ``MM:SS`` as Slurm reads it, elsewhere ``HH:MM``."""
+    if not isinstance(walltime, str):
+        raise ConfigError(f"walltime: expected text such as '01:00:00', got {walltime!r}.")
     days, dash, clock = walltime.rpartition("-")
     try:
         parts = [*map(int, clock.split(":"))]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -165,3 +168,90 @@ def test_a_site_file_that_is_not_there_is_named_beside_the_systems() -> None:
 )  # fmt: skip
 def test_walltimes_are_read_as_the_system_reads_them(walltime: str, slurm: bool, seconds: int) -> None:
     assert clusters._seconds(walltime, minutes_first=slurm) == seconds
+
+
+# What YAML 1.1 makes of each: 43200, 83, 8, 100000.0, True, a date, 90.
+WRITTEN = {
+    "walltime": "12:00:00", "account": "0123", "job_mem": "010", "job_name": "1e5", "queue": "on",
+    "log_directory": "2026-01-01", "interface": "1:30",
+}  # fmt: skip
+DIRECTIVES = ["#SBATCH -t 12:00:00", "#SBATCH -A 0123", "#SBATCH --mem=010", "#SBATCH -J 1e5", "#SBATCH -p on",
+              "#SBATCH -e 2026-01-01/", "--interface 1:30"]  # fmt: skip
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("part", ["job", "learner"])
+def test_text_needs_no_quotes_whatever_yaml_takes_it_for(tmp_path: Path, part: str, quote: str) -> None:
+    file = tmp_path / "site.yaml"
+    settings = "".join(f"  {name}: {quote}{value}{quote}\n" for name, value in WRITTEN.items())
+    file.write_text(f"system: slurm\n{part}:\n{settings}  cores: 3\n")
+    rollout, learner = clusters.job_scripts(file).split("# of the learner's job\n")
+    script = learner if part == "learner" else rollout
+    for expected in [*DIRECTIVES, "#SBATCH --cpus-per-task=3", "--lifetime 42900s"]:
+        assert expected in script
+    assert ("#SBATCH -A 0123" in rollout) == (part == "job")
+
+
+def test_an_unquoted_walltime_goes_to_the_cluster_as_it_is_written(commands: Path, tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text("system: lsf\njob: &job\n  walltime: 12:30\nlearner:\n  <<: *job\n  walltime: 1:30\n")
+    cluster, _ = clusters.from_file(file)
+    with closing(cluster):
+        rollout, learner = cluster.job_script().split("# of the learner's job\n")
+    assert "#BSUB -W 12:30\n" in rollout
+    assert "#BSUB -W 1:30\n" in learner
+
+
+@pytest.mark.parametrize("walltime", [43200, None, 1.5])
+def test_a_walltime_that_is_no_text_is_refused_by_name(commands: Path, walltime: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"walltime: expected text such as '01:00:00', got {walltime!r}"):
+        clusters.slurm(walltime=walltime)
+
+
+def test_a_prologue_may_be_a_block_of_text(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(
+        "system: htcondor\njob:\n  disk: 1GB\n  job_script_prologue: |\n    # ours\n    module load x\n\n    . y\n"
+    )
+    assert clusters.job_scripts(file).count("; module load x; . y; ") == 2
+
+
+@pytest.mark.parametrize("system", clusters.SYSTEMS)
+def test_job_scripts_are_shown_on_a_machine_without_the_batch_system(tmp_path: Path, system: str) -> None:
+    # Nor with its network, nor with a place for its logs, which nobody may make here.
+    (tmp_path / "file").touch()
+    text = (SITES / f"{system}.yaml").read_text()
+    for comment in ("# interface: ib0 ", "# job_script_prologue: ", "#   - module load", "#   - source "):
+        assert comment in text
+        text = text.replace(comment, comment.replace("# ", "", 1).replace("#   - ", "  - "))
+    (tmp_path / "site.yaml").write_text(text.replace("log_directory: logs", f"log_directory: {tmp_path}/file/logs"))
+    shown = subprocess.run(
+        [sys.executable, "-m", "daskrl", "jobs", "site.yaml"], env={**os.environ, "PATH": ""}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.stderr == ""
+    rollout, learner = shown.stdout.split("# of the learner's job\n")
+    for script in (rollout, learner):
+        assert 0 < script.find("module load python/3.11") < script.find("source /shared/venv/bin/activate")
+        assert script.find("source /shared/venv/bin/activate") < script.find("distributed.cli.dask_worker")
+        assert f"{tmp_path}/file/logs" in script
+        assert "--interface ib0" in script
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "site.yaml"]
+
+
+def test_without_dask_jobqueue_the_extra_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dask_jobqueue.py").write_text("raise ImportError\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    shown = subprocess.run(
+        [sys.executable, "-m", "daskrl", "jobs", "slurm"], env={**os.environ, "PATH": "", "PYTHONPATH": path},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode != 0
+    assert "pip install 'daskrl[jobqueue]'" in " ".join(shown.stderr.split())
+    assert "Traceback" not in shown.stderr
+
+
+def test_the_drivers_job_has_a_place_for_modules_before_it_starts() -> None:
+    lines = (SITES / "train.sbatch").read_text().splitlines()
+    starts = next(i for i, line in enumerate(lines) if line.startswith("daskrl train"))
+    assert {"# module load python/3.11", "# source /shared/venv/bin/activate"} <= set(lines[:starts])
