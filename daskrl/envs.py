@@ -21,7 +21,8 @@ from daskrl.sources import EnvironmentFactory as EnvironmentFactory
 from daskrl.sources import EnvironmentSource as EnvironmentSource
 from daskrl.sources import source as source
 from daskrl.sources import source_sha256 as source_sha256
-from daskrl.spaces import Array, Leaf, SpaceSpec, value_at
+from daskrl.spaces import Array, SpaceSpec, value_at
+from daskrl.values import RefusedError, as_ending, as_reward, taker
 
 Fragment = dict[str, Array]
 State = dict[str, Array]
@@ -66,6 +67,9 @@ class Stream:
     def __post_init__(self) -> None:
         stacks = [(leaf, self.observation[leaf.name]) for leaf in self.spec.observation]
         self._stacks = [(leaf, stack, stack[:, -1]) for leaf, stack in stacks]
+        # What environments returned and is not pushed yet. A policy sees the memory of ``observation``.
+        self._taken_rows = {leaf.name: np.zeros_like(newest) for leaf, _, newest in self._stacks}
+        self._take = taker([(leaf, self._taken_rows[leaf.name]) for leaf, _, _ in self._stacks])
         self.seen = unstacked(self.observation, stacks[0][1].shape[1])
         # Of the space itself: a leaf has no bounds where one of them is infinite.
         space = value_at(self.envs[0].action_space, self.spec.action[0])
@@ -119,16 +123,11 @@ class Stream:
         """Start the current episode of one environment, from its own seed unless another is given."""
         try:
             value, _ = self.envs[env].reset(seed=self.seed_of(env) if seed is None else seed)
+            self._take(env, value)
         except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "reset", error)) from error
         for leaf, stack, _ in self._stacks:
-            frame = np.asarray(value_at(value, leaf))
-            if frame.shape != leaf.shape:
-                raise self._misshapen(leaf, [env], [value])
-            if frame.dtype.kind == "f" and stack.dtype.kind != "f":
-                kind = ValueError(f"{leaf.name} is {frame.dtype}, its space says {leaf.dtype}")
-                raise EnvironmentRaisedError(self._failure(env, "reset", kind))
-            stack[env] = frame
+            stack[env] = self._taken_rows[leaf.name][env]
         self.age[env] = 0
         self.episode_return[env] = 0.0
         for value in self.state.values():
@@ -138,40 +137,36 @@ class Stream:
         """Step one environment and push its observation; the caller resets it when the episode ended."""
         try:
             value, reward, terminated, truncated, _ = self.envs[env].step(action)
+            self._take(env, value)
+            result = as_reward(reward), as_ending("terminated", terminated), as_ending("truncated", truncated)
         except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
-        self._push([env], [value])
+        self._push(env)
         self.age[env] += 1
-        return float(reward), bool(terminated), bool(truncated)
+        return result
 
-    def _push(self, envs: Sequence[int], values: Sequence[Any]) -> None:
-        """Make observations the newest frames of some environments."""
-        where = slice(None) if len(envs) == len(self.envs) else envs  # a slice is written without a copy
+    def _push(self, env: int | slice) -> None:
+        """Make the observations that were taken the newest frames of one or all environments."""
         for leaf, stack, newest in self._stacks:
-            parts = [value_at(value, leaf) for value in values] if leaf.path else values
-            try:
-                frames = np.array(parts)  # all at once: half the time of one after the other
-            except ValueError:
-                raise self._misshapen(leaf, envs, values) from None
-            if frames.shape[1:] != leaf.shape:
-                raise self._misshapen(leaf, envs, values)
             if stack.shape[1] > 1:
-                stack[where, :-1] = stack[where, 1:]
-            newest[where] = frames
-
-    def _misshapen(self, leaf: Leaf, envs: Sequence[int], values: Sequence[Any]) -> EnvironmentRaisedError:
-        """What to raise when one of some observations has not the shape its space says."""
-        shapes = [np.shape(value_at(value, leaf)) for value in values]
-        env, shape = next((env, shape) for env, shape in zip(envs, shapes, strict=True) if shape != leaf.shape)
-        problem = ValueError(f"{leaf.name} has shape {shape}, expected {leaf.shape}")
-        return EnvironmentRaisedError(self._failure(env, "observation", problem))
+                stack[env, :-1] = stack[env, 1:]
+            newest[env] = self._taken_rows[leaf.name][env]
 
     def _failure(self, env: int, what: str, error: BaseException) -> str:
-        return (
-            f"the environment raised {type(error).__name__} in {what}: {error}\n"
-            f"  {self.where or f'stream {self.index}'}, environment {env}, episode {int(self.episode[env])}, "
-            f"step {int(self.age[env])}, reset seed {self.seed_of(env)}"
+        did = (
+            f"returned in {what} what cannot be stored"
+            if isinstance(error, RefusedError)
+            else (f"raised {type(error).__name__} in {what}")
         )
+        return (
+            f"the environment {did}: {error}\n"
+            f"  {self.where or f'stream {self.index}'}, environment {env} ({self._called(env)}), episode "
+            f"{int(self.episode[env])}, step {int(self.age[env])}, reset seed {self.seed_of(env)}"
+        )
+
+    def _called(self, env: int) -> str:
+        spec = self.envs[env].spec
+        return spec.id if spec is not None else type(self.envs[env].unwrapped).__name__
 
     def rollout(self, policy: Policy, steps: int) -> tuple[Fragment, list[tuple[int, float, int]]]:
         """Take ``steps`` steps of every environment.
@@ -205,6 +200,7 @@ class Stream:
         episodes: list[tuple[int, float, int]] = []
         before = {name: value.copy() for name, value in self.state.items()}
         convert, every, step_of = self._action_converter(), range(count), [env.step for env in self.envs]
+        take, everyone = self._take, slice(None)
         one = np.ones(count, np.int64)  # adding a Python 1 costs three times as much
 
         for t in range(steps):
@@ -215,21 +211,22 @@ class Stream:
             actions[t] = action
             for name, value in extra.items():
                 extras[name][t] = value
-            values, rewards, endings = [], [], []
+            rewards, endings = [], []
             try:
                 for env, step, taken in zip(every, step_of, convert(action), strict=True):
                     value, got, over, cut, _ = step(taken)
-                    values.append(value)
-                    rewards.append(float(got))
+                    take(env, value)
+                    rewards.append(got if type(got) is float else as_reward(got))
                     if over or cut:
-                        terminated[t, env], truncated[t, env] = over, cut
+                        terminated[t, env] = as_ending("terminated", over)
+                        truncated[t, env] = as_ending("truncated", cut)
                         endings.append(env)
             except (Exception, SystemExit) as error:
                 seen = all(np.isfinite(stack[env]).all() for _, stack, _ in self._stacks)
                 if seen and action.dtype.kind == "f" and not np.isfinite(action[env]).all():
                     raise self._not_finite(self.spec.action[0].name, (t, env), action[env], True) from error
                 raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
-            self._push(every, values)
+            self._push(everyone)
             self.age += one
             reward[t] = got_now = np.array(rewards)
             self.episode_return += got_now

@@ -21,7 +21,7 @@ LAYERS = [
     ["config", "seeding", "spaces"],
     ["algorithms"],
     ["algorithms.base"],
-    ["sources", "envs", "networks"],
+    ["values", "sources", "envs", "networks"],
     ["playing"],
     ["columns"],
     ["commits"],
