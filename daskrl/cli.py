@@ -71,8 +71,9 @@ def train(
 ) -> None:
     """Train, then show a table and save the learning curve beside the store, as STORE.png.
 
-    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same with --resume. While
-    the greedy episodes are played, the exit code is 75 too.
+    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same with --resume. The
+    weights it reached are kept, also after Ctrl-C, for daskrl evaluate. While the greedy episodes are played, the exit
+    code is 75 too.
 
     Parameters
     ----------
@@ -179,8 +180,9 @@ def resume(
 ) -> None:
     """Go on with a run from its store, on whatever workers.
 
-    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same again. While the
-    greedy episodes are played, the exit code is 75 too.
+    SIGTERM and SIGUSR1 stop it with a checkpoint and exit code 75, not finished: type the same again. The weights it
+    reached are kept, also after Ctrl-C, for daskrl evaluate. While the greedy episodes are played, the exit code is 75
+    too.
 
     Parameters
     ----------
@@ -257,7 +259,7 @@ def evaluate(
     seed
         Of the episodes; not that of the training.
     version
-        Weights version; the newest by default.
+        Weights version; the newest kept by default, with a warning where a newer one was published.
     env
         Again the module:function the run was made with, where it was one.
     algorithm
@@ -290,7 +292,7 @@ def info(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negat
     as_json
         Print JSON.
     """
-    from daskrl.store import Store
+    from daskrl.store import Store, older_weights
 
     opened = Store.open(store)
     summary = {**opened.summary(), "config": opened.config.to_json()}
@@ -298,6 +300,9 @@ def info(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negat
         print(json.dumps(summary))
     else:
         summary.pop("config")
+        newest = summary.pop("newest_stored_weights")
+        if newest is not None and newest < summary["weights_version"]:
+            summary["newest_weights"] = older_weights(newest, summary["weights_version"])
         _table(str(store), summary)
 
 

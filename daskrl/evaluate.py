@@ -27,6 +27,8 @@ class Evaluation:
     limited : how many of the episodes did not end, but were cut after ``max_episode_steps``. ``returns``, ``mean`` and
         ``median`` include them, with the rewards until then.
     max_episode_steps : the limit; None for none.
+    published_version : the newest version that the run had published; it is not the one evaluated where another was
+        asked for, or where the newest is not kept (a run that goes on, or whose driver was killed).
     """
 
     returns: tuple[float, ...]
@@ -34,6 +36,7 @@ class Evaluation:
     weights_version: int
     limited: int = 0
     max_episode_steps: int | None = MAX_EPISODE_STEPS
+    published_version: int | None = None
 
     @property
     def mean(self) -> float:
@@ -52,6 +55,7 @@ class Evaluation:
             "weights_version": self.weights_version,
             "limited": self.limited,
             "max_episode_steps": self.max_episode_steps,
+            "published_version": self.published_version,
         }
 
     def rows(self) -> dict[str, Any]:
@@ -62,6 +66,8 @@ class Evaluation:
         }  # fmt: skip
         if self.limited:
             rows["cut episodes"] = self.cut
+        if self.published_version is not None and self.weights_version < self.published_version:
+            rows["newest version"] = f"{self.published_version}, not the one evaluated"
         return rows
 
     @property
@@ -95,7 +101,8 @@ def evaluate(
     Parameters
     ----------
     episodes : how many; episode ``i`` starts from a seed derived from (``seed``, i).
-    version : a stored version of the weights; the newest by default.
+    version : a stored version of the weights; the newest kept by default, with a warning where a newer one was
+        published.
     env, algorithm : again the callable or instance the run was made with, where not built in.
     max_episode_steps : an episode that has not ended by then is cut, and counted in ``limited``: a greedy policy may
         never end one. The default is that of ALE's games, 108,000 frames in fours; None is no limit.
@@ -126,6 +133,7 @@ def evaluate(
         weights_version=found,
         limited=sum(episode.limited for episode in played),
         max_episode_steps=max_episode_steps,
+        published_version=opened.published(),
     )
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from daskrl import seeding
-from daskrl.algorithms.base import staged
+from daskrl.algorithms.base import Weights, staged
 from daskrl.columns import Table, pack, read_transitions, unpack, write_atomic
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
 from daskrl.session import Published, Session, find, get
 from daskrl.spaces import Array
-from daskrl.store import read_checked, write_checked
+from daskrl.store import Layout, read_checked, write_checked
 
 _PUBLISHED = "published/"  # before the names of older weights in a checkpoint
 
@@ -77,7 +77,7 @@ def _learn(session: Session, version: int, head: int, device: str, keep: bool, c
         "seconds": time.time() - began,
         "updates": standing.learner.updates - updates,
         "device": device,
-        "weights": standing.save_weights() if keep else None,
+        "weights": save_weights(session.layout, version, standing.learner.weights()) if keep else None,
         "checkpoint": standing.save_checkpoint() if checkpoint else None,
     }
     weights = (meta, *standing.published[version])
@@ -88,20 +88,32 @@ def _learn(session: Session, version: int, head: int, device: str, keep: bool, c
     return weights
 
 
-def checkpoint(token: str) -> Record:
-    """Write a checkpoint of where the learner of this process stands, so that nothing is learned again.
+def checkpoint(token: str, newest: Published, kept: int) -> Record:
+    """Write where the learner of this process stands, so that nothing is learned again, and the weights it reached.
 
-    Called by the driver's pool on the learner's worker when a run is stopped on the way. The record has no file where
-    there is no learner.
+    Called by the driver's pool on the learner's worker when a run is stopped on the way. Where the learner does not
+    stand at ``newest`` or after it, because learning was interrupted or the learner is lost, the record has no
+    checkpoint, and the weights are ``newest``.
+
+    Parameters
+    ----------
+    newest : the newest weights published.
+    kept : the newest version whose weights are in the store; they are not written again.
     """
     session = get(token)
+    meta, table, flat = newest
     with session.learning:
         standing = session.learner
-        if standing is None or standing.version == 0:
-            return {"kind": "checkpoint", "version": 0, "loss": None, "checkpoint": None}
+        version, loss, written = meta["version"], meta.get("loss"), None
+        if meta.get("weights"):
+            kept = max(kept, version)
         session.layout.require_same_run()
-        written = standing.save_checkpoint()
-        return {"kind": "checkpoint", "version": standing.version, "loss": standing.loss, "checkpoint": written}
+        if standing is not None and standing.version >= version:
+            version, loss = standing.version, standing.loss
+            table, flat = standing.published[version]
+            written = standing.save_checkpoint() if version else None
+        weights = save_weights(session.layout, version, unpack(table, flat)) if version > kept else None
+        return {"kind": "checkpoint", "version": version, "loss": loss, "checkpoint": written, "weights": weights}
 
 
 def read_ahead(token: str, version: int, head: int) -> None:
@@ -241,11 +253,6 @@ class Standing:
 
     # -- checkpoints --------------------------------------------------------------------------------------
 
-    def save_weights(self) -> list[Any]:
-        """Write the published weights, each array by name, as safetensors."""
-        data = _safetensors(self.learner.weights(), {"version": str(self.version)})
-        return write_checked(self.layout.root, f".weights/{self.version:08d}.safetensors", data)
-
     def save_checkpoint(self) -> list[Any]:
         """Write everything the replay does not hold: networks, optimizer, priorities, older weights still in use."""
         older = {
@@ -289,6 +296,12 @@ class Standing:
             self.learner.append(fragments)
         self.learner.restore(arrays)
         self.published = {self.version: pack(self.learner.weights())}
+
+
+def save_weights(layout: Layout, version: int, weights: Weights) -> list[Any]:
+    """Write published weights, each array by name, as safetensors."""
+    data = _safetensors(weights, {"version": str(version)})
+    return write_checked(layout.root, f".weights/{version:08d}.safetensors", data)
 
 
 def _take_published(arrays: dict[str, Array]) -> dict[int, tuple[Table, Array]]:

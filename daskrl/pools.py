@@ -53,7 +53,7 @@ class Recheck:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Write a checkpoint of where the learner stands."""
+    """Write a checkpoint of where the learner stands, and the weights it reached."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class Pool(Protocol):
     def submit_recheck(self, task: Recheck, head: int) -> None:
         """Start the recheck of a fragment."""
 
-    def submit_checkpoint(self) -> None:
-        """Have the learner write where it stands, if there is one."""
+    def submit_checkpoint(self, kept: int) -> None:
+        """Have the learner write where it stands, if weights are published: after ``kept``, the weights too."""
 
     def wait(self) -> list[Outcome]:
         """Block until something happened; what finished, possibly nothing."""
@@ -213,9 +213,11 @@ class InProcessPool:
         weights, record = self._weights[task.weights_version], json.loads(task.record)
         self._add(task, functools.partial(rollout.recheck, self.token, weights, record, head))
 
-    def submit_checkpoint(self) -> None:
-        self._add(Checkpoint(), functools.partial(learner.checkpoint, self.token))
-        self._tasks.rotate()  # before all others: they are given up
+    def submit_checkpoint(self, kept: int) -> None:
+        if self._weights:
+            newest = self._weights[max(self._weights)]
+            self._add(Checkpoint(), functools.partial(learner.checkpoint, self.token, newest, kept))
+            self._tasks.rotate()  # before all others: they are given up
 
     def _learn(self, task: schedule.Learn, head: int, keep: bool, checkpoint: bool) -> Record:
         assert self.arithmetic is not None
@@ -377,9 +379,14 @@ class DaskPool:
             args = (self.token, self._weights[task.weights_version].future, record, head)
             self._start("recheck", task, homes[0], rollout.recheck, args, _ROLLOUT, task.weights_version)
 
-    def submit_checkpoint(self) -> None:
-        if self._learner is not None:
-            self._start("checkpoint", Checkpoint(), self._learner, learner.checkpoint, (self.token,), _LEARN)
+    def submit_checkpoint(self, kept: int) -> None:
+        # After what is being learned now: also a worker with several threads does it then, as it waits for the result.
+        learned = [*self._weights.values(), *(flight for flight in self._flights.values() if _is_learn(flight.task))]
+        if self._learner is not None and learned:
+            newest = max(learned, key=lambda flight: flight.task.version)
+            args = (self.token, newest.future, kept)
+            version = newest.task.version
+            self._start("checkpoint", Checkpoint(), self._learner, learner.checkpoint, args, _LEARN, version)
 
     def _start(
         self,

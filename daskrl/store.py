@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,6 +97,7 @@ class Progress:
     learner_updates : made up to that version.
     episodes : episodes that ended.
     returns : of the newest 100 of them.
+    kept : versions whose weights are kept on disk, and their files.
     arithmetic : what the run computes with, once its first learner is known.
     """
 
@@ -105,6 +107,7 @@ class Progress:
     episodes: int = 0
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     arithmetic: Record | None = None
+    kept: dict[int, list[Any]] = field(default_factory=dict)
 
     def take(self, record: Record) -> None:
         """Count one committed record in; of a stream, rounds come in order."""
@@ -117,6 +120,7 @@ class Progress:
             self.learner_updates = record["learner_updates"]
         elif record["kind"] == "arithmetic":
             self.arithmetic = record
+        _take_weights(self.kept, record)
 
 
 class Store:
@@ -398,10 +402,25 @@ class Store:
 
     def weights_versions(self) -> list[int]:
         """Versions of the weights kept on disk, oldest first."""
-        return sorted({r["version"] for r in self.records("learn") if r.get("weights")})
+        return sorted(self._weights_kept()[0])
+
+    def published(self) -> int:
+        """The newest version of the weights that was published, kept on disk or not; -1 before version 0."""
+        return self._weights_kept()[1]
+
+    def _weights_kept(self) -> tuple[dict[int, list[Any]], int]:
+        kept: dict[int, list[Any]] = {}
+        published = -1
+        for record in self.records():
+            _take_weights(kept, record)
+            if record["kind"] == "learn":
+                published = max(published, record["version"])
+        return kept, published
 
     def weights(self, version: int | None = None) -> tuple[int, dict[str, Array]]:
         """One stored version of the weights, the newest by default.
+
+        A warning says where the newest one published is not kept: of a run that goes on, or whose driver was killed.
 
         Returns
         -------
@@ -409,9 +428,11 @@ class Store:
         """
         from safetensors.numpy import load
 
-        kept = {r["version"]: r["weights"] for r in self.records("learn") if r.get("weights")}
+        kept, published = self._weights_kept()
         if version is None:
             version = max(kept, default=-1)
+            if -1 < version < published:
+                warnings.warn(f"{self.root}: {older_weights(version, published)}", stacklevel=2)
         if version not in kept:
             raise ConfigError(f"{self.root} keeps weights versions {sorted(kept)}, not {version}.")
         return version, load(read_checked(self.root, kept[version]))
@@ -433,7 +454,7 @@ class Store:
             for name in sorted(values):
                 sha.update(f"{name} {values[name].dtype.str} {values[name].shape}\n".encode())
                 sha.update(np.ascontiguousarray(values[name]).tobytes())
-        kept = {record["version"]: record["weights"] for record in self.records("learn") if record.get("weights")}
+        kept, _ = self._weights_kept()
         for older in sorted(kept)[:-1]:
             read_checked(self.root, kept[older])
         if kept:
@@ -456,7 +477,7 @@ class Store:
             elif record["kind"] == "learn" and record["version"] > published:
                 published, updates = record["version"], record["learner_updates"]
         steps = schedule.fragment_steps * schedule.envs_per_stream
-        off = self.promise_off()
+        off, stored = self.promise_off(), self.weights_versions()
         return {
             "store": str(self.root),
             "environment": self.config.environment.get("id") or self.config.environment["name"],
@@ -469,7 +490,8 @@ class Store:
             "return_last_100": float(np.mean(returns[-100:])) if returns else None,
             "weights_version": published,
             "learner_updates": updates,
-            "stored_weights": self.weights_versions(),
+            "stored_weights": stored,
+            "newest_stored_weights": max(stored, default=None),
             "promise": off or "kept",
             "versions": self.attributes["versions"],
         }
@@ -499,6 +521,21 @@ class Store:
 
     def _repr_html_(self) -> str:
         return html_table("daskrl store", self.summary())
+
+
+def older_weights(version: int, published: int) -> str:
+    """Says that a version of the weights is not the newest, and how the newest can be had."""
+    return (
+        f"weights version {version} is the newest kept, version {published} the newest published: the run goes on, or "
+        "its driver was killed. To have the newest, resume the run and stop it (Run.stop, Ctrl-C, SIGTERM), which "
+        "keeps the weights it reached, or have more versions kept (weights_every)."
+    )
+
+
+def _take_weights(kept: dict[int, list[Any]], record: Record) -> None:
+    """Note the weights that a record of a version, or of a stop, says are on disk."""
+    if record["kind"] in ("learn", "checkpoint") and record.get("weights"):
+        kept.setdefault(record["version"], record["weights"])
 
 
 def _attributes_crc32c(attributes: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -130,8 +131,11 @@ def drive(
 
 
 def conclude(plan: Plan, store: Store, pool: Pool, progress: Progress) -> None:
-    """Stopped on the way: have the learner write where it stands, so that whoever resumes learns nothing again."""
-    pool.submit_checkpoint()
+    """Stopped on the way: have the learner write where it stands, so that whoever resumes learns nothing again.
+
+    The weights it reached are kept, so that what was learned can be used.
+    """
+    pool.submit_checkpoint(max(progress.kept, default=-1))
     while any(isinstance(task, Checkpoint) for task in pool.in_flight):
         records = _records(store, plan, pool, progress, [(o.task, o.record) for o in pool.wait()])
         if records:
@@ -155,8 +159,9 @@ def _records(
             if task.version > published:  # else it was lost and learned again, or overtaken on another worker
                 records.append(record)
                 published = task.version
-        elif isinstance(task, Checkpoint) and record["checkpoint"] is not None:
-            records.append(record)
+        elif isinstance(task, Checkpoint):
+            if (record["checkpoint"] or record["weights"]) and record["version"] <= published:
+                records.append(record)
         elif isinstance(task, Recheck) and record["differs"]:
             acted = any(name.startswith("action") for name in record["differs"])
             reason = (
@@ -221,7 +226,8 @@ class Run:
     """A run: ``for report in run`` or ``run.wait()`` carries it on, and either may be interrupted.
 
     With a client the work goes on in the background while a report is looked at; leaving the loop (``break``,
-    an interrupted cell, Ctrl-C) stops it. Looping again, `daskrl.resume` later, or another machine goes on.
+    an interrupted cell, Ctrl-C) stops it as `stop` does: the weights that it reached are kept, and can be evaluated.
+    Looping again, `daskrl.resume` later, or another machine goes on.
 
     Attributes
     ----------
@@ -243,7 +249,7 @@ class Run:
         self.env_steps, self.client, self._show = env_steps, client, progress
         self.report: Report | None = None
         self._pool: Pool | None = None
-        self._stop, self._orderly = threading.Event(), False
+        self._stop = threading.Event()
 
     @property
     def finished(self) -> bool:
@@ -263,13 +269,9 @@ class Run:
     def stop(self) -> None:
         """End the loop that carries the run on; from within it, another thread or a signal handler.
 
-        Unlike after ``break`` or Ctrl-C, the learner first writes a checkpoint of where it stands: whoever resumes
-        learns nothing again. Where no loop goes on, the next one ends at once.
+        The learner first writes a checkpoint of where it stands, so that whoever resumes learns nothing again, and the
+        weights it reached, so that they can be evaluated. Where no loop goes on, the next one ends at once.
         """
-        self._orderly = True
-        self._halt()
-
-    def _halt(self) -> None:
         self._stop.set()
         if self._pool is not None:
             self._pool.wake()
@@ -288,18 +290,25 @@ class Run:
             self._pool = pool = InProcessPool(plan) if self.client is None else DaskPool(plan, self.client)
             try:
                 with telling(self.client, self.store, plan.transitions_per_update) as committed:
-                    for report in drive(plan, self.store, pool, progress, self._rounds, self._stop, committed):
-                        self.report = report
-                        yield report
-                if self._orderly and progress.published < self._rounds:
-                    conclude(plan, self.store, pool, progress)
+                    try:
+                        for report in drive(plan, self.store, pool, progress, self._rounds, self._stop, committed):
+                            self.report = report
+                            yield report
+                    except (GeneratorExit, KeyboardInterrupt):  # in this process: whoever took the reports left
+                        with contextlib.suppress(Exception):  # there is nobody to take it
+                            self._conclude(plan, pool, progress)
+                        raise
+                self._conclude(plan, pool, progress)
             finally:
                 self._pool = None
                 pool.close()
         finally:
             self._stop.clear()
-            self._orderly = False
             self.store.unlock()
+
+    def _conclude(self, plan: Plan, pool: Pool, progress: Progress) -> None:
+        if progress.published < self._rounds:
+            conclude(plan, self.store, pool, progress)
 
     def _in_background(self) -> Iterator[Report]:
         """Drive in a thread, so that workers never wait for whoever reads the reports."""
@@ -321,7 +330,7 @@ class Run:
                     raise item
                 yield item
         finally:
-            self._halt()
+            self.stop()
             thread.join()
             self._stop.clear()
 

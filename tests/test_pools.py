@@ -557,11 +557,11 @@ def test_a_checkpoint_is_asked_of_the_learner_and_of_nobody_before_there_is_one(
 ) -> None:
     pool = pool_on(cluster, tmp_path)
     join(cluster, pool, "a")
-    pool.submit_checkpoint()
+    pool.submit_checkpoint(-1)
     assert pool.in_flight == set()
     join(cluster, pool, "l", learner=1)
     learn(cluster, pool, 0)
-    pool.submit_checkpoint()
+    pool.submit_checkpoint(-1)
     assert pool.in_flight == {pools.Checkpoint()}
     cluster.remove("l")  # lost with its worker: nobody waits for it
     pool.wait()
