@@ -14,6 +14,7 @@ from daskrl.algorithms.base import Algorithm
 from daskrl.analysis import learning_curve, plot_learning_curve
 from daskrl.config import Schedule
 from daskrl.evaluate import Evaluation, evaluate
+from daskrl.names import did_you_mean
 from daskrl.reproduce import reproduce
 from daskrl.store import Store
 from daskrl.train import Report, Run, resume, train
@@ -51,8 +52,16 @@ __all__ = [
 ]
 
 
+# Modules of what only some need.
+_MODULES = ("algorithms", "clusters", "envs", "sinks", "testing")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"daskrl.{name}")
     algorithms = importlib.import_module("daskrl.algorithms")
     if name in algorithms.__all__:
         return getattr(algorithms, name)
-    raise AttributeError(f"module 'daskrl' has no attribute {name!r}")
+    raise AttributeError(
+        f"module 'daskrl' has no attribute {name!r}.{did_you_mean(name, [*__all__, *_MODULES])}", name=name
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskrl import extras
+from daskrl.names import suggests
 from daskrl.spaces import Array
 from daskrl.store import Store
 
@@ -39,6 +40,7 @@ class LearningCurve:
         return smooth
 
 
+@suggests
 def learning_curve(store: str | os.PathLike[str] | Store) -> LearningCurve:
     """The training episodes of a run. Independent of the workers it ran on."""
     opened = store if isinstance(store, Store) else Store.open(store)

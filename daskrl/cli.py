@@ -19,12 +19,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, convert
 from rich.console import Console
 from rich.table import Table
 
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, SchedulerLostError
+from daskrl.names import did_you_mean
 from daskrl.playing import MAX_EPISODE_STEPS
 
 if TYPE_CHECKING:
@@ -32,7 +33,25 @@ if TYPE_CHECKING:
 
     from daskrl.train import Report, Run
 
-app = App(name="daskrl", help="Reinforcement learning on Dask: elastic in wall-clock, invariant in results.")
+
+def _converted(type_: Any, tokens: Sequence[Any]) -> Any:
+    """What was typed as what is wanted. cyclopts rounds 9.5 to an integer, and takes 1e6 for none."""
+    if type_ not in (int, int | None):
+        return convert(type_, tokens)
+    (token,) = tokens
+    with contextlib.suppress(ValueError):
+        return int(token.value)
+    with contextlib.suppress(ValueError):
+        if (number := float(token.value)).is_integer():
+            return int(number)
+    raise ValueError(f"expected an integer, got {token.value}")
+
+
+app = App(
+    name="daskrl",
+    default_parameter=Parameter(converter=_converted),
+    help="Reinforcement learning on Dask: elastic in wall-clock, invariant in results.",
+)
 console = Console()
 
 
@@ -694,7 +713,10 @@ def _settings(algorithm: str, pairs: list[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         name = name.replace("-", "_")
         if not equals or name not in known:
-            raise ConfigError(f"--set {pair}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}.")
+            raise ConfigError(
+                f"--set {pair}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
+                f"{did_you_mean(name, known)}"
+            )
         try:
             settings[name] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
         except (ValueError, SyntaxError):

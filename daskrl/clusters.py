@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskrl import extras
-from daskrl.config import require_integer
+from daskrl.config import plain, require_integer
 from daskrl.demand import LEARNER
 from daskrl.errors import ConfigError
 from daskrl.workers import (
@@ -59,6 +59,7 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
     import dask
     from distributed import Scheduler, SpecCluster
 
+    workers = plain(workers)
     require_integer("workers", workers, 1)
     if dashboard:
         with extras.needed("dashboard", "Dask's dashboard needs bokeh"):

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from daskrl.errors import ConfigError
+from daskrl.names import suggests
 
 
+@suggests
 @dataclass(frozen=True)
 class Schedule:
     """The fixed shape of a run. Nothing here is ever derived from the workers of the moment.
@@ -33,6 +35,7 @@ class Schedule:
     lag: int = 1
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name, low in (("streams", 1), ("envs_per_stream", 1), ("fragment_steps", 1), ("lag", 0)):
             require_integer(name, getattr(self, name), low)
 
@@ -87,6 +90,7 @@ class RunConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_integer("seed", self.seed, 0)
         require_integer("frame_stack", self.frame_stack, 1)
         require_integer("torch_threads", self.torch_threads, 1)
@@ -129,6 +133,7 @@ class Options:
     learner_timeout: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_integer("checkpoint_every", self.checkpoint_every, 1)
         require_integer("weights_every", self.weights_every, 1)
         if not self.rollout_timeout > 0:
@@ -153,7 +158,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "str": ("a string", lambda value: isinstance(value, str)),
     "tuple[int, ...]": (
-        "a tuple of integers, e.g. (64, 64) or (64,)",
+        "an integer or a tuple of them, e.g. 64 or (64, 64)",
         lambda value: isinstance(value, tuple) and all(map(_TYPES["int"][1], value)),
     ),
 }
@@ -167,25 +172,47 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def plain(value: Any, kind: str = "int") -> Any:
+    """What somebody gave for a number or a tuple of them, as Python has it; anything else as it is.
+
+    NumPy's scalars become Python's. Where integers are wanted, a float that is one (``1e6``) becomes it; where a tuple
+    of them is, so do a list, an array, and a number alone (``hidden=32``).
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if kind == "tuple[int, ...]":
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = (value,)
+        return tuple(map(plain, value)) if isinstance(value, tuple | list) else value
+    return int(value) if kind == "int" and isinstance(value, float) and value.is_integer() else value
+
+
+def plain_fields(settings: Any) -> None:
+    """Make the fields of a frozen dataclass `plain`."""
+    for field in dataclasses.fields(settings):
+        kind = _annotation(field).partition(" | None")[0]
+        if kind in _TYPES:
+            object.__setattr__(settings, field.name, plain(getattr(settings, field.name), kind))
+
+
 def require_types(settings: Any) -> None:
     """Raise `ConfigError` unless the fields of a frozen dataclass are of their types, and its numbers finite.
 
-    NumPy's scalars become Python's, and lists tuples.
+    They are made `plain`.
     """
+    given = dict(vars(settings))
+    plain_fields(settings)
     for field in dataclasses.fields(settings):
         kind, optional, _ = _annotation(field).partition(" | None")
-        if kind not in _TYPES:
+        value = getattr(settings, field.name)
+        if kind not in _TYPES or (optional and value is None):
             continue
-        given: Any = getattr(settings, field.name)
-        value: Any = given
-        if isinstance(given, np.generic):
-            value = given.item()
-        elif isinstance(given, list):
-            value = tuple(given)
         expected, is_one = _TYPES[kind]
-        if not is_one(value) and not (optional and value is None):
-            raise ConfigError(f"{field.name}: expected {expected}{' or None' * bool(optional)}, got {given!r}.")
-        object.__setattr__(settings, field.name, value)
+        if not is_one(value):
+            name, or_none = field.name, " or None" * bool(optional)
+            raise ConfigError(f"{name}: expected {expected}{or_none}, got {given.get(name, value)!r}.")
 
 
 def require_range(settings: Any, range_: str, *names: str) -> None:

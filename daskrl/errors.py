@@ -3,6 +3,7 @@
 DaskrlError
 ├── ConfigError(ValueError)                an argument that cannot work; nothing was created or queued
 │   ├── UnknownEnvironmentError            no such environment id, or its package is not installed
+│   ├── UnknownNameError(TypeError)        a setting or argument of a name that there is not
 │   └── UnsupportedSpaceError(TypeError)   a space that the store or the algorithm cannot hold or act in
 ├── StoreError
 │   ├── StoreMismatchError(ValueError)     a store of another environment, format or config
@@ -32,6 +33,10 @@ class ConfigError(DaskrlError, ValueError):
 
 class UnknownEnvironmentError(ConfigError):
     """No environment of that id, or the package that registers it is not installed."""
+
+
+class UnknownNameError(ConfigError, TypeError):
+    """A setting or argument of a name that there is not; the message has the one that may be meant."""
 
 
 class UnsupportedSpaceError(ConfigError, TypeError):

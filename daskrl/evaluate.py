@@ -10,8 +10,9 @@ import numpy as np
 
 from daskrl import envs, playing
 from daskrl.algorithms.base import Algorithm, Setup
-from daskrl.config import require_integer
+from daskrl.config import plain, require_integer
 from daskrl.identity import same_algorithm, same_environment
+from daskrl.names import suggests
 from daskrl.playing import MAX_EPISODE_STEPS
 from daskrl.store import Store, html_table, shown
 
@@ -85,6 +86,7 @@ class Evaluation:
         return html_table(f"evaluation of version {self.weights_version}", self.rows())
 
 
+@suggests
 def evaluate(
     store: str | os.PathLike[str] | Store,
     *,
@@ -118,6 +120,7 @@ def evaluate(
     ConfigError
         The version is not kept in the store; the message lists those that are.
     """
+    episodes, seed, max_episode_steps = plain(episodes), plain(seed), plain(max_episode_steps)
     require_integer("episodes", episodes, 1)
     require_integer("seed", seed, 0)
     if max_episode_steps is not None:

@@ -15,6 +15,7 @@ from daskrl.config import Options
 from daskrl.errors import ConfigError
 from daskrl.identity import same_algorithm, same_environment
 from daskrl.learner import Standing
+from daskrl.names import suggests
 from daskrl.store import Store
 
 
@@ -49,6 +50,7 @@ class Reproduction:
         }
 
 
+@suggests
 def reproduce(
     store: str | os.PathLike[str] | Store,
     fragment: int,

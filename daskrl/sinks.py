@@ -25,6 +25,7 @@ from typing import Any
 
 from daskrl import extras
 from daskrl.errors import ConfigError
+from daskrl.names import suggests
 from daskrl.train import Report, Run
 from daskrl.watch import Reader
 
@@ -58,6 +59,7 @@ def numbers(report: Report) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None and name != "env_steps"}
 
 
+@suggests
 def tensorboard(reports: Iterable[Report], directory: str | os.PathLike[str]) -> Passed:
     """Write scalars for TensorBoard. Needs ``daskrl[tensorboard]``.
 
@@ -97,6 +99,7 @@ def tensorboard(reports: Iterable[Report], directory: str | os.PathLike[str]) ->
     return Passed(run, passed())
 
 
+@suggests
 def mlflow(
     reports: Iterable[Report],
     experiment: str = "daskrl",
@@ -168,6 +171,7 @@ def mlflow(
     return Passed(run, passed())
 
 
+@suggests
 def prometheus(reports: Iterable[Report], port: int = 8000, address: str = "127.0.0.1") -> Passed:
     """Serve the newest numbers as gauges ``daskrl_...`` for Prometheus, until the reports end.
 

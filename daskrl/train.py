@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from daskrl import extras, schedule, sources
 from daskrl.algorithms.base import Algorithm, Setup, recurrent_state
 from daskrl.commits import Record
-from daskrl.config import Options, RunConfig, Schedule, require_integer
+from daskrl.config import Options, RunConfig, Schedule, plain, require_integer
 from daskrl.dashboard import telling
 from daskrl.demand import Demand
 from daskrl.errors import ConfigError, NondeterministicError, StoreFullError
@@ -32,6 +32,7 @@ from daskrl.identity import (
     same_environment,
     try_algorithm,
 )
+from daskrl.names import suggests
 from daskrl.pools import Checkpoint, DaskPool, InProcessPool, Plan, Pool, Recheck
 from daskrl.session import versions
 from daskrl.store import Progress, Store, html_table
@@ -388,6 +389,7 @@ def _bar() -> Any:
     return tqdm
 
 
+@suggests
 def train(
     algorithm: Algorithm,
     env: str | sources.EnvironmentFactory,
@@ -447,6 +449,7 @@ def train(
     """
     require_algorithm(algorithm)
     _require_client(client)
+    env_steps = plain(env_steps)
     require_integer("env_steps", env_steps, 1)
     lag = getattr(algorithm, "lag", 1) if lag is None else lag
     shape = Schedule(streams, envs_per_stream, fragment_steps, lag)
@@ -485,6 +488,7 @@ def train(
     return Run(made, algorithm, source, options, env_steps, client, progress)
 
 
+@suggests
 def resume(
     store: str | os.PathLike[str],
     *,
@@ -537,7 +541,7 @@ def _resumed(
     """Go on, with another budget and other options where they are not None."""
     budget = store.budget()
     options = Options(**{**budget["options"], **{name: v for name, v in changes.items() if v is not None}})
-    steps = budget["env_steps"] if env_steps is None else env_steps
+    steps = budget["env_steps"] if env_steps is None else plain(env_steps)
     require_integer("env_steps", steps, budget["env_steps"])
     if vars(options) != budget["options"] or steps != budget["env_steps"]:
         store.lock()

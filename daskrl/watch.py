@@ -17,6 +17,7 @@ from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.errors import ConfigError, DaskrlError, StoreMismatchError
 from daskrl.figures import Figures, Points, Tally, halves, page, rows, run_title
 from daskrl.identity import same_algorithm
+from daskrl.names import suggests
 from daskrl.store import Store, shown
 from daskrl.train import Report, Run
 
@@ -169,6 +170,7 @@ def show(reader: Reader, interval: float | None) -> None:
 def watch(run: Run, *, interval: float = 1.0) -> Iterator[Report]: ...
 @overload
 def watch(run: str | os.PathLike[str] | Store, *, interval: float = 1.0) -> Iterator[Figures]: ...
+@suggests
 def watch(run: Run | str | os.PathLike[str] | Store, *, interval: float = 1.0) -> Iterator[Any]:
     """Carry a run on, or follow one that another process drives, beside a display that is kept up to date.
 

@@ -180,7 +180,9 @@ def test_reproduce_exits_with_1_where_a_fragment_differs(tmp_path: Path, here: H
     [
         ("train CartPole-v1", ("--store",)),
         ("trane CartPole-v1", ("trane", "train")),
-        ("train CartPole-v1 --store new --env-steps many", ("--env-steps", "many")),
+        ("train CartPole-v1 --store new --env-steps many", ("--env-steps", "an integer", "many")),
+        ("train CartPole-v1 --store new --env-steps 9.5", ("--env-steps", "an integer", "9.5")),
+        ("train CartPole-v1 --store new --env-step 9", ("Did you mean", "--env-steps")),
         ("train CartPool-v1 --store new --env-steps 9 --workers 0", ("UnknownEnvironmentError", "CartPole")),
         (
             "train nowhere:env --store new --env-steps 9 --workers 0",
@@ -193,14 +195,14 @@ def test_reproduce_exits_with_1_where_a_fragment_differs(tmp_path: Path, here: H
         ("train CartPole-v1 --algorithm mine:env --store new --env-steps 9 --workers 0", ("ConfigError", "mine:env")),
         (
             "train CartPole-v1 -s n_steps=3 --store new --env-steps 9 --workers 0",
-            ("ConfigError", "n_steps=3", "n_step,"),
+            ("ConfigError", "n_steps=3", "n_step,", "Did you mean n_step?"),
         ),
         ("train CartPole-v1 -s n_step --store new --env-steps 9 --workers 0", ("ConfigError", "NAME=VALUE")),
         ("train CartPole-v1 -s n_step=fast --store new --env-steps 9 --workers 0", ("ConfigError", "'fast'")),
         ("train CartPole-v1 -s n_step=0 --store new --env-steps 9 --workers 0", ("ConfigError", "n_step", ">= 1", "0")),
         (
-            "train CartPole-v1 -s hidden=3 --store new --env-steps 9 --workers 0",
-            ("ConfigError", "hidden", "(64,)", "3"),
+            "train CartPole-v1 -s hidden=3.5 --store new --env-steps 9 --workers 0",
+            ("ConfigError", "hidden", "(64, 64)", "3.5"),
         ),
         (
             "train CartPole-v1 -s precision=float16 --store new --env-steps 9 --workers 0",

@@ -17,7 +17,7 @@ PACKAGE = Path(daskrl.__file__).parent
 # A module imports only from lines above its own, or from its own line what is named before it.
 LAYERS = [
     ["errors"],
-    ["extras"],
+    ["extras", "names"],
     ["config", "seeding", "spaces"],
     ["algorithms"],
     ["algorithms.base"],

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from daskrl.errors import ConfigError
+from daskrl.names import did_you_mean
 
 if TYPE_CHECKING:
     from daskrl.algorithms.c51 import C51
@@ -60,7 +61,8 @@ def by_name(name: str) -> Any:
     try:
         return BUILT_IN[name.lower().replace("_", "-")]
     except KeyError:
-        raise ConfigError(f"algorithm: expected one of {sorted(BUILT_IN)}, got {name!r}.") from None
+        meant = did_you_mean(name, BUILT_IN)
+        raise ConfigError(f"algorithm: expected one of {sorted(BUILT_IN)}, got {name!r}.{meant}") from None
 
 
 def by_class_name(name: str) -> Any:
@@ -76,7 +78,9 @@ def by_class_name(name: str) -> Any:
 def __getattr__(name: str) -> Any:
     if name in {cls for _, cls in _WHERE.values()}:
         return by_class_name(name)
-    raise AttributeError(f"module 'daskrl.algorithms' has no attribute {name!r}")
+    raise AttributeError(
+        f"module 'daskrl.algorithms' has no attribute {name!r}.{did_you_mean(name, __all__)}", name=name
+    )
 
 
 __all__ = [

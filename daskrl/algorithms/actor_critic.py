@@ -17,6 +17,7 @@ from daskrl.algorithms.base import Moment, Setup, Weights, is_float_box, shown, 
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_range
 from daskrl.errors import ConfigError, UnsupportedSpaceError
+from daskrl.names import suggests
 from daskrl.networks import LSTM, Encoder, Normalise, States, is_image, masked, mlp, orthogonal, require_mask, tensors
 from daskrl.spaces import Array
 from daskrl.window import Window
@@ -24,6 +25,7 @@ from daskrl.window import Window
 Distribution = torch.distributions.Distribution
 
 
+@suggests
 @dataclass(frozen=True)
 class ActorCritic(TorchSettings):
     """Settings of methods that learn a policy and its values from each round once, besides `TorchSettings`.

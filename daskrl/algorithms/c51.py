@@ -15,10 +15,12 @@ from daskrl.algorithms.dqn import DQN
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
+from daskrl.names import suggests
 from daskrl.networks import Encoder, Normal, masked, normals, tensors, uniform
 from daskrl.window import Batch
 
 
+@suggests
 @dataclass(frozen=True)
 class C51(DQN):
     """Categorical DQN (Bellemare et al. 2017, https://arxiv.org/abs/1707.06887).

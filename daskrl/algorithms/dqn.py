@@ -13,11 +13,13 @@ from daskrl.algorithms.base import Moment, Setup, linear, require_discrete
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
+from daskrl.names import suggests
 from daskrl.networks import QNetwork, masked, require_mask, tensors
 from daskrl.spaces import ACTION_MASK, Array
 from daskrl.window import Batch
 
 
+@suggests
 @dataclass(frozen=True)
 class DQN(Replay):
     """Deep Q-network (Mnih et al. 2015, https://doi.org/10.1038/nature14236).

@@ -13,9 +13,11 @@ from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
+from daskrl.names import suggests
 from daskrl.networks import to_device
 
 
+@suggests
 @dataclass(frozen=True)
 class IMPALA(ActorCritic):
     """Importance weighted actor-learner (Espeholt et al. 2018, https://arxiv.org/abs/1802.01561).

@@ -20,11 +20,13 @@ from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
+from daskrl.names import suggests
 from daskrl.networks import to_device
 
 _LOG_RATIO = 20.0  # largest logarithm of a probability ratio that counts; a float32 overflows at 88
 
 
+@suggests
 @dataclass(frozen=True)
 class PPO(ActorCritic):
     """Proximal policy optimisation (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).

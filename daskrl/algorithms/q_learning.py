@@ -12,6 +12,7 @@ from daskrl.algorithms.base import Moment, Setup, Weights, linear, require_discr
 from daskrl.config import require_range, require_types
 from daskrl.envs import final_name
 from daskrl.errors import ConfigError, UnsupportedSpaceError
+from daskrl.names import Suggesting, suggests
 from daskrl.spaces import ACTION_MASK, Array, SpaceSpec
 
 _LARGEST = 1_000_000  # values in a table: every version of it is published whole
@@ -46,8 +47,9 @@ def states(spec: SpaceSpec) -> int:
     return math.prod(size for leaf in spec.observation for size in leaf.sizes)
 
 
+@suggests
 @dataclass(frozen=True)
-class QLearning:
+class QLearning(Suggesting):
     """Tabular Q-learning (Watkins and Dayan 1992, https://doi.org/10.1007/BF00992698).
 
     Every transition is learned from once, in the order of time, then of streams and environments::

@@ -12,10 +12,12 @@ from daskrl.algorithms.c51 import DistributionNetwork, of_action
 from daskrl.algorithms.dqn import DQN
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import require_range
+from daskrl.names import suggests
 from daskrl.networks import masked, tensors
 from daskrl.window import Batch
 
 
+@suggests
 @dataclass(frozen=True)
 class QRDQN(DQN):
     """Quantile regression DQN (Dabney et al. 2018, https://arxiv.org/abs/1710.10044).

@@ -16,6 +16,7 @@ from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
+from daskrl.names import suggests
 from daskrl.networks import LSTM, Encoder, States, masked, mlp, tensors, to_device
 from daskrl.spaces import Array
 from daskrl.window import Positions, Window
@@ -23,6 +24,7 @@ from daskrl.window import Positions, Window
 Index = np.ndarray[Any, np.dtype[np.int64]]
 
 
+@suggests
 @dataclass(frozen=True)
 class R2D2(DQN):
     """Recurrent replay distributed DQN (Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX).

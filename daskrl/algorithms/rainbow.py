@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from daskrl.algorithms.c51 import C51
+from daskrl.names import suggests
 
 
+@suggests
 @dataclass(frozen=True)
 class Rainbow(C51):
     """Rainbow (Hessel et al. 2018, https://arxiv.org/abs/1710.02298): a combination, with nothing of its own.

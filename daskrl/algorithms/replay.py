@@ -16,6 +16,7 @@ from daskrl.algorithms.base import Setup, Weights, linear
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
+from daskrl.names import suggests
 from daskrl.networks import to_device
 from daskrl.spaces import Array
 from daskrl.window import Batch, Positions, Window, check_capacity
@@ -29,6 +30,7 @@ Update = Callable[["ReplayLearner", Any], tuple[torch.Tensor, torch.Tensor | Non
 TD error ``[B]`` of each transition, or what else priorities are made of, or None."""
 
 
+@suggests
 @dataclass(frozen=True)
 class Replay(TorchSettings):
     """Settings of learning from replay, besides those of `TorchSettings`.

@@ -15,11 +15,13 @@ from daskrl.algorithms.continuous import Actor, Critics, Observation, squared_er
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
+from daskrl.names import suggests
 from daskrl.networks import Normal, normals, tensors
 from daskrl.spaces import Array
 from daskrl.window import Batch
 
 
+@suggests
 @dataclass(frozen=True)
 class SAC(Replay):
     """Soft actor-critic (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905); its defaults are the paper's.

@@ -14,11 +14,13 @@ from daskrl.algorithms.continuous import Actor, Critics, Observation, squared_er
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
+from daskrl.names import suggests
 from daskrl.networks import normals, tensors
 from daskrl.spaces import Array
 from daskrl.window import Batch
 
 
+@suggests
 @dataclass(frozen=True)
 class TD3(Replay):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477).

@@ -16,6 +16,7 @@ from daskrl import networks
 from daskrl.algorithms.base import Setup, Weights
 from daskrl.config import require_types
 from daskrl.errors import ConfigError
+from daskrl.names import Suggesting, suggests
 from daskrl.networks import CONVOLUTIONS, LSTM, Encoder, Flat
 from daskrl.spaces import Array
 
@@ -26,8 +27,9 @@ _SETTLE = 16  # updates; in them a running average that falls by a tenth in each
 MakeOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 
+@suggests
 @dataclass(frozen=True)
-class TorchSettings:
+class TorchSettings(Suggesting):
     """Settings of networks, and of how a learner computes them.
 
     Parameters

@@ -1,0 +1,89 @@
+"""Names that are mistyped: an error says which one may have been meant, in Python as on the command line."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Self, TypeVar
+
+from daskrl.errors import UnknownNameError
+
+_Made = TypeVar("_Made", bound=Callable[..., Any])
+
+# What other libraries call what is called otherwise here, and not alike.
+_ELSEWHERE = {
+    "gamma": "discount", "lr": "learning_rate", "buffersize": "window", "cliprange": "clip", "vfcoef": "value_coef",
+    "totaltimesteps": "env_steps", "netarch": "hidden", "nenvs": "envs_per_stream",
+}  # fmt: skip
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean learning_rate?`` for what is close to a known name, else nothing."""
+    plain = {_plain(other): other for other in known}
+    meant = _ELSEWHERE.get(_plain(name))
+    if meant not in plain.values():
+        close = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.7)
+        meant = plain[close[0]] if close else None
+    return f" Did you mean {meant}?" if meant else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def require_known(who: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `UnknownNameError`, which is a ``TypeError`` too, for the first argument of ``who`` that is not known."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            raise UnknownNameError(
+                f"{who} has no argument {name!r}.{did_you_mean(name, names)} Expected any of {', '.join(names)}."
+            )
+
+
+def suggests(made: _Made) -> _Made:
+    """Have a function, or the ``__init__`` of a class, say which argument a mistyped one may mean.
+
+    Its signature, name and docstring stay. Functions that take any name (``**options``) are left as they are.
+    """
+    if isinstance(made, type):
+        init: Any = made.__dict__["__init__"]
+        setattr(made, "__init__", _checked(init, made.__name__))  # noqa: B010  mypy: it is unsound, of a subclass
+        return made
+    checked: _Made = _checked(made, made.__qualname__)
+    return checked
+
+
+def _checked(function: Any, who: str) -> Any:
+    known = keywords(function)
+    if known is None:
+        return function
+
+    @functools.wraps(function)
+    def checked(*given: Any, **named: Any) -> Any:
+        require_known(who, named, known)
+        return function(*given, **named)
+
+    return checked
+
+
+def keywords(function: Any) -> list[str] | None:
+    """The names that a function can be given arguments by, in its order; None where it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return [name for name in named if name != "self"]
+
+
+class Suggesting:
+    """Whose subclasses, dataclasses of somebody else's too, say which argument a mistyped one may mean."""
+
+    __slots__ = ()
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        if named and (known := keywords(cls.__init__)) is not None:
+            require_known(cls.__name__, named, known)
+        return super().__new__(cls)
