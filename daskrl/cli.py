@@ -265,6 +265,9 @@ def evaluate(
     env: str | None = None,
     algorithm: str | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
+    video: Path | None = None,
+    video_episodes: int = 3,
+    render_mode: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Play greedy episodes with a stored version of the weights.
@@ -280,11 +283,18 @@ def evaluate(
     version
         Weights version; the newest kept by default, with a warning where a newer one was published.
     env
-        Again the module:function the run was made with, where it was one.
+        Again the module:function the run was made with, where it was one. Or another environment of the same spaces:
+        Gymnasium id, module:Id or module:function.
     algorithm
         Again the module:Class the run was made with, where it was your own.
     max_episode_steps
         Steps after which an episode is cut that has not ended; 0 for any number.
+    video
+        Directory for clips of the first episodes, version-V-episode-N.mp4. Needs daskrl[video].
+    video_episodes
+        How many episodes are recorded.
+    render_mode
+        human: show the first of the environments that are played side by side in a window.
     as_json
         Print {"mean": ..., "median": ..., "returns": [...], ...}.
     """
@@ -292,7 +302,8 @@ def evaluate(
 
     result = daskrl.evaluate(
         store, episodes=episodes, seed=seed, version=version, max_episode_steps=max_episode_steps or None,
-        **_given(store, env, algorithm),
+        video=video, video_episodes=video_episodes, render_mode=render_mode,
+        **{**_given(store, None, algorithm), "env": None if env is None else _environment(env)},
     )  # fmt: skip
     if as_json:
         print(json.dumps(result.to_json()))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from daskrl import envs, playing
+from daskrl import playing, sources
+from daskrl import video as clips
 from daskrl.algorithms.base import Algorithm, Setup
 from daskrl.config import plain, require_integer
+from daskrl.errors import ConfigError, StoreMismatchError
 from daskrl.identity import same_algorithm, same_environment
 from daskrl.names import suggests
 from daskrl.playing import MAX_EPISODE_STEPS
@@ -30,6 +34,8 @@ class Evaluation:
     max_episode_steps : the limit; None for none.
     published_version : the newest version that the run had published; it is not the one evaluated where another was
         asked for, or where the newest is not kept (a run that goes on, or whose driver was killed).
+    environment : what was played; ``other_environment``: it is not the one the run learned in.
+    videos : the clips written, in the order of their episodes.
     """
 
     returns: tuple[float, ...]
@@ -38,6 +44,9 @@ class Evaluation:
     limited: int = 0
     max_episode_steps: int | None = MAX_EPISODE_STEPS
     published_version: int | None = None
+    environment: str = ""
+    other_environment: bool = False
+    videos: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -57,11 +66,17 @@ class Evaluation:
             "limited": self.limited,
             "max_episode_steps": self.max_episode_steps,
             "published_version": self.published_version,
+            "environment": self.environment,
+            "other_environment": self.other_environment,
+            "videos": list(self.videos),
         }
 
     def rows(self) -> dict[str, Any]:
-        """What tables show, name -> value. Cut episodes have a row where there are some."""
-        rows: dict[str, Any] = {
+        """What tables show, name -> value. What is out of the ordinary has a row where there is some of it."""
+        rows: dict[str, Any] = {} if not self.other_environment else {
+            "environment": f"{self.environment}, not the one the run learned in"
+        }  # fmt: skip
+        rows |= {
             "episodes": len(self.returns), "mean return": self.mean, "median return": self.median,
             "lowest": min(self.returns), "highest": max(self.returns),
         }  # fmt: skip
@@ -69,6 +84,8 @@ class Evaluation:
             rows["cut episodes"] = self.cut
         if self.published_version is not None and self.weights_version < self.published_version:
             rows["newest version"] = f"{self.published_version}, not the one evaluated"
+        if self.videos:
+            rows["clips"] = ", ".join(self.videos)
         return rows
 
     @property
@@ -83,7 +100,8 @@ class Evaluation:
         return f"<Evaluation of version {self.weights_version}: {rows}>"
 
     def _repr_html_(self) -> str:
-        return html_table(f"evaluation of version {self.weights_version}", self.rows())
+        table = html_table(f"evaluation of version {self.weights_version}", self.rows())
+        return table + clips.shown_in_html(self.videos)
 
 
 @suggests
@@ -93,9 +111,13 @@ def evaluate(
     episodes: int = 100,
     seed: int = 1,
     version: int | None = None,
-    env: envs.EnvironmentFactory | None = None,
+    env: str | sources.EnvironmentFactory | None = None,
     algorithm: Algorithm | None = None,
     max_episode_steps: int | None = MAX_EPISODE_STEPS,
+    env_kwargs: Mapping[str, Any] | None = None,
+    render_mode: str | None = None,
+    video: str | os.PathLike[str] | None = None,
+    video_episodes: int = 3,
     progress: bool = True,
 ) -> Evaluation:
     """Play whole episodes greedily, each from a seed of its own that training never used.
@@ -105,9 +127,16 @@ def evaluate(
     episodes : how many; episode ``i`` starts from a seed derived from (``seed``, i).
     version : a stored version of the weights; the newest kept by default, with a warning where a newer one was
         published.
-    env, algorithm : again the callable or instance the run was made with, where not built in.
+    env : again the callable the run was made with, where it was one. Or another environment of the same spaces, an id
+        or a callable: the result then says so.
+    algorithm : again the instance the run was made with, where not built in.
     max_episode_steps : an episode that has not ended by then is cut, and counted in ``limited``: a greedy policy may
         never end one. The default is that of ALE's games, 108,000 frames in fours; None is no limit.
+    env_kwargs : given to ``gymnasium.make`` with the id ``env``, or with the run's own id beside what it was given.
+    render_mode : ``"human"`` shows the first of the environments played side by side in a window.
+    video : directory for clips, ``version-V-episode-N.mp4``; in Jupyter they are below the cell. What is recorded is
+        played as it is without. Needs ``daskrl[video]``.
+    video_episodes : the first so many episodes are recorded.
     progress : show a progress bar where this takes more than two seconds; on a terminal only.
 
     Returns
@@ -118,18 +147,26 @@ def evaluate(
     Raises
     ------
     ConfigError
-        The version is not kept in the store; the message lists those that are.
+        The version is not kept in the store; the message lists those that are. Or the environment cannot be rendered.
+    StoreMismatchError
+        The environment has other spaces than the run's.
     """
     episodes, seed, max_episode_steps = plain(episodes), plain(seed), plain(max_episode_steps)
+    video_episodes = plain(video_episodes)
     require_integer("episodes", episodes, 1)
     require_integer("seed", seed, 0)
+    require_integer("video_episodes", video_episodes, 1)
     if max_episode_steps is not None:
         require_integer("max_episode_steps", max_episode_steps, 1)
     opened = store if isinstance(store, Store) else Store.open(store)
-    source, algorithm = same_environment(opened, env), same_algorithm(opened, algorithm)
+    source, other = _environment(opened, env, env_kwargs)
+    algorithm = same_algorithm(opened, algorithm)
     found, weights = opened.weights(version)
     setup = Setup(opened.spec, opened.config.schedule, opened.config.frame_stack)
-    played = _played(algorithm, setup, source, weights, progress, episodes=episodes, seed=seed, limit=max_episode_steps)
+    shown = _shown(source, render_mode, video, f"version-{found}", video_episodes)
+    played = _played(
+        algorithm, setup, source, weights, progress, shown, episodes=episodes, seed=seed, limit=max_episode_steps
+    )
     return Evaluation(
         returns=tuple(episode.episode_return for episode in played),
         lengths=tuple(episode.length for episode in played),
@@ -137,12 +174,58 @@ def evaluate(
         limited=sum(episode.limited for episode in played),
         max_episode_steps=max_episode_steps,
         published_version=opened.published(),
+        environment=source.name,
+        other_environment=other,
+        videos=() if shown is None else shown.written(),
     )
 
 
+def _environment(
+    store: Store, env: str | sources.EnvironmentFactory | None, env_kwargs: Mapping[str, Any] | None
+) -> tuple[sources.EnvironmentSource, bool]:
+    """What to play in, and whether it is another environment than the run's."""
+    kept = store.config.environment
+    if env is None and not env_kwargs:
+        return same_environment(store, None), False
+    if env is None and kept["kind"] != "id":
+        raise ConfigError(f"env_kwargs go with an id; the run was made with the callable {kept['name']!r}. Bind them.")
+    if env is None:
+        source = sources.source(kept["id"], **{**kept["kwargs"], **(env_kwargs or {})})
+    else:
+        source = sources.source(env, **(env_kwargs or {}))
+    if source.spec != store.spec:
+        names = ("observation", "action")
+        differs = "; ".join(
+            f"{name}: {list(getattr(source.spec, name))} (run: {list(getattr(store.spec, name))})"
+            for name in names
+            if getattr(source.spec, name) != getattr(store.spec, name)
+        )
+        raise StoreMismatchError(
+            f"env: {source.name!r} has other spaces than the run in {store.root}: {differs}. Expected an environment "
+            "of the same spaces; wrap it."
+        )
+    what = ("id", "kwargs") if source.identity["kind"] == "id" else ("source_sha256",)
+    return source, any(source.identity.get(name) != kept.get(name) for name in ("kind", *what))
+
+
+def _shown(
+    source: sources.EnvironmentSource,
+    render_mode: str | None,
+    video: str | os.PathLike[str] | None,
+    prefix: str,
+    episodes: int,
+) -> clips.Clips | None:
+    if render_mode is None and video is None:
+        return None
+    if video is not None and render_mode not in (None, "rgb_array"):
+        raise ConfigError(f"render_mode: clips are made of 'rgb_array', got {render_mode!r}. Leave it or video= out.")
+    folder = None if video is None else Path(video)
+    return clips.clips(source, render_mode or "rgb_array", folder, prefix, episodes)
+
+
 def _played(
-    algorithm: Algorithm, setup: Setup, source: envs.EnvironmentSource, weights: Any, progress: bool,
-    *, episodes: int, seed: int, limit: int | None,
+    algorithm: Algorithm, setup: Setup, source: sources.EnvironmentSource, weights: Any, progress: bool,
+    shown: clips.Clips | None, *, episodes: int, seed: int, limit: int | None,
 ) -> list[playing.Played]:  # fmt: skip
     """Play beside a progress bar: of a slow environment, or of a policy that never ends its episodes."""
     from tqdm import tqdm
@@ -155,5 +238,5 @@ def _played(
             bar.update(over - bar.n)
 
         return playing.play(
-            algorithm, setup, source.factory, weights, episodes=episodes, seed=seed, limit=limit, note=note
+            algorithm, setup, source.factory, weights, episodes=episodes, seed=seed, limit=limit, note=note, shown=shown
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup, Weights, recurrent_state
 from daskrl.config import require_integer
-from daskrl.envs import EnvironmentFactory, State, Stream
+from daskrl.envs import Environment, EnvironmentFactory, State, Stream
 from daskrl.spaces import Array, SpaceSpec
 
 MAX_EPISODE_STEPS = 27_000
@@ -23,6 +23,16 @@ GreedyPolicy = Callable[[Mapping[str, Array], State], Array]
 
 Note = Callable[[int, int], None]
 """Called with the episodes finished and the steps taken so far, now and then."""
+
+
+class Shown(Protocol):
+    """What renders some of the environments that are stepped side by side; see `daskrl.video.Clips`."""
+
+    def environment(self, lane: int) -> Environment | None:
+        """The environment to play in the place of a lane's own, where the lane is rendered."""
+
+    def begin(self, lane: int, episode: int) -> None:
+        """A lane will be reset for an episode."""
 
 
 class Played(NamedTuple):
@@ -51,6 +61,7 @@ def play(
     seed: int,
     limit: int | None = MAX_EPISODE_STEPS,
     note: Note | None = None,
+    shown: Shown | None = None,
 ) -> list[Played]:
     """Play whole episodes greedily, on one torch thread; the process's number of threads is as before afterwards.
 
@@ -62,6 +73,7 @@ def play(
     episodes, seed : how many; episode ``i`` starts from a seed derived from (``seed``, i), which training never uses.
     limit : steps an episode may take; None for any number.
     note : see `Note`.
+    shown : renders some of the environments.
 
     Returns
     -------
@@ -77,7 +89,7 @@ def play(
         return sorted(
             play_episodes(
                 factory, setup.spec, policy, episodes=episodes, seed=seed, frame_stack=setup.frame_stack,
-                state=recurrent_state(algorithm, setup), limit=limit, note=note,
+                state=recurrent_state(algorithm, setup), limit=limit, note=note, shown=shown,
             )
         )  # fmt: skip
     finally:
@@ -113,6 +125,7 @@ def play_episodes(
     lanes: int = _LANES,
     limit: int | None = None,
     note: Note | None = None,
+    shown: Shown | None = None,
 ) -> Iterator[Played]:
     """Play whole episodes, episode ``i`` from a seed of its own; yields each when it is over.
 
@@ -128,10 +141,18 @@ def play_episodes(
     convert = stream._action_converter()
 
     def begin(env: int, episode: int) -> None:
+        if shown is not None:
+            shown.begin(env, episode)
         stream.episode[env] = episode
         stream.reset(env, seeding.environment_seed(seed, 0, 0, episode, "evaluate_environment"))
 
     try:
+        for env in range(count):
+            rendered = None if shown is None else shown.environment(env)
+            if rendered is not None:
+                stream.envs[env].close()
+                stream.envs[env] = rendered
+                stream.reset(env)  # as the other environments were
         for env in range(count):
             begin(env, env)
         following, active, over, steps = count, set(range(count)), 0, 0

@@ -22,7 +22,7 @@ LAYERS = [
     ["algorithms"],
     ["algorithms.base"],
     ["values", "sources", "envs", "networks"],
-    ["playing"],
+    ["playing", "video"],
     ["columns"],
     ["commits"],
     ["store"],
@@ -71,6 +71,7 @@ ROOMS = {
     "safetensors": {"store", "learner", "preload"},
     "rich": {"cli", "watch"},
     "cyclopts": {"cli"},
+    "imageio_ffmpeg": {"video"},
 }
 
 # torch is imported when these are; elsewhere only within functions.
