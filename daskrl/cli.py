@@ -82,6 +82,7 @@ def train(
     strict: bool = True,
     overwrite: bool = False,
     resume: Annotated[bool, Parameter(negative="")] = False,
+    init: str | None = None,
     tensorboard: Path | None = None,
     mlflow: str | None = None,
     prometheus: int | None = None,
@@ -148,6 +149,9 @@ def train(
         Delete the run that is in the store's directory.
     resume
         Go on with the run that is in the store's directory, if it is this very run.
+    init
+        Begin with the weights of another run instead of drawn ones: its store, or STORE@VERSION; the newest kept unless
+        said. Or with a file of safetensors.
     tensorboard
         Directory for TensorBoard, which gets the numbers of the run as it goes on. Needs daskrl[tensorboard].
     mlflow
@@ -170,7 +174,7 @@ def train(
             streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
             frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
             checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
-            learner_timeout=learner_timeout, strict=strict, overwrite=overwrite, resume=resume,
+            learner_timeout=learner_timeout, strict=strict, overwrite=overwrite, resume=resume, **_init(init),
         )  # fmt: skip
 
     on = _client(workers, scheduler, cluster, torch_threads)
@@ -701,6 +705,18 @@ def _module(name: str) -> Any:
         raise
     except Exception as error:
         raise ConfigError(f"importing {name!r} raised {type(error).__name__}: {error}.") from error
+
+
+def _init(init: str | None) -> dict[str, Any]:
+    """``STORE``, ``STORE@VERSION`` or a file, as `daskrl.train` takes it."""
+    if init is None or Path(init).exists():
+        return {"init": init}
+    path, at, version = init.rpartition("@")
+    if not at:
+        return {"init": init}
+    if not version.isdecimal():
+        raise ConfigError(f"--init {init}: expected STORE@VERSION with a number for VERSION, got {version!r}.")
+    return {"init": path, "init_version": int(version)}
 
 
 def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any]:

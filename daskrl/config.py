@@ -78,6 +78,8 @@ class RunConfig:
         0 for none.
     device : where the learner computes: ``"cpu"`` or ``"cuda"``, two different computations, or ``"auto"``:
         what the first learner has. The store records which it was, and resuming needs the same.
+    init : what the first weights are, where they are not drawn: ``{"sha256": of the arrays, "checkpoint": whether what
+        else was learned is among them}``, and of another run's ``run_id``, ``version`` and ``digest``.
     """
 
     seed: int
@@ -88,6 +90,7 @@ class RunConfig:
     torch_threads: int = 1
     recheck_every: int = 256
     device: str = "auto"
+    init: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)

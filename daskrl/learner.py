@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from daskrl import seeding
+from daskrl import initial, seeding
 from daskrl.algorithms.base import Weights, staged
 from daskrl.columns import Table, pack, read_transitions, unpack, write_atomic
 from daskrl.commits import Record
@@ -194,6 +194,8 @@ class Standing:
         random = seeding.generator(session.config.seed, "initialise")
         self.learner = session.algorithm.learner(session.setup(device), random)
         session.reader = self.reader = Reader(session, self.learner)
+        if session.config.init is not None:
+            initial.begin(self.learner, initial.Initial.from_bytes(session.layout.initial()))
         self.version = 0
         self.loss: float | None = None
         self.published: dict[int, tuple[Table, Array]] = {0: pack(self.learner.weights())}

@@ -72,6 +72,13 @@ class Layout:
         """The columns of one committed fragment, checked."""
         return read_fragment(self.root, self.columns, record, only)
 
+    def initial(self) -> bytes:
+        """The file of what the run began with, checked; see `daskrl.initial`."""
+        for record in self.log.read(0):
+            if record["kind"] == "init":
+                return read_checked(self.root, record["arrays"])
+        raise DamagedError(f"{self.log.path(0)} does not name what the run began with.")
+
     def find(self, slots: Sequence[int], head: int) -> dict[int, Record]:
         """The commit records of some slots, searching back from segment ``head``."""
         wanted, found = set(slots), dict[int, Record]()
@@ -161,8 +168,13 @@ class Store:
         options: Options,
         versions: Mapping[str, str],
         overwrite: bool = False,
+        initial: bytes | None = None,
     ) -> Store:
         """Make an empty store; the directory appears complete or not at all.
+
+        Parameters
+        ----------
+        initial : what the run begins with, where ``config.init`` says so.
 
         Raises
         ------
@@ -203,7 +215,12 @@ class Store:
                 (making / name / "zarr.json").write_text(_EMPTY_GROUP)
             made = {"kind": "created", "attributes_crc32c": _attributes_crc32c(attributes)}
             budget = {"kind": "budget", "env_steps": env_steps, "options": vars(options)}
-            CommitLog(making).append(0, [made, budget])
+            begun = []
+            if initial is not None:
+                (making / ".init").mkdir()
+                (making / ".init" / "zarr.json").write_text(_EMPTY_GROUP)
+                begun = [{"kind": "init", "arrays": write_checked(making, ".init/weights.safetensors", initial)}]
+            CommitLog(making).append(0, [made, budget, *begun])
             if root.exists():
                 root.rmdir()
             os.replace(making, root)
@@ -483,6 +500,7 @@ class Store:
             "environment": self.config.environment.get("id") or self.config.environment["name"],
             "algorithm": self.config.algorithm["name"],
             "seed": self.config.seed,
+            **({} if self.config.init is None else {"begun_with": dict(self.config.init)}),
             "env_steps": fragments * steps,
             "env_steps_budget": self.budget()["env_steps"],
             "fragments": fragments,

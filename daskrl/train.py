@@ -32,6 +32,8 @@ from daskrl.identity import (
     same_environment,
     try_algorithm,
 )
+from daskrl.initial import Init
+from daskrl.initial import take as take_initial
 from daskrl.names import suggests
 from daskrl.pools import Checkpoint, DaskPool, InProcessPool, Plan, Pool, Recheck
 from daskrl.session import versions
@@ -414,6 +416,8 @@ def train(
     strict: bool = True,
     overwrite: bool = False,
     resume: bool = False,
+    init: Init | None = None,
+    init_version: int | None = None,
     progress: bool = True,
 ) -> Run:
     """Make a new run. It checks everything and creates the store; iterating or ``wait()`` carries it out.
@@ -440,6 +444,13 @@ def train(
     strict : with False, go on where the promise cannot be kept; the store then says so.
     overwrite : delete the run that is in ``store``.
     resume : go on with the run that is in ``store``, if it is this very run: what starts a job may start it again.
+    init : begin with these weights instead of drawn ones: another run's store, a file of safetensors, or arrays by
+        name. They are copied into the new store, which needs the other no more, and must be those of this algorithm and
+        its settings. Of a store, what else was learned (SAC's and TD3's critics, running moments) is taken from the
+        checkpoint of that version where it is there, as it is of the version that a finished or stopped run reached;
+        without one, critics begin as drawn. Optimizers, priorities and counts of visits begin anew. The other run's
+        digest is recorded, which reads all of it.
+    init_version : of the store's weights; the newest kept by default.
     progress : show a progress bar.
 
     Raises
@@ -464,10 +475,17 @@ def train(
         recheck_every=recheck_every,
         device=device,
     )
+    if init is None and init_version is not None:
+        raise ConfigError(f"init_version: expected with init, got {init_version!r} alone.")
     options = Options(checkpoint_every, weights_every, rollout_timeout, strict, learner_timeout)
     setup = Setup(source.spec, shape, config.frame_stack)
     try_algorithm(algorithm, setup)
-    if resume and Store.exists(store):
+    going_on = resume and Store.exists(store)
+    initial = None
+    if init is not None:
+        initial = take_initial(init, init_version, algorithm, setup, digest=not going_on)
+        config = dataclasses.replace(config, init=initial.identity)
+    if going_on:
         opened = Store.open(store)
         require_same_run(opened, dataclasses.replace(config, algorithm=identity_in(opened, algorithm)))
         require_same_spec(opened, source)
@@ -477,6 +495,7 @@ def train(
             store, config, source.spec, extras=getattr(algorithm, "columns", {}),
             state=recurrent_state(algorithm, setup), env_steps=env_steps, options=options,
             versions=versions(config.packages), overwrite=overwrite,
+            initial=None if initial is None else initial.to_bytes(),
         )  # fmt: skip
     except OSError as error:  # zarr makes the arrays, and says it in its own way
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, StoreFullError):

@@ -392,6 +392,24 @@ class RoundLearner(TorchLearner):
                 normalise.set(name, moments.mean, moments.deviation)
         return loss
 
+    def begin_with(self, weights: Weights, others: Mapping[str, Array]) -> None:
+        """See `TorchLearner`. Running moments go on, too: without a checkpoint as if they were those of one round."""
+        super().begin_with(weights, others)
+        if "returned.count" in others:
+            self._returned.restore("returned", others)
+        normalise = self.online.normalise
+        if not isinstance(normalise, Normalise):
+            return
+        for place, name in enumerate(normalise.shapes):
+            moments = self._observed[name]
+            if f"observed.{name}.count" in others:
+                moments.restore(f"observed.{name}", others)
+            else:
+                mean, deviation = (
+                    part[place].detach().cpu().numpy() for part in (normalise.means, normalise.deviations)
+                )
+                moments.assume(self.setup.schedule.round_steps, mean.ravel(), deviation.ravel())
+
     def last_batch(self) -> dict[str, Array]:
         """The round learned last, to be looked at; each array is ``[T, L, ...]``."""
         assert self._round is not None
@@ -428,6 +446,11 @@ class Moments:
         self.squares = self.squares + squares + off**2 * (self.count * count / total)
         self.mean = self.mean + off * (count / total)
         self.count = total
+
+    def assume(self, count: int, mean: Array, deviation: Array) -> None:
+        """Be the moments of so many vectors."""
+        self.count, self.mean = count, mean.astype(np.float64)
+        self.squares = np.maximum(0.0, deviation.astype(np.float64) ** 2 - 1e-8) * count
 
     @property
     def deviation(self) -> Array:

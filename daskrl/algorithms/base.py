@@ -86,6 +86,9 @@ class Learner(Protocol):
     - ``stage(fragments)``: what ``append`` is given instead of a round's fragments. In any thread, also while
       ``append`` or ``learn`` goes on: it may read nothing that they change;
     - ``not_finite()``: names of what is learned and not published that is NaN or infinite; after each ``learn``;
+    - ``begin_with(weights, others)``: begin with the weights that another run published (``init`` of `daskrl.train`)
+      instead of those drawn; ``others`` is what its `state` held at that version, optimizers left out, and empty where
+      its checkpoint is not there. Before the first ``skip`` or ``append``; ``weights()`` then returns what was given;
     - ``last_batch()``: name -> array, what the newest update learned from; kept in the store when learning diverged.
     """
 

@@ -182,6 +182,10 @@ class QLearner:
     def weights(self) -> Weights:
         return {"q": self.table.values.copy()}
 
+    def begin_with(self, weights: Weights, others: Mapping[str, Array]) -> None:
+        """Begin with another run's values; none counts as updated."""
+        self.table.values = np.array(weights["q"])
+
     def state(self) -> Mapping[str, Array]:
         return {"q": self.table.values.copy(), "visits": self.visits.copy(), "updates": np.array(self.updates)}
 

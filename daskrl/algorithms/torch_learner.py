@@ -204,6 +204,25 @@ class TorchLearner:
             return []
         return [name for name, value in self.online.named_parameters() if not value.isfinite().all()]
 
+    def begin_with(self, weights: Weights, others: Mapping[str, Array]) -> None:
+        """Begin with another run's weights; with its critics and the like where ``others``, its checkpoint, has them.
+
+        What neither holds stays as it was drawn. The target is a copy of what is learned; optimizers begin anew.
+        """
+        if "online" in others:
+            online = torch.from_numpy(np.array(others["online"]))
+            if online.shape != self.flat_online.weights.shape:
+                raise ConfigError(
+                    f"init: the checkpoint of these weights has {online.numel()} parameters, the learner of this run "
+                    f"{self.flat_online.weights.numel()}. Give the algorithm the settings of that run."
+                )
+            with torch.no_grad():
+                self.flat_online.weights.copy_(online)
+        networks.load_named(self.policy, weights)
+        if self.target is not None:
+            with torch.no_grad():
+                self.follow()
+
     def state(self) -> dict[str, Array]:
         tensors = {"online": self.flat_online.weights}
         if self.flat_target is not None:
