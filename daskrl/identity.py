@@ -26,7 +26,7 @@ def require_same_run(store: Store, config: RunConfig) -> None:
 
 
 def require_same_spec(store: Store, source: sources.EnvironmentSource) -> None:
-    if source.spec != store.spec:
+    if not source.spec.is_stored_as(store.spec):
         raise StoreMismatchError(
             f"{store.root} holds {store.spec}, the environment {source.name!r} has {source.spec}. It has changed "
             "since; install the version the run was made with."

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from daskrl.errors import ConfigError
+from daskrl.planes import planes
 from daskrl.spaces import ACTION_MASK, Array, Leaf, SpaceSpec
 
 # Every parameter begins at a multiple of 64 bytes, so that a matrix product meets the same alignment, and
@@ -138,15 +139,11 @@ def orthogonal(parameter: torch.Tensor, gain: float, random: np.random.Generator
         parameter.copy_(torch.from_numpy(matrix.astype(np.float32)).view(parameter.shape))
 
 
-def is_image(leaf: Leaf) -> bool:
-    """``H x W`` (as frames), ``H x W x C`` or ``C x H x W`` of bytes or bits, at least 8 x 8; see `Convolutions`."""
-    if leaf.kind != "box" or leaf.dtype not in ("uint8", "bool") or len(leaf.shape) not in (2, 3):
-        return False
-    return sum(n >= 8 for n in leaf.shape) >= 2
-
-
 class Vector(nn.Module):
-    """Anything that is not an image, as one float vector; discrete values one-hot. ``[B, ...] -> [B, F]``."""
+    """Anything that is not convolved, as one float vector. ``[B, ...] -> [B, F]``.
+
+    Discrete values become one-hot; others are taken as they are, whatever their bounds.
+    """
 
     def __init__(self, leaf: Leaf, frame_stack: int) -> None:
         super().__init__()
@@ -169,10 +166,7 @@ CONVOLUTIONS = ("nature", "impala")
 
 
 class Convolutions(nn.Module):
-    """Images to features. ``[B, (K,) H, W(, C)]`` or ``[B, (K,) C, H, W]`` bytes or bits ``-> [B, F]``.
-
-    The channels are the shorter of the first and the last axis; where both are as long, the last, as Gymnasium's
-    environments have it.
+    """Images and other grids to features. ``[B, (K,) H, W(, C)]`` or ``[B, (K,) C, H, W]`` numbers ``-> [B, F]``.
 
     Parameters
     ----------
@@ -180,16 +174,21 @@ class Convolutions(nn.Module):
         smaller than 36 x 36 one layer of 16 filters of 3 x 3 (Young and Tian 2019,
         https://arxiv.org/abs/1903.03176); ``"impala"``, the residual network of Espeholt et al. (2018,
         https://arxiv.org/abs/1802.01561, figure 3 right): sections of 16, 32 and 32 filters.
+    channels : see `daskrl.planes.planes`; how values are scaled, too.
     """
 
-    def __init__(self, leaf: Leaf, frame_stack: int, kind: str = "nature") -> None:
+    def __init__(self, leaf: Leaf, frame_stack: int, kind: str = "nature", channels: str = "auto") -> None:
         super().__init__()
-        shape = leaf.shape
-        self.channels_last = len(shape) == 3 and shape[2] <= shape[0]
-        channels = 1 if len(shape) == 2 else (shape[2] if self.channels_last else shape[0])
-        height, width = shape[:2] if len(shape) == 2 or self.channels_last else shape[1:]
-        self.image = (channels * frame_stack, height, width)
-        self.scale = 1 / 255 if leaf.dtype == "uint8" else 1.0
+        found = planes(leaf, channels)
+        if found is None:
+            raise ConfigError(
+                f"{leaf.name} of shape {leaf.shape} and dtype {leaf.dtype} is a vector and not convolved. Say which of "
+                "its three axes is the channels': channels='first' or channels='last'."
+            )
+        depth, height, width = found.image
+        self.channels_last = found.channels_last
+        self.image = (depth * frame_stack, height, width)
+        self.low, self.scale = (_of_frames(values, frame_stack) for values in (found.low, found.scale))
         layers: Sequence[nn.Module]
         if kind == "impala":
             sizes = itertools.pairwise((self.image[0], 16, 32, 32))
@@ -206,11 +205,25 @@ class Convolutions(nn.Module):
         with torch.no_grad():
             self.out_features = self.layers(torch.zeros(1, *self.image)).shape[1]
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> nn.Module:
+        """Take the bounds along to another device. They are no parameters, which would be published."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.low, self.scale = (fn(x) if isinstance(x, torch.Tensor) else x for x in (self.low, self.scale))
+        return self
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.channels_last:
             x = x.movedim(-1, -3)
-        features: torch.Tensor = self.layers(x.reshape(x.shape[0], *self.image).to(torch.float32) * self.scale)
+        x = x.reshape(x.shape[0], *self.image).to(torch.float32)
+        if isinstance(self.low, torch.Tensor) or self.low:
+            x = x - self.low
+        features: torch.Tensor = self.layers(x * self.scale)
         return features
+
+
+def _of_frames(values: float | Array, count: int) -> float | torch.Tensor:
+    """Of one frame those of several; one number stays one."""
+    return values if isinstance(values, float) else torch.tensor(np.tile(values, (count, 1, 1)), dtype=torch.float32)
 
 
 class Section(nn.Module):
@@ -270,19 +283,22 @@ class Encoder(nn.Module):
 
     Parameters
     ----------
-    convolutions : see `Convolutions`; what images pass through.
+    convolutions : see `Convolutions`; what images and other planes pass through.
+    channels : see `daskrl.planes.planes`; what is convolved, and along which axes.
 
     Attributes
     ----------
     out_features : F.
     """
 
-    def __init__(self, spec: SpaceSpec, frame_stack: int, convolutions: str = "nature") -> None:
+    def __init__(self, spec: SpaceSpec, frame_stack: int, convolutions: str = "nature", channels: str = "auto") -> None:
         super().__init__()
         leaves = [leaf for leaf in spec.observation if leaf.name != ACTION_MASK]
         self.names = [leaf.name for leaf in leaves]
         self.parts = nn.ModuleList(
-            Convolutions(leaf, frame_stack, convolutions) if is_image(leaf) else Vector(leaf, frame_stack)
+            Convolutions(leaf, frame_stack, convolutions, channels)
+            if planes(leaf, channels)
+            else Vector(leaf, frame_stack)
             for leaf in leaves
         )
         self.out_features = sum(part.out_features for part in self.parts)  # type: ignore[misc]
@@ -358,17 +374,26 @@ class LSTM(nn.Module):
         return torch.cat(outputs), States(steps, torch.stack(states))
 
 
-def normalised(spec: SpaceSpec) -> list[Leaf]:
-    """Leaves that `Normalise` shifts and scales: those with values on a scale, images not among them."""
-    return [leaf for leaf in spec.observation if leaf.kind == "box" and not is_image(leaf) and leaf.name != ACTION_MASK]
+def convolved(spec: SpaceSpec, channels: str) -> bool:
+    """Whether any leaf of an observation passes convolutions."""
+    return any(planes(leaf, channels) for leaf in spec.observation if leaf.name != ACTION_MASK)
+
+
+def normalised(spec: SpaceSpec, channels: str) -> list[Leaf]:
+    """Leaves that `Normalise` shifts and scales: those with values on a scale, what is convolved not among them."""
+    return [
+        leaf
+        for leaf in spec.observation
+        if leaf.kind == "box" and planes(leaf, channels) is None and leaf.name != ACTION_MASK
+    ]
 
 
 class Normalise(nn.Module):
     """Observations less their mean over their deviation, clipped to [-10, 10]; both are parameters without gradient."""
 
-    def __init__(self, spec: SpaceSpec) -> None:
+    def __init__(self, spec: SpaceSpec, channels: str = "auto") -> None:
         super().__init__()
-        self.shapes = {leaf.name: leaf.shape for leaf in normalised(spec)}
+        self.shapes = {leaf.name: leaf.shape for leaf in normalised(spec, channels)}
         self.means, self.deviations = (
             nn.ParameterList(nn.Parameter(fill(shape), requires_grad=False) for shape in self.shapes.values())
             for fill in (torch.zeros, torch.ones)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,9 @@ class Leaf:
     sizes : number of values of each element (``Discrete``: one number; ``MultiDiscrete``: ``nvec``, flattened).
     start : first value of each element of ``sizes``.
     path : the keys leading from the root of the space to this leaf.
-    low, high : bounds of each element of an action's ``Box``, flattened; empty where one is infinite, and elsewhere.
+    low, high : bounds of each element of an action's ``Box``, flattened; of an observation's ``Box`` of two or three
+        axes those along the axes of ``varies`` alone. Empty where one is infinite, and elsewhere.
+    varies : the axes along which the bounds of an observation are not all the same.
     """
 
     name: str
@@ -48,14 +50,16 @@ class Leaf:
     path: tuple[str | int, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    varies: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Leaf:
+        known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-        return cls(**values)
+        return cls(**{key: value for key, value in values.items() if key in known})
 
     @property
     def flat_size(self) -> int:
@@ -63,6 +67,13 @@ class Leaf:
         if self.kind in ("discrete", "multi_discrete"):
             return sum(self.sizes)
         return math.prod(self.shape)
+
+    def bounds(self) -> tuple[Array, Array] | None:
+        """``low`` and ``high`` of an observation, each with as many axes as ``shape`` and broadcast against it."""
+        if not self.low:
+            return None
+        shape = [n if axis in self.varies else 1 for axis, n in enumerate(self.shape)]
+        return np.reshape(self.low, shape), np.reshape(self.high, shape)
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,14 @@ class SpaceSpec:
             observation=tuple(Leaf.from_json(leaf) for leaf in data["observation"]),
             action=tuple(Leaf.from_json(leaf) for leaf in data["action"]),
         )
+
+    def is_stored_as(self, stored: SpaceSpec) -> bool:
+        """Whether these are the spaces of a store. One made before bounds of observations were stored has none."""
+        older = [leaf.name for leaf in stored.observation if not leaf.low]
+        unbounded = (
+            replace(leaf, low=(), high=(), varies=()) if leaf.name in older else leaf for leaf in self.observation
+        )
+        return replace(self, observation=tuple(unbounded)) == stored
 
 
 def _leaves(space: spaces.Space[Any], name: str, path: tuple[str | int, ...]) -> Iterator[Leaf]:
@@ -129,18 +148,40 @@ def spec_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
     UnsupportedSpaceError
         For ``Text``, ``Graph``, ``Sequence`` and other spaces without a fixed numeric shape, and for empty ones.
     """
-    action = tuple(_bounded(leaf, action_space) for leaf in _some_leaves(action_space, "action"))
-    return SpaceSpec(observation=_some_leaves(observation_space, "observation"), action=action)
+    return SpaceSpec(
+        observation=tuple(_ranged(leaf, observation_space) for leaf in _some_leaves(observation_space, "observation")),
+        action=tuple(_bounded(leaf, action_space) for leaf in _some_leaves(action_space, "action")),
+    )
 
 
 def _bounded(leaf: Leaf, space: spaces.Space[Any]) -> Leaf:
     """A leaf of an action with the bounds of its ``Box``, where all of them are finite."""
-    for key in leaf.path:
-        space = space[key]  # type: ignore[index]
+    space = value_at(space, leaf)
     if not isinstance(space, spaces.Box) or not space.is_bounded():
         return leaf
-    low, high = (tuple(float(x) for x in np.ravel(bound)) for bound in (space.low, space.high))
-    return replace(leaf, low=low, high=high)
+    return replace(leaf, low=_numbers(space.low), high=_numbers(space.high))
+
+
+def _ranged(leaf: Leaf, space: spaces.Space[Any]) -> Leaf:
+    """A leaf of an observation with the bounds of its ``Box``, where it may be planes and all of them are finite.
+
+    Of an image of 84 x 84 x 4 that is one number, or four, and not 28,224 in every store.
+    """
+    space = value_at(space, leaf)
+    if leaf.kind != "box" or len(leaf.shape) not in (2, 3) or not isinstance(space, spaces.Box):
+        return leaf
+    if not space.is_bounded():
+        return leaf
+    both = (space.low, space.high)
+    varies = tuple(
+        axis for axis in range(len(leaf.shape)) if any((bound != bound.take([0], axis)).any() for bound in both)
+    )
+    some = tuple(slice(None) if axis in varies else slice(1) for axis in range(len(leaf.shape)))
+    return replace(leaf, low=_numbers(space.low[some]), high=_numbers(space.high[some]), varies=varies)
+
+
+def _numbers(values: Array) -> tuple[float, ...]:
+    return tuple(float(x) for x in np.ravel(values))
 
 
 def _some_leaves(space: spaces.Space[Any], name: str) -> tuple[Leaf, ...]:

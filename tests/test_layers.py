@@ -18,7 +18,7 @@ PACKAGE = Path(daskrl.__file__).parent
 LAYERS = [
     ["errors"],
     ["extras", "names"],
-    ["config", "seeding", "spaces"],
+    ["config", "seeding", "spaces", "planes"],
     ["algorithms"],
     ["algorithms.base"],
     ["values", "sources", "envs", "networks"],

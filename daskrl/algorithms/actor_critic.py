@@ -18,7 +18,7 @@ from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_range
 from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.names import suggests
-from daskrl.networks import LSTM, Encoder, Normalise, States, is_image, masked, mlp, orthogonal, require_mask, tensors
+from daskrl.networks import LSTM, Encoder, Normalise, States, convolved, masked, mlp, orthogonal, require_mask, tensors
 from daskrl.spaces import Array
 from daskrl.window import Window
 
@@ -37,10 +37,10 @@ class ActorCritic(TorchSettings):
     anneal_steps : the learning rate falls linearly to 0 over that many transitions; None keeps it.
     entropy_coef, value_coef : weights of the entropy bonus and of the value loss.
     max_grad_norm : the gradient is scaled down to this norm; None leaves it.
-    hidden : sizes of the hidden layers of policy and values, each with its own; images pass the convolutions and
+    hidden : sizes of the hidden layers of policy and values, each with its own; where something is convolved,
         one layer of 512 instead.
     lstm : features of an LSTM between observations and heads; 0 for none.
-    normalise_observation : observations that are no images are shifted and scaled by the running mean and deviation
+    normalise_observation : observations that are not convolved are shifted and scaled by the running mean and deviation
         of the rounds learned, and clipped to [-10, 10].
     normalise_reward : rewards are divided by the running deviation of discounted returns (Engstrom et al. 2020,
         https://arxiv.org/abs/2005.12729, section 3), and clipped to [-10, 10].
@@ -82,14 +82,16 @@ class ActorCritic(TorchSettings):
             )
         if not box:
             require_mask(setup.spec)
-        if self.lstm and not self.hidden and not any(is_image(leaf) for leaf in setup.spec.observation):
+        if self.lstm and not self.hidden and not convolved(setup.spec, self.channels):
             raise ConfigError(f"hidden: expected at least one size with lstm = {self.lstm}, got ().")
 
     def recurrent_state(self, setup: Setup) -> dict[str, tuple[int, ...]]:
         return {"lstm": (2, self.lstm)} if self.lstm else {}
 
     def policy(self, setup: Setup) -> ActorCriticNetwork:
-        return ActorCriticNetwork(setup, self.encoder(setup), self.hidden, self.lstm, self.normalise_observation)
+        return ActorCriticNetwork(
+            setup, self.encoder(setup), self.hidden, self.lstm, self.normalise_observation, self.channels
+        )
 
     def load(self, policy: nn.Module, weights: Weights) -> None:
         networks.load_named(policy, weights)
@@ -157,17 +159,19 @@ class ActorCriticNetwork(nn.Module):
     the distribution of actions of T * B steps, values ``[T * B]``, and recurrent states, or None without an LSTM.
     """
 
-    def __init__(self, setup: Setup, encoder: Encoder, hidden: Sequence[int], lstm: int, normalise: bool) -> None:
+    def __init__(
+        self, setup: Setup, encoder: Encoder, hidden: Sequence[int], lstm: int, normalise: bool, channels: str = "auto"
+    ) -> None:
         super().__init__()
         action = setup.action
         self.discrete = action.kind == "discrete"
         self.shape = action.shape
         outputs = action.sizes[0] if self.discrete else math.prod(action.shape)
-        self.normalise = Normalise(setup.spec) if normalise else None
+        self.normalise = Normalise(setup.spec, channels) if normalise else None
         self.encoder, features = encoder, encoder.out_features
         heads = tuple(hidden)
         self.shared: nn.Module = nn.Identity()
-        if any(is_image(leaf) for leaf in setup.spec.observation):
+        if convolved(setup.spec, channels):
             self.shared, features = nn.Sequential(nn.Linear(features, 512), nn.ReLU()), 512
             heads = ()
         elif lstm:
@@ -322,7 +326,9 @@ class RoundLearner(TorchLearner):
             setup.spec, schedule, capacity=(1 + self.memory) * schedule.round_steps, frame_stack=setup.frame_stack,
             n_step=1, discount=settings.discount, reward_clip=settings.reward_clip, device=self.device,
         )  # fmt: skip
-        self._observed = {leaf.name: Moments(leaf.flat_size) for leaf in networks.normalised(setup.spec)}
+        self._observed = {
+            leaf.name: Moments(leaf.flat_size) for leaf in networks.normalised(setup.spec, settings.channels)
+        }
         self._returned, self._return = Moments(1), np.zeros(schedule.lanes)
         self._round: Trajectories | None = None
 

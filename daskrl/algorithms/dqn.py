@@ -32,7 +32,7 @@ class DQN(Replay):
     double : ``a*`` is the online network's best action, not the target network's (van Hasselt et al. 2016,
         https://arxiv.org/abs/1509.06461, equation 4).
     dueling : separate value and advantage streams (Wang et al. 2016, https://arxiv.org/abs/1511.06581).
-    hidden : sizes of the hidden layers, after the convolutions where the observation is an image.
+    hidden : sizes of the hidden layers, after the convolutions where there are any.
     target_update : updates between two copies of the online to the target network.
     epsilon_start, epsilon_end, epsilon_steps : the chance of a random action falls linearly from the first
         to the second over that many transitions.

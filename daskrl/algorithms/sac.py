@@ -31,8 +31,7 @@ class SAC(Replay):
 
     Parameters
     ----------
-    hidden : sizes of the hidden layers of actor and critics, after the convolutions where the observation is an
-        image.
+    hidden : sizes of the hidden layers of actor and critics, after the convolutions where there are any.
     target_share : the critics' target moves this share of the way to the critics after each update (Polyak
         averaging; the paper's tau).
     temperature : alpha at first; it is learned from there.

@@ -30,8 +30,7 @@ class TD3(Replay):
 
     Parameters
     ----------
-    hidden : sizes of the hidden layers of actor and critics, after the convolutions where the observation is an
-        image.
+    hidden : sizes of the hidden layers of actor and critics, after the convolutions where there are any.
     target_share : the targets move this share of the way to the networks (Polyak averaging; the paper's tau).
     policy_delay : updates of the critics for each one of the actor and the targets.
     exploration_noise : standard deviation of the Gaussian noise on actions.

@@ -18,6 +18,7 @@ from daskrl.config import require_types
 from daskrl.errors import ConfigError
 from daskrl.names import Suggesting, suggests
 from daskrl.networks import CONVOLUTIONS, LSTM, Encoder, Flat
+from daskrl.planes import CHANNELS
 from daskrl.spaces import Array
 
 _COMPILED = 1 << 16  # sizes and networks that may be compiled in a process
@@ -34,27 +35,32 @@ class TorchSettings(Suggesting):
 
     Parameters
     ----------
-    convolutions : of images, ``"nature"`` or ``"impala"``, see `daskrl.networks.Convolutions`.
+    convolutions : of images and other grids, ``"nature"`` or ``"impala"``, see `daskrl.networks.Convolutions`.
     precision : ``"float32"`` (on a GPU torch computes convolutions in TF32), or ``"bfloat16"``: the learner's matrix
         products and convolutions are computed in bfloat16, while what networks return, losses, weights and optimizers
         are float32 (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740). Acting is always in float32.
     compiled : the learner's networks go through ``torch.compile``. It needs a compiler on the learner's machine (on a
         GPU torch's own, of 2.11 or newer), and another one may give other bits: learn on machines with the same.
+    channels : which observations are convolved, and which of their axes is the channels': ``"auto"`` by the rule of
+        `daskrl.planes.planes`, ``"first"``, ``"last"``, or ``"none"`` for vectors alone.
     """
 
     convolutions: str = "nature"
     precision: str = "float32"
     compiled: bool = False
+    channels: str = "auto"
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name, known in (("convolutions", CONVOLUTIONS), ("precision", ("float32", "bfloat16"))):
+        for name, known in (
+            ("convolutions", CONVOLUTIONS), ("precision", ("float32", "bfloat16")), ("channels", CHANNELS)
+        ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}.")
 
     def encoder(self, setup: Setup) -> Encoder:
         """What observations pass through first; a module of your own with ``out_features`` does as well."""
-        return Encoder(setup.spec, setup.frame_stack, self.convolutions)
+        return Encoder(setup.spec, setup.frame_stack, self.convolutions, self.channels)
 
 
 class TorchLearner:
