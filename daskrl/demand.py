@@ -20,6 +20,7 @@ BESIDE_DRIVER = "daskrl-beside-driver-"  # how the names of workers begin that l
 # What runs and clusters tell one another, as events on the scheduler: topics.
 ASKED = "daskrl-demand"  # {"client", "slots", "learner", "refused"} of a run
 DRAINING = "daskrl-draining"  # {"workers"}: addresses that are about to be closed
+STATUS = "daskrl-status"  # {"worker", "status"}: an address, and Dask's word for whether it takes tasks
 
 # What a task costs beside its work, and how uneven fragments are: so much faster than the learner rollouts should be.
 HEADROOM = 1.2

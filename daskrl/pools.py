@@ -6,7 +6,9 @@ that join and leave, and quietly drops what was on a worker that left: the drive
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 import functools
 import json
 import queue
@@ -19,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from daskrl import demand, learner, rollout, schedule, session, workers
+from daskrl import demand, learner, members, rollout, schedule, session, workers
 from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.commits import Record
 from daskrl.config import Options
@@ -269,6 +271,12 @@ class _Worker:
     info: Record | None = None  # what it said when it joined
     refused: str | None = None
     draining: bool = False  # about to be closed
+    status: str = members.RUNNING  # Dask's
+    memory: members.Memory = members.UNKNOWN
+
+    @property
+    def takes_tasks(self) -> bool:
+        return members.takes_tasks(self.status)
 
 
 @dataclass
@@ -285,6 +293,8 @@ class DaskPool:
     The learner runs on a worker with the resource ``learner`` or ``GPU``, and waits for it where the client's cluster
     has set one apart. Where no worker offers it, the learner has a process beside the driver's, and says so. Where that
     is not possible, it runs on the worker that has been there longest, which then gets rollouts only while it is alone.
+
+    A worker that Dask pauses gets nothing until it runs again, and what waited there goes to others.
 
     Parameters
     ----------
@@ -311,9 +321,11 @@ class DaskPool:
         self._may_be_beside = True
         self._homes: dict[int, str] = {}
         self._flights: dict[str, _Flight] = {}
+        self._taken_back: dict[str, _Flight] = {}  # those of them that had begun are finished all the same
         self._weights: dict[int, _Flight] = {}  # weights version -> the task that has it as its result
         self._deaths: Counter[Any] = Counter()
         self._submitted = 0
+        self._rechecked_at = 0  # commits when a recheck was asked for last
         self._asked: tuple[int, str | None, list[str]] | None = None
         self._cluster = client.cluster
         self._since: dict[str, float] = {}  # when it was found that something is missing
@@ -326,6 +338,7 @@ class DaskPool:
         self._client.subscribe_topic("all", lambda event: self._queue.put(("worker", event[1])))
         self._client.subscribe_topic(self._topic, lambda event: self._queue.put(("told", event[1])))
         self._client.subscribe_topic(demand.DRAINING, lambda event: self._queue.put(("draining", event[1])))
+        self._client.subscribe_topic(demand.STATUS, lambda event: self._queue.put(("status", event[1])))
         try:
             self._probe.touch()
             install(self._client)
@@ -362,7 +375,7 @@ class DaskPool:
         from daskrl import ahead
 
         self._choose_learner()
-        if self._learner is None or self.arithmetic is None:
+        if self._learner is None or self.arithmetic is None or not self._known[self._learner].takes_tasks:
             return
         # Two in flight keep one thread busy; with more threads they would run at once, out of order.
         room = 2 if self._known[self._learner].threads == 1 else 1
@@ -372,7 +385,7 @@ class DaskPool:
             self._start(ahead.prefix(task.version, head), task, self._learner, ahead.learn, args, _LEARN)
 
     def submit_recheck(self, task: Recheck, head: int) -> None:
-        slots = self._slots()
+        slots, self._rechecked_at = self._slots(), head
         record = json.loads(task.record)
         if slots and task.weights_version in self._weights:
             homes = sorted(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
@@ -382,7 +395,7 @@ class DaskPool:
     def submit_checkpoint(self, kept: int) -> None:
         # After what is being learned now: also a worker with several threads does it then, as it waits for the result.
         learned = [*self._weights.values(), *(flight for flight in self._flights.values() if _is_learn(flight.task))]
-        if self._learner is not None and learned:
+        if self._learner is not None and self._known[self._learner].takes_tasks and learned:
             newest = max(learned, key=lambda flight: flight.task.version)
             args = (self.token, newest.future, kept)
             version = newest.task.version
@@ -422,7 +435,7 @@ class DaskPool:
 
     def _slots(self) -> dict[str, int]:
         """Threads of each worker that may run rollouts."""
-        able = [w for w in self._known.values() if w.info is not None and w.refused is None]
+        able = [w for w in self._known.values() if w.info is not None and w.refused is None and w.takes_tasks]
         others = [w for w in able if w.address != self._learner and not w.learner_resource]
         staying = [w for w in others if not w.draining]
         return {w.address: w.threads for w in (staying or others or able)}
@@ -444,19 +457,26 @@ class DaskPool:
         outcomes: list[Outcome] = []
         joined = False
         for kind, value in events:
-            if kind == "told" and value["key"] in self._flights:
+            if kind == "told" and "memory" in value:
+                self._say_paused(value["worker"], members.Memory(**value["memory"]))
+            elif kind == "told" and value["key"] in self._taken_back:
+                self._told_all_the_same(self._taken_back[value["key"]], json.loads(value["record"]), outcomes)
+            elif kind == "told" and value["key"] in self._flights:
                 self._told(self._flights.pop(value["key"]), json.loads(value["record"]), outcomes)
             elif kind == "done" and value in self._flights:
                 self._silent(self._flights.pop(value))
             elif kind == "draining":
                 for address in self._known.keys() & set(value["workers"]):
                     self._known[address].draining = True
+            elif kind == "status":
+                self._has_status(value["worker"], value["status"])
             elif kind == "worker" and isinstance(value, dict):
                 if value.get("action") == "remove-worker":
                     self._left(value["worker"])
                 joined = joined or value.get("action") == "add-worker"
         if joined:
             self._reconcile()
+        self._take_back()
         self._say_what_is_missing()
         return outcomes
 
@@ -468,7 +488,17 @@ class DaskPool:
         if isinstance(flight.task, schedule.Learn):
             self._weights[flight.task.version] = flight
             self.held.add(flight.task.version)
+        self._taken_back = {key: other for key, other in self._taken_back.items() if other.task != flight.task}
         outcomes.append(Outcome(flight.task, record))
+
+    def _told_all_the_same(self, flight: _Flight, record: Record, outcomes: list[Outcome]) -> None:
+        """What was taken back had begun: its worker is done with it, and nobody else need be."""
+        for key, other in list(self._flights.items()):
+            if other.task == flight.task:
+                self._flights.pop(key).future.release()
+        self._told(flight, record, outcomes)
+        if not self._known[flight.address].takes_tasks:
+            self._ease([flight.address], forget=False)  # it keeps the environments again
 
     def _silent(self, flight: _Flight) -> None:
         """A future is done and its task told nothing: it raised, or what it told was lost on the way."""
@@ -520,9 +550,61 @@ class DaskPool:
             anothers = name.startswith(demand.BESIDE_DRIVER) and name != self._name_beside
             if address not in self._known and not anothers:
                 learns = demand.has_learner_resource(info.get("resources"))
-                worker = _Worker(address, name, info["nthreads"], learns)
+                worker = _Worker(address, name, info["nthreads"], learns, memory=members.Memory.of(info))
                 self._known[address] = worker
                 self._ask_to_join(worker)
+            if address in self._known:
+                self._has_status(address, info.get("status", members.RUNNING))
+
+    def _has_status(self, address: str, status: str) -> None:
+        """Dask has said whether a worker takes tasks."""
+        worker = self._known.get(address)
+        if worker is None or worker.status == status:
+            return
+        worker.status = status
+        if status == members.PAUSED:
+            self._ease([address], forget=False)
+
+    def _ease(self, addresses: list[str], *, forget: bool) -> None:
+        """Have workers let go of what they keep for the run, also those that take no tasks. Waits for none of them."""
+        with contextlib.suppress(OSError, TimeoutError):  # the scheduler is lost: `wait` will say so
+            self._client.run_on_scheduler(ease, self._topic, self.token, addresses, forget, wait=False)
+
+    def _take_back(self) -> None:
+        """Rollouts on workers that take no tasks go to the others, if there are any: the driver finds them ready."""
+        stopped = {worker.address for worker in self._known.values() if not worker.takes_tasks}
+        others = bool(stopped and self._slots())
+        for key, flight in list(self._flights.items()):
+            if flight.address not in stopped:
+                continue
+            if others and isinstance(flight.task, schedule.Rollout | Recheck):
+                self._take_back_one(key)
+                if isinstance(flight.task, Recheck):  # the driver asks for it once
+                    self.submit_recheck(flight.task, self._rechecked_at)
+            elif isinstance(flight.task, Checkpoint):
+                self._take_back_one(key)
+
+    def _take_back_one(self, key: str) -> None:
+        flight = self._flights.pop(key)
+        self.in_flight.discard(flight.task)
+        flight.future.release()
+        if isinstance(flight.task, schedule.Rollout | Recheck):
+            self._taken_back[key] = flight
+
+    def _say_paused(self, address: str, memory: members.Memory) -> None:
+        worker = self._known.get(address)
+        if worker is None:
+            return
+        worker.memory = memory
+        key = f"paused {worker.name}"
+        if worker.status == members.PAUSED and key not in self._said:
+            self._said.add(key)
+            learns = address == self._learner or worker.learner_resource
+            instead: str | bool = bool(self._slots())
+            if learns:
+                now = self._known.get(self._learner or "")
+                instead = now.name if now is not None and now.takes_tasks else False
+            warnings.warn(str(members.Pause(worker.name, address, memory, learns, instead)), stacklevel=3)
 
     def _ask_to_join(self, worker: _Worker) -> None:
         self._start("join", None, worker.address, session.join, (self._payload, str(self._probe)), _JOIN)
@@ -555,9 +637,12 @@ class DaskPool:
         """Whether to wait for a learner's worker that is not there."""
         if self._beside is not None:  # its nanny starts it again
             return not any(w.refused for w in self._known.values() if w.name == self._name_beside)
-        timeout = self.plan.options.learner_timeout
         set_apart = demand.LEARNER in getattr(self._cluster, "worker_spec", ())
-        return set_apart if timeout is None else self._without_learner() < timeout
+        return set_apart if self.plan.options.learner_timeout is None else not self._gives_up_waiting()
+
+    def _gives_up_waiting(self) -> bool:
+        timeout = self.plan.options.learner_timeout
+        return timeout is not None and self._without_learner() >= timeout
 
     def _learn_beside(self, other: _Worker) -> None:
         """Have a process beside this one for the learner, if it can be."""
@@ -593,35 +678,56 @@ class DaskPool:
         return time.monotonic() - self._since.setdefault(what, time.monotonic())
 
     def _without_learner(self) -> float:
-        return self._missing("learner", self._learner is not None)
+        learner = self._known.get(self._learner or "")
+        return self._missing("learner", learner is not None and learner.takes_tasks)
 
     def _say_what_is_missing(self) -> None:
         timeout = self.plan.options.learner_timeout
         then = "waiting on" if timeout is None else f"after {timeout:.0f} s it learns beside the driver"
-        able = [w for w in self._known.values() if w.info is not None and w.refused is None]
-        if self._without_learner() > _SAY_AFTER:
+        there = [w for w in self._known.values() if w.refused is None]
+        stopped = [w for w in there if not w.takes_tasks]
+        able = [w for w in there if w.info is not None and w.takes_tasks]
+        without_learner = self._without_learner()
+        if self._missing("running", not stopped or len(stopped) < len(there)) > _SAY_AFTER:
+            self._say(
+                "running",
+                "a worker that takes tasks",
+                f"The run waits. To have it go on, {members.MORE_MEMORY}; or start more workers.",
+                stopped,
+            )
+        elif without_learner > _SAY_AFTER:
             self._say(
                 "learner",
                 "the learner's worker" if self._known else "any worker",
                 f"The run is {then}; interrupted, it may be resumed with learner_timeout= to learn beside the driver.",
+                [w for w in stopped if w.learner_resource or w.address == self._learner],
             )
         if self._missing("rollouts", not able or not all(w.learner_resource for w in able)) > _SAY_AFTER:
-            self._say("rollouts", "a rollout worker", "The learner's worker rolls out as well until there is one.")
+            self._say(
+                "rollouts",
+                "a rollout worker",
+                "The learner's worker rolls out as well until there is one.",
+                [w for w in stopped if not w.learner_resource],
+            )
 
-    def _say(self, key: str, what: str, then: str) -> None:
+    def _say(self, key: str, what: str, then: str, stopped: list[_Worker]) -> None:
         if key not in self._said:
             self._said.add(key)
+            why = members.why_stopped((w.name, w.status, w.memory) for w in stopped)
             warnings.warn(
-                f"{_SAY_AFTER:.0f} s without {what}: its job waits in the queue, or ends as it starts (see its log). "
-                f"{then}",
+                f"{_SAY_AFTER:.0f} s without {what}: "
+                f"{why or 'its job waits in the queue, or ends as it starts (see its log)'}. {then}",
                 stacklevel=2,
             )
 
     def _choose_learner(self) -> None:
-        joined = [w for w in self._known.values() if w.info is not None and w.refused is None]
-        tagged = [w for w in self._known.values() if w.learner_resource and w.refused is None]
+        there = [w for w in self._known.values() if w.refused is None]
+        joined = [w for w in there if w.info is not None and w.takes_tasks]
+        tagged = [w for w in there if w.learner_resource and w.takes_tasks]
         if tagged and all(w.info is None for w in tagged):
             return  # it is about to join
+        if not tagged and any(w.learner_resource for w in there) and not self._gives_up_waiting():
+            return  # it will take tasks again, with all that it keeps
         if not tagged and self._is_expected():
             return
         if not tagged and joined and self._may_be_beside:
@@ -633,7 +739,8 @@ class DaskPool:
         from_elsewhere = [w for w in meant if w.name != self._name_beside and self._could_take_over(w)]
         candidates = from_elsewhere or meant or [w for w in joined if w is current] or joined
         if not candidates:
-            self._learner = None
+            if current is None or current.takes_tasks:  # else it goes on when Dask lets it
+                self._learner = None
             return
         chosen = next((w for w in candidates if w is current), candidates[0])
         assert chosen.info is not None
@@ -647,6 +754,10 @@ class DaskPool:
                 self.promise_off.append(
                     _refuse_or_warn(f"the learner's worker {chosen.name} has {problem}", self.plan.options.strict)
                 )
+        if current is not None and chosen is not current and not current.takes_tasks:
+            for key in [key for key, flight in self._flights.items() if flight.address == current.address]:
+                if _is_learn(self._flights[key].task):
+                    self._take_back_one(key)
         self._learner = chosen.address
         if self._beside is not None and chosen.name != self._name_beside:  # the one that was waited for has come
             self._end_beside()
@@ -665,6 +776,7 @@ class DaskPool:
             return
         if address == self._learner:
             self._learner = None
+        self._taken_back = {key: flight for key, flight in self._taken_back.items() if flight.address != address}
         # Weights may be on the worker that learned them only, and rollouts that wait for them would wait for ever.
         # It need not be the learner of now: that moves when a worker with the resource joins.
         lost = {version for version, made in self._weights.items() if made.address == address}
@@ -709,7 +821,7 @@ class DaskPool:
                 del self._deaths[task]
 
     def want(self, slots: int) -> None:
-        refused = [worker.address for worker in self._known.values() if worker.refused is not None]
+        refused = [w.address for w in self._known.values() if w.refused is not None or w.status == members.PAUSED]
         asked = (slots, self._learner, refused)
         if asked != self._asked and self._client.status == "running":
             message = {"client": self._client.id, "slots": slots, "learner": self._learner, "refused": refused}
@@ -719,7 +831,8 @@ class DaskPool:
 
     def workers(self) -> int:
         return sum(
-            w.info is not None and w.refused is None and w.address != self._learner for w in self._known.values()
+            w.info is not None and w.refused is None and w.takes_tasks and w.address != self._learner
+            for w in self._known.values()
         ) or len(self._slots())
 
     def wake(self) -> None:
@@ -738,6 +851,7 @@ class DaskPool:
                 self._client.unsubscribe_topic("all")
                 self._client.unsubscribe_topic(self._topic)
                 self._client.unsubscribe_topic(demand.DRAINING)
+                self._client.unsubscribe_topic(demand.STATUS)
                 # A task, not client.run: that would wait half a minute for a worker that is just going. What of ours
                 # waits there has been given up above; a worker that is at something forgets once that is done.
                 forgets = [
@@ -748,8 +862,11 @@ class DaskPool:
                         workers=[address],
                         priority=_FORGET * _BEFORE,
                     )
-                    for i, address in enumerate(self._known)
+                    for i, address in enumerate(a for a, worker in self._known.items() if worker.takes_tasks)
                 ]
+                stopped = [address for address, worker in self._known.items() if not worker.takes_tasks]
+                if stopped:
+                    self._ease(stopped, forget=True)
                 self._client.run_on_scheduler(forget_topic, self._topic)
                 with contextlib.suppress(TimeoutError):
                     wait(forgets, timeout=5)  # asks the current client, which is not always the user's
@@ -773,6 +890,28 @@ def tell(topic: str, key: str, function: Callable[..., Any], *args: Any) -> Any:
     # As text: the scheduler, which passes it on, would take in every number of every episode.
     get_worker().log_event(topic, {"key": key, "record": json.dumps(result[0] if weights else result)})
     return result if weights else None
+
+
+async def ease(topic: str, token: str, addresses: list[str], forget: bool, dask_scheduler: Any) -> None:
+    """On the scheduler: call `ease_here` on workers, and tell the driver what it found there."""
+    from distributed.protocol.pickle import dumps
+
+    call = {"op": "run", "function": dumps(ease_here), "args": dumps((token, forget)), "wait": True}
+    answers = await dask_scheduler.broadcast(msg=call, workers=addresses, on_error="ignore")
+    for address, answer in answers.items():
+        if answer["status"] == "OK" and not forget:
+            dask_scheduler.log_event(topic, {"worker": address, "memory": answer["result"]})
+
+
+async def ease_here(token: str, forget: bool, dask_worker: Any) -> dict[str, int | None]:
+    """On a worker, also one that takes no tasks: let go of what is kept for a run. What its memory was before."""
+    manager = dask_worker.memory_manager
+    memory = members.Memory(
+        dask_worker.monitor.get_process_memory(), getattr(manager, "memory_limit", None), dask_worker.state.nbytes
+    )
+    # Beside the event loop: environments may take a while to close.
+    await asyncio.to_thread(session.forget if forget else session.ease, token)
+    return dataclasses.asdict(memory)
 
 
 def trim_spans(dask_scheduler: Any) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import Adaptive, SchedulerPlugin
 
 from daskrl.dashboard import Page
-from daskrl.demand import ASKED, BESIDE_DRIVER, DRAINING, LEARNER, has_learner_resource
+from daskrl.demand import ASKED, BESIDE_DRIVER, DRAINING, LEARNER, STATUS, has_learner_resource
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
@@ -25,7 +25,7 @@ _LOOK_EVERY = 0.05  # seconds, at workers that drain
 
 
 class Demands(SchedulerPlugin):
-    """On the scheduler: what runs ask for, and the page that shows them.
+    """On the scheduler: what runs ask for, and the page that shows them; and it tells runs which workers Dask pauses.
 
     What a run asks for is forgotten when its client goes. No worker that learns is ever named for closing, also where
     Dask's own ``adapt`` decides.
@@ -48,6 +48,8 @@ class Demands(SchedulerPlugin):
     def log_event(self, topic: str, msg: Any) -> None:
         if topic == ASKED:
             self.asked[msg["client"]] = msg
+        elif isinstance(msg, dict) and msg.get("action") == "worker-status-change":  # its topic is the worker's alone
+            self.scheduler.log_event(STATUS, {"worker": topic, "status": msg["status"]})
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         self.asked.pop(client, None)

@@ -7,6 +7,7 @@ Import-light on purpose: the scheduler unpickles task functions, and must not im
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import socket
@@ -134,6 +135,23 @@ def forget(token: str) -> None:
     session = _SESSIONS.pop(token, None)
     if session is not None:
         session.close()
+
+
+def ease(token: str) -> None:
+    """Let go of a session's environments and policies, and give the memory back: they can be rebuilt elsewhere."""
+    session = _SESSIONS.get(token)
+    if session is None:
+        return
+    with session.lock:
+        streams = [stream for _, stream in session.streams.values()]
+        session.streams.clear()
+        session.policies.clear()
+    for stream in streams:
+        stream.close()
+    del streams
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def pack(

@@ -44,7 +44,7 @@ LAYERS = [
     ["rollout", "learner"],
     ["preload"],
     ["schedule"],
-    ["demand", "figures"],
+    ["demand", "figures", "members"],
     ["dashboard"],
     ["ahead", "scaling", "workers"],
     ["pools"],

@@ -61,6 +61,7 @@ class Cluster:
         self.priorities: dict[str, float] = {}  # by key
         self.on_scheduler: list[tuple[Any, ...]] = []
         self.left_to_the_scheduler: list[Future] = []
+        self.logged: list[tuple[str, Any]] = []
         self.closed = False
         self.id = "client"
         self.cluster: Any = None
@@ -84,14 +85,14 @@ class Cluster:
         self.priorities[key] = options["priority"]
         return future
 
-    def run_on_scheduler(self, *call: Any) -> None:
+    def run_on_scheduler(self, *call: Any, wait: bool = True) -> None:
         self.on_scheduler.append(call)
 
     def register_plugin(self, plugin: Any) -> None:
         pass
 
     def log_event(self, topic: str, message: Any) -> None:
-        pass
+        self.logged.append((topic, message))
 
     @contextlib.contextmanager
     def as_current(self) -> Iterator[None]:
@@ -109,13 +110,22 @@ class Cluster:
         self.workers[name] = {"name": name, "nthreads": threads, "resources": resources}
         self.handlers["all"]((0.0, {"action": "add-worker", "worker": name}))
 
+    def has_status(self, name: str, status: str, used: int = 900 << 20) -> None:
+        """Dask pauses a worker, or has it run again; one that is paused tells of its memory."""
+        self.workers[name]["status"] = status
+        self.handlers[demand.STATUS]((0.0, {"worker": name, "status": status}))
+        if status == "paused":
+            memory = {"used": used, "limit": 1 << 30, "managed": 3 << 20}
+            (handler,) = (self.handlers[t] for t in self.handlers if t not in ("all", demand.DRAINING, demand.STATUS))
+            handler((0.0, {"worker": name, "memory": memory}))
+
     def remove(self, name: str) -> None:
         del self.workers[name]
         self.handlers["all"]((0.0, {"action": "remove-worker", "worker": name}))
 
     def tell(self, task: Future, record: dict[str, Any]) -> None:
         for topic, handler in self.handlers.items():
-            if topic not in ("all", demand.DRAINING):
+            if topic not in ("all", demand.DRAINING, demand.STATUS):
                 handler((0.0, {"key": task.key, "record": json.dumps(record)}))
         task.done("finished")
 
@@ -349,6 +359,253 @@ def test_a_rollout_that_kills_its_workers_ends_the_run_and_one_that_was_there_do
     cluster.remove("last")
     with pytest.raises(EnvironmentFailure, match=r"fragment 0 .*daskrl reproduce"):
         pool.wait()
+
+
+# -- workers that Dask pauses -----------------------------------------------------------------------------
+
+
+def pausing(cluster: Cluster, tmp_path: Path, *others: str, **options: Any) -> pools.DaskPool:
+    """A pool with the learner's worker "l", rollout workers "a" and others, and four rollouts in flight or ready."""
+    pool = pool_on(cluster, tmp_path, **options)
+    join(cluster, pool, "l", learner=1)
+    for name in ("a", *others):
+        join(cluster, pool, name)
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(), 1)
+    return pool
+
+
+def test_the_streams_of_a_paused_worker_go_on_elsewhere_and_what_to_change_is_said_once(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = pausing(cluster, tmp_path, "b")
+    mine = cluster.pending("rollout", "a")
+    tasks = [pool._flights[future.key].task for future in mine]
+    cluster.has_status("a", "paused")
+    said = (
+        r"Dask has paused worker a \(a\), .*: 900 MiB used of 1.0 GiB \(88%\), 3.0 MiB of it for results .*"
+        r"Its streams go on on other workers; .*memory_limit=.*fragment_steps.*what grows in the environment"
+    )
+    with pytest.warns(UserWarning, match=said):
+        pool.wait()
+    assert [future.released for future in mine] == [True, True]
+    assert len(pool.in_flight) == 2
+    assert pool.workers() == 1
+    assert cluster.on_scheduler[-1] == (pools.ease, f"daskrl-{pool.token}", pool.token, ["a"], False)
+    for future in cluster.pending("rollout", "b"):
+        cluster.tell(future, {"kind": "fragment"})
+    assert len(pool.wait()) == 2
+    pool.submit_rollouts(tasks, 1)
+    assert not cluster.pending("rollout", "a")
+    assert len(cluster.pending("rollout", "b")) == 2
+    cluster.has_status("a", "running")
+    pool.wait()
+    pool.submit_rollouts([schedule.Rollout(1, stream, 0) for stream in range(4)], 1)
+    assert len(cluster.pending("rollout", "a")) == 2  # it is back
+    cluster.has_status("a", "paused")
+    pool.wait()  # and a second time is not told
+
+
+def test_a_rollout_that_had_begun_on_a_worker_that_was_paused_counts_once_wherever_it_ends_first(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    for first in ("a", "b"):
+        place = tmp_path / first
+        pool = pausing(cluster, place, "b")
+        begun = cluster.pending("rollout", "a")[0]
+        (task,) = (flight.task for key, flight in pool._flights.items() if key == begun.key)
+        cluster.has_status("a", "paused")
+        with pytest.warns(UserWarning, match="paused worker a"):
+            pool.wait()
+        for future in cluster.pending("rollout", "b"):
+            cluster.tell(future, {"kind": "fragment"})
+        pool.wait()
+        pool.submit_rollouts([task], 1)
+        (again,) = cluster.pending("rollout", "b")
+        eased = len(cluster.on_scheduler)
+        cluster.tell(begun if first == "a" else again, {"kind": "fragment", "from": first})
+        (outcome,) = pool.wait()
+        assert (outcome.task, outcome.record["from"]) == (task, first)
+        assert task not in pool.in_flight
+        assert again.released == (first == "a")
+        assert len(cluster.on_scheduler) == eased + (first == "a")  # its worker keeps the environments again
+        cluster.tell(again if first == "a" else begun, {"kind": "fragment"})
+        assert pool.wait() == []
+        pool.close()
+        for name in ("l", "a", "b"):
+            cluster.workers.pop(name)
+        cluster.tasks.clear()
+
+
+def test_a_cluster_of_one_paused_worker_says_why_nothing_moves_and_goes_on_where_it_stopped(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    pool = acting(cluster, tmp_path)
+    before = set(pool.in_flight)
+    cluster.has_status("a", "paused")
+    with pytest.warns(UserWarning, match=r"paused the learner's worker a \(a\).* 900 MiB used of 1.0 GiB"):
+        pool.wait()
+    pool.submit_rollouts([schedule.Rollout(0, 1, 0)], 1)
+    pool.submit_learns([schedule.Learn(1)], 1, lambda version: (False, False))
+    assert pool.in_flight == before  # nothing new, and nothing given up: there is nobody else
+    now = 161.0
+    said = (
+        r"60 s without a worker that takes tasks: Dask has paused worker a, .* 900 MiB used .* The run waits.*memory_"
+    )
+    with pytest.warns(UserWarning, match=said):
+        pool._say_what_is_missing()
+    pool._say_what_is_missing()  # once
+    cluster.has_status("a", "running")
+    pool.wait()
+    cluster.tell(cluster.pending("rollout", "a")[0], {"kind": "fragment"})
+    assert len(pool.wait()) == 1
+    learn(cluster, pool, 1)
+
+
+def test_a_worker_that_comes_takes_the_streams_of_one_that_was_paused_before(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    join(cluster, pool, "l", learner=1)
+    learn(cluster, pool, 0)
+    cluster.has_status("l", "paused")
+    with pytest.warns(UserWarning, match="paused the learner's worker l"):
+        pool.wait()
+    pool.submit_rollouts(rollouts(2), 1)
+    cluster.has_status("a", "paused", used=1000 << 20)
+    with pytest.warns(UserWarning, match=r"worker a .* 1000 MiB used .* There is no other worker for its streams"):
+        pool.wait()
+    assert len(pool.in_flight) == 2
+    join(cluster, pool, "b")
+    assert not pool.in_flight
+    pool.submit_rollouts(rollouts(2), 1)
+    assert len(cluster.pending("rollout", "b")) == 2
+
+
+@pytest.mark.parametrize("status", ["closing_gracefully", "closing"])
+def test_a_worker_that_dask_is_closing_gets_nothing_more_and_is_not_said_to_be_paused(
+    cluster: Cluster, tmp_path: Path, status: str
+) -> None:
+    pool = pausing(cluster, tmp_path, "b")
+    cluster.has_status("a", status)
+    pool.wait()
+    assert len(pool.in_flight) == 2
+    assert not cluster.pending("rollout", "a")
+
+
+def test_a_pause_whose_event_was_missed_is_found_where_the_workers_are_compared(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = pausing(cluster, tmp_path, "b")
+    memory = {"memory_limit": 1 << 30, "metrics": {"memory": 1 << 29, "managed_bytes": 0}}
+    cluster.workers["a"].update(status="paused", **memory)
+    pool._reconcile()
+    pool._take_back()
+    assert len(pool.in_flight) == 2
+    assert not cluster.pending("rollout", "a")
+
+
+def test_a_learner_that_is_paused_is_waited_for_with_its_tasks_and_its_weights(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    pool = pausing(cluster, tmp_path)
+    task = learn(cluster, pool, 1, told=False)
+    cluster.has_status("l", "paused")
+    said = r"paused the learner's worker l .*Nothing is learned until .*rollouts go on .* smaller window \(-s window="
+    with pytest.warns(UserWarning, match=said):
+        pool.wait()
+    assert not task.released
+    assert pool.held == {0}  # workers fetch weights from it all the same
+    pool.submit_learns([schedule.Learn(2)], 1, lambda version: (False, False))
+    assert schedule.Learn(2) not in pool.in_flight
+    pool.submit_checkpoint(0)  # of a run that is stopped: nobody would wait for it in vain
+    assert pools.Checkpoint() not in pool.in_flight
+    now = 161.0
+    with pytest.warns(
+        UserWarning, match=r"60 s without the learner's worker: Dask has paused worker l, .*learner_time"
+    ):
+        pool._say_what_is_missing()
+    cluster.has_status("l", "running")
+    pool.wait()
+    cluster.tell(task, {"kind": "learn", "version": 1})
+    pool.wait()
+    assert pool.held == {0, 1}
+    learn(cluster, pool, 2)
+
+
+def test_another_worker_that_is_meant_for_it_learns_on_for_one_that_is_paused(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pausing(cluster, tmp_path)
+    join(cluster, pool, "k", learner=1)
+    task = learn(cluster, pool, 1, told=False)
+    assert cluster.pending("learn", "l") == [task]
+    cluster.has_status("l", "paused")
+    with pytest.warns(UserWarning, match="paused the learner's worker l"):
+        pool.wait()
+    pool.submit_learns([], 1, lambda version: (False, False))
+    assert task.released
+    assert learn(cluster, pool, 1) in [future for future, address, *_ in cluster.tasks if address == "k"]
+
+
+def test_a_learner_that_stays_paused_is_given_up_after_learner_timeout(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    pool = pausing(cluster, tmp_path, learner_timeout=30.0)
+    cluster.has_status("l", "paused")
+    with pytest.warns(UserWarning, match="paused the learner's worker l"):
+        pool.wait()
+    pool.submit_learns([schedule.Learn(1)], 1, lambda version: (False, False))
+    assert not cluster.pending("learn")
+    now = 131.0
+    task = learn(cluster, pool, 1)
+    assert task in [future for future, address, *_ in cluster.tasks if address == "a"]
+
+
+def test_a_checkpoint_that_waits_on_a_paused_learner_is_not_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pausing(cluster, tmp_path)
+    pool.submit_checkpoint(0)
+    cluster.has_status("l", "paused")
+    with pytest.warns(UserWarning, match="paused the learner's worker l"):
+        pool.wait()
+    assert pools.Checkpoint() not in pool.in_flight
+
+
+def test_a_recheck_on_a_worker_that_is_paused_is_made_on_another(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pausing(cluster, tmp_path, "b")
+    recheck = pools.Recheck(0, 0, json.dumps({"stream": 0}))
+    pool.submit_recheck(recheck, 7)
+    (address,) = {address for future, address, *_ in cluster.tasks if future.key.startswith("recheck")}
+    cluster.has_status(address, "paused")
+    with pytest.warns(UserWarning, match=f"paused worker {address}"):
+        pool.wait()
+    (again,) = cluster.pending("recheck")
+    (args,) = (args for future, _, _, args in cluster.tasks if future is again)
+    assert args[-1] == 7
+    assert recheck in pool.in_flight
+
+
+def test_others_are_asked_for_beside_a_paused_worker(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pausing(cluster, tmp_path)
+    pool.want(2)
+    cluster.has_status("a", "paused")
+    with pytest.warns(UserWarning, match="paused worker a"):
+        pool.wait()
+    pool.want(2)
+    assert [message["refused"] for topic, message in cluster.logged if topic == demand.ASKED] == [[], ["a"]]
+
+
+def test_a_paused_worker_forgets_the_run_at_its_end_and_nobody_waits_for_it(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pausing(cluster, tmp_path)
+    cluster.has_status("a", "paused")
+    with pytest.warns(UserWarning, match="paused worker a"):
+        pool.wait()
+    pool.close()
+    assert [address for _, address, function, _ in cluster.tasks if function is session.forget] == ["l"]
+    assert (pools.ease, f"daskrl-{pool.token}", pool.token, ["a"], True) in cluster.on_scheduler
 
 
 class Planned:
