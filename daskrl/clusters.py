@@ -31,6 +31,7 @@ from daskrl.workers import (
     PRELOAD_VARIABLE,
     THREADS,
     forking_nanny,
+    held,
     nanny_options,
     quiet,
 )
@@ -56,7 +57,6 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
         which costs them some percent.
     options : given to ``distributed.SpecCluster``.
     """
-    import dask
     from distributed import Scheduler, SpecCluster
 
     workers = plain(workers)
@@ -64,7 +64,6 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
     if dashboard:
         with extras.needed("dashboard", "Dask's dashboard needs bokeh"):
             importlib.import_module("bokeh")
-    dask.config.set({LOG_LENGTH: LOGGED})
     rollout, learner = (
         {
             "cls": forking_nanny(),
@@ -89,9 +88,19 @@ def local(workers: int = 2, *, learner_threads: int = 1, dashboard: bool = False
             # which takes longer on a busy machine; with all of them gone, a run would wait for ever.
             super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
-    # Read when the scheduler and the nannies start.
-    with dask.config.set(quiet(dashboard)):
-        return Local(workers=spec, scheduler=scheduler, worker=rollout, **settings)  # type: ignore[no-untyped-call]
+        async def _close(self) -> None:
+            try:
+                await super()._close()  # type: ignore[no-untyped-call]
+            finally:
+                logs.close()
+
+    logs = held({LOG_LENGTH: LOGGED})  # read for every connection to the scheduler, which is in this process
+    try:
+        with held(quiet(dashboard)):  # read when the scheduler and the nannies start
+            return Local(workers=spec, scheduler=scheduler, worker=rollout, **settings)  # type: ignore[no-untyped-call]
+    except BaseException:
+        logs.close()
+        raise
 
 
 def slurm(*, learner: Mapping[str, Any] | None = None, **job: Any) -> JobQueueCluster:
@@ -155,7 +164,6 @@ def mpi(**options: Any) -> Iterator[Client]:
     ConfigError
         Fewer than four processes.
     """
-    import dask
     from distributed import Client, Security
 
     with extras.needed("mpi", "MPI needs dask-mpi, mpi4py and cryptography"):
@@ -170,7 +178,7 @@ def mpi(**options: Any) -> Iterator[Client]:
         )
     certificate = MPI.COMM_WORLD.bcast(Security.temporary().get_tls_config_for_role("client") if rank == 0 else None)
     roles = [f"distributed.comm.tls.{role}" for role in ("scheduler", "worker", "client")]
-    dask.config.set(
+    secured = held(
         {
             "distributed.comm.tls.ca-file": certificate["ca_file"], "distributed.comm.require-encryption": True,
             **{f"{role}.{name}": certificate[name] for role in roles for name in ("cert", "key")},
@@ -195,6 +203,7 @@ def mpi(**options: Any) -> Iterator[Client]:
             yield client
     finally:
         send_close_signal()
+        secured.close()
 
 
 SYSTEMS = {"slurm": slurm, "pbs": pbs, "sge": sge, "lsf": lsf, "htcondor": htcondor}
@@ -371,7 +380,6 @@ def _jobs(
     kind: str, learner: Mapping[str, Any] | None, job: Mapping[str, Any], *, asynchronous: bool = False
 ) -> JobQueueCluster:
     """A cluster of jobs, its scheduler running; with ``asynchronous``, to be looked at only, and from a coroutine."""
-    import dask
     from distributed import Security
     from distributed.core import Status
 
@@ -383,7 +391,6 @@ def _jobs(
             "where it is, on a login node or in a job, or use daskrl.clusters.local(). The scripts alone are shown "
             "anywhere: daskrl jobs FILE."
         )
-    dask.config.set({LOG_LENGTH: LOGGED})
     private = Path.home() / ".cache" / "daskrl"  # must be shared by the nodes, as home directories are
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
     given = {
@@ -424,6 +431,12 @@ def _jobs(
                         stacklevel=2,
                     )
 
+        async def _close(self) -> None:
+            try:
+                await super()._close()
+            finally:
+                logs.close()
+
         def job_script(self) -> str:
             scripts = {"of each rollout job": super().job_script()}
             if LEARNER in self.worker_spec:
@@ -431,6 +444,8 @@ def _jobs(
                 scripts["of the learner's job"] = made.job_script()
             return "\n".join(f"# {what}\n{script}" for what, script in scripts.items())
 
+    # Read for every connection to the scheduler, which is in this process.
+    logs = held({} if asynchronous else {LOG_LENGTH: LOGGED})
     try:
         cluster = Jobs(**given, **({"asynchronous": True} if asynchronous else {}))
         if learner is not None:
@@ -440,8 +455,11 @@ def _jobs(
             # First: scale() takes the last ones away. It is submitted with the others.
             cluster.worker_spec = {LEARNER: {"cls": cluster.job_cls, "options": {**options, **own}}}
             cluster.job_script()  # fails where a setting is unknown
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{kind}: {error}") from error
+    except BaseException as error:
+        logs.close()
+        if isinstance(error, TypeError | ValueError):
+            raise ConfigError(f"{kind}: {error}") from error
+        raise
     return cluster
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from daskrl import sources
 from daskrl.algorithms.base import Algorithm, Setup, settings
+from daskrl.arithmetic import pinned
 from daskrl.config import RunConfig
 from daskrl.errors import ConfigError, StoreMismatchError
 from daskrl.store import Store
@@ -50,8 +51,9 @@ def try_algorithm(algorithm: Algorithm, setup: Setup) -> None:
 
     from daskrl.networks import require_flat
 
-    algorithm.check(setup)
-    policy = algorithm.policy(setup)
+    with pinned():
+        algorithm.check(setup)
+        policy = algorithm.policy(setup)
     if isinstance(policy, nn.Module):
         require_flat(policy)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Setup
+from daskrl.arithmetic import pinned
 from daskrl.errors import ConfigError
 from daskrl.spaces import Array
 from daskrl.store import Store, read_checked
@@ -97,11 +98,12 @@ def take(init: Init, version: int | None, algorithm: Algorithm, setup: Setup, *,
         There is nothing at that path, or it is not what this algorithm has: the message names the arrays.
     """
     found = _found(init, version, algorithm, digest)
-    learner = algorithm.learner(setup, seeding.generator(0, "initialise"))
-    fits = Initial(_fitting(found.weights, learner.weights()), found.others, found.origin)
-    begin(learner, fits)
-    begun = learner.weights()
-    differ = [name for name, value in fits.weights.items() if np.asarray(begun[name]).tobytes() != value.tobytes()]
+    with pinned():
+        learner = algorithm.learner(setup, seeding.generator(0, "initialise"))
+        fits = Initial(_fitting(found.weights, learner.weights()), found.others, found.origin)
+        begin(learner, fits)
+        begun = learner.weights()
+        differ = [name for name, value in fits.weights.items() if np.asarray(begun[name]).tobytes() != value.tobytes()]
     if differ:
         raise ConfigError(
             f"init: after begin_with, {type(learner).__name__}.weights() has other values of {', '.join(differ)} than "

@@ -16,6 +16,7 @@ import numpy as np
 
 from daskrl import initial, seeding
 from daskrl.algorithms.base import Weights, staged
+from daskrl.arithmetic import pinned
 from daskrl.columns import Table, pack, read_transitions, unpack, write_atomic
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
@@ -47,7 +48,7 @@ def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoi
         A chunk of the replay is not the one committed; nothing was learned from it.
     """
     session = get(token)
-    with session.learning:
+    with session.learning, pinned(session.config.torch_threads, device):
         try:
             return _learn(session, version, head, device, keep, checkpoint)
         finally:
@@ -137,10 +138,11 @@ class Reader:
     Parameters
     ----------
     learner : its ``stage``, where it has one, is given what was read; in the thread that read it.
+    device : where it learns.
     """
 
-    def __init__(self, session: Session, learner: Any) -> None:
-        self.session, self.learner = session, learner
+    def __init__(self, session: Session, learner: Any, device: str) -> None:
+        self.session, self.learner, self.device = session, learner, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskrl-reader")
         self._begun: dict[int, Future[Fragments]] = {}
 
@@ -174,11 +176,13 @@ class Reader:
     def _read(self, round_: int, records: Mapping[int, Record]) -> Fragments:
         schedule = self.session.config.schedule
         slots = (schedule.slot(stream, round_) for stream in range(schedule.streams))
-        return staged(self.learner, [_read(self.session, records[slot]) for slot in slots])
+        fragments = [_read(self.session, records[slot]) for slot in slots]
+        with pinned(self.session.config.torch_threads, self.device):
+            return staged(self.learner, fragments)
 
 
 class Standing:
-    """A learner and where it stands.
+    """A learner and where it stands. Made, and used, within `daskrl.arithmetic.pinned`.
 
     Attributes
     ----------
@@ -193,7 +197,7 @@ class Standing:
         self.session, self.layout = session, session.layout
         random = seeding.generator(session.config.seed, "initialise")
         self.learner = session.algorithm.learner(session.setup(device), random)
-        session.reader = self.reader = Reader(session, self.learner)
+        session.reader = self.reader = Reader(session, self.learner, device)
         if session.config.init is not None:
             initial.begin(self.learner, initial.Initial.from_bytes(session.layout.initial()))
         self.version = 0
@@ -204,17 +208,13 @@ class Standing:
 
     def advance(self, version: int, head: int) -> None:
         """Learn the rounds from where the state stands up to ``version``."""
-        import torch
-
-        torch.set_num_threads(self.session.config.torch_threads)
         for fragments in self.reader.rounds(range(self.version, version), head):
             self.learner.append(fragments)
             del fragments  # the next ones are being read
             random = seeding.generator(self.session.config.seed, "learn", self.version)
             self.version += 1
             try:
-                with torch.enable_grad():
-                    loss = self.learner.learn(random)
+                loss = self.learner.learn(random)
             except DivergedError as error:  # a sampler's, of TD errors
                 raise self._diverged(f"learning version {self.version}: {str(error).rstrip('.')}", head) from error
             if loss is not None:

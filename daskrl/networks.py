@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from daskrl import arithmetic
 from daskrl.errors import ConfigError
 from daskrl.planes import planes
 from daskrl.spaces import ACTION_MASK, Array, Leaf, SpaceSpec
@@ -465,20 +466,6 @@ def normals(random: np.random.Generator) -> Normal:
     return lambda *shape: torch.from_numpy(random.standard_normal(shape, np.float32))
 
 
-def deterministic(device: str) -> None:
-    """Make torch compute the same bits each time on this device; a setting of the whole process.
-
-    Called before the process's first CUDA matrix product: cuBLAS reads the variable once.
-    """
-    import os
-
-    if device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
-        torch.backends.cudnn.benchmark = False
-
-
 def fingerprint(device: str = "cpu") -> str:
     """A hash of what fixed networks give on this machine: the arithmetic of acting and of learning.
 
@@ -489,10 +476,9 @@ def fingerprint(device: str = "cpu") -> str:
 
     from daskrl.seeding import generator
 
-    deterministic(device)
     sha = hashlib.sha256()
     random = generator(0, "initialise", 0)
-    with torch.enable_grad():
+    with arithmetic.pinned(device=device):
         for image in (False, True):
             leaf = Leaf("x", "box", (40, 40), "uint8") if image else Leaf("x", "box", (8,), "float32")
             network = QNetwork(Encoder(SpaceSpec((leaf,), ()), 1), 4, [256, 256], dueling=True)
@@ -511,11 +497,11 @@ def fingerprint(device: str = "cpu") -> str:
         x = torch.from_numpy(random.standard_normal(1000).astype(np.float32)).to(device)
         for value in (x.tanh(), x.exp(), nn.functional.softplus(x), x.view(10, 100).log_softmax(1), x.sigmoid()):
             sha.update(value.cpu().numpy().tobytes())
-    x64 = random.random(1000)
-    sha.update((x64**0.6).tobytes() + (x64**-0.4).tobytes())
-    weight = torch.empty(64, 100)
-    orthogonal(weight, 1.0, random)
-    sha.update(weight.numpy().tobytes())
+        x64 = random.random(1000)
+        sha.update((x64**0.6).tobytes() + (x64**-0.4).tobytes())
+        weight = torch.empty(64, 100)
+        orthogonal(weight, 1.0, random)
+        sha.update(weight.numpy().tobytes())
     return sha.hexdigest()
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup, Weights, recurrent_state
+from daskrl.arithmetic import pinned
 from daskrl.config import require_integer
 from daskrl.envs import Environment, EnvironmentFactory, State, Stream
 from daskrl.spaces import Array, SpaceSpec
@@ -63,7 +64,7 @@ def play(
     note: Note | None = None,
     shown: Shown | None = None,
 ) -> list[Played]:
-    """Play whole episodes greedily, on one torch thread; the process's number of threads is as before afterwards.
+    """Play whole episodes greedily, on one torch thread, whatever the process's own settings of torch are.
 
     Called in any process, any number of times: the same arguments give the same episodes.
 
@@ -80,24 +81,21 @@ def play(
     list of Played
         In the order of episodes.
     """
-    import torch
-
-    policy = greedy_policy(algorithm, setup, weights, seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with pinned():
+        policy = greedy_policy(algorithm, setup, weights, seed)
         return sorted(
             play_episodes(
                 factory, setup.spec, policy, episodes=episodes, seed=seed, frame_stack=setup.frame_stack,
                 state=recurrent_state(algorithm, setup), limit=limit, note=note, shown=shown,
             )
         )  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
 
 
 def greedy_policy(algorithm: Algorithm, setup: Setup, weights: Weights, seed: int) -> GreedyPolicy:
-    """How an algorithm acts greedily with some weights; an algorithm that draws numbers draws them from ``seed``."""
+    """How an algorithm acts greedily with some weights; an algorithm that draws numbers draws them from ``seed``.
+
+    Called, as is what it returns, within `daskrl.arithmetic.pinned`.
+    """
     import torch
 
     acting = algorithm.policy(setup)

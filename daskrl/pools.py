@@ -181,23 +181,23 @@ class InProcessPool:
     """Runs each task when the driver waits for it: the same functions, the same bits, no Dask."""
 
     def __init__(self, plan: Plan) -> None:
-        import torch
-
         self.plan, self.token = plan, uuid.uuid4().hex[:8]
         self.held: set[int] = set()
         self.in_flight: set[Any] = set()
         self.promise_off: list[str] = []
         self._weights: dict[int, session.Published] = {}
         self._tasks: deque[tuple[Any, Callable[[], Record]]] = deque()
-        self._threads = torch.get_num_threads()  # tasks set it; whoever called gets theirs back
         payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
-        info = session.join(payload)
-        self.arithmetic: Record | None = plan.arithmetic or reference(info, plan.layout.config.device)
-        problem = mismatch(info, self.arithmetic, learns=True)
-        if problem is not None:
-            if plan.options.strict:
-                self.close()
-            self.promise_off.append(_refuse_or_warn(f"this process has {problem}", plan.options.strict))
+        self.arithmetic: Record | None = plan.arithmetic
+        try:
+            info = session.join(payload)
+            self.arithmetic = plan.arithmetic or reference(info, plan.layout.config.device)
+            problem = mismatch(info, self.arithmetic, learns=True)
+            if problem is not None:
+                self.promise_off.append(_refuse_or_warn(f"this process has {problem}", plan.options.strict))
+        except BaseException:
+            self.close()
+            raise
 
     def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
         for task in ready:
@@ -254,10 +254,7 @@ class InProcessPool:
         pass
 
     def close(self) -> None:
-        import torch
-
         session.forget(self.token)
-        torch.set_num_threads(self._threads)
 
 
 @dataclass

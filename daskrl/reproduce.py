@@ -10,6 +10,7 @@ import numpy as np
 
 from daskrl import envs, pools, rollout, session
 from daskrl.algorithms.base import Algorithm
+from daskrl.arithmetic import pinned
 from daskrl.columns import pack
 from daskrl.config import Options
 from daskrl.errors import ConfigError
@@ -105,7 +106,8 @@ def _weights(store: Store, made: session.Session, version: int, head: int) -> se
         return (meta, *pack(store.weights(version)[1]))
     arithmetic = next(iter(store.records("arithmetic")), None)
     device = (arithmetic or pools.reference(session.introduction(store.layout), store.config.device))["device"]
-    standing = Standing(made, device)
-    standing.restore(version, head)
-    standing.advance(version, head)
-    return (meta, *pack(standing.learner.weights()))
+    with pinned(store.config.torch_threads, device):
+        standing = Standing(made, device)
+        standing.restore(version, head)
+        standing.advance(version, head)
+        return (meta, *pack(standing.learner.weights()))

@@ -18,6 +18,7 @@ import numpy as np
 
 from daskrl import seeding
 from daskrl.algorithms.base import Moment, recurrent_state
+from daskrl.arithmetic import of_thread, pinned
 from daskrl.columns import checksums, unpack, write_fragment
 from daskrl.commits import Record
 from daskrl.config import RunConfig
@@ -86,7 +87,6 @@ def run(
     reproduce = f"\n  Type: daskrl reproduce {session.layout.root} --fragment {slot}{_own(config)}"
 
     def steps() -> tuple[Fragment, Record, Stream]:
-        _single_thread()
         standing, live = session.take_stream(stream) if use_cache else (-1, None)
         continues = True
         if live is None or standing != round_:
@@ -114,7 +114,8 @@ def run(
         return fragment, record, live
 
     try:
-        fragment, record, live = within(session.options.rollout_timeout, steps, where)
+        with pinned():
+            fragment, record, live = within(session.options.rollout_timeout, steps, where)
     except Exception as error:
         # Every failure of an environment names the way to see it again.
         if error.args and isinstance(error.args[0], str) and reproduce not in error.args[0]:
@@ -145,7 +146,8 @@ def within(seconds: float, function: Callable[[], T], where: str) -> T:
 
     def call() -> None:
         try:
-            outcome.append(function())
+            with of_thread():
+                outcome.append(function())
         except BaseException as error:
             failure.append(error)
         finally:
@@ -258,9 +260,3 @@ def acting_policy(session: Session, weights: Published) -> Any:
         for old in sorted(session.policies)[: -(session.config.schedule.lag + 2)]:
             del session.policies[old]
     return made
-
-
-def _single_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)  # every time: part of it is the thread's own, part the whole process's

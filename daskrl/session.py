@@ -103,6 +103,7 @@ class Session:
 
 
 _SESSIONS: dict[str, Session] = {}
+_LOCK = threading.Lock()  # around it: tasks of one process run in several threads
 _PACKING = threading.Lock()  # what cloudpickle takes by value is a setting of the whole process
 
 
@@ -111,28 +112,36 @@ class NotJoinedError(DaskrlError):
 
 
 def get(token: str) -> Session:
-    try:
-        return _SESSIONS[token]
-    except KeyError:
-        raise NotJoinedError(f"process {os.getpid()} has not joined session {token}") from None
+    session = find(token)
+    if session is None:
+        raise NotJoinedError(f"process {os.getpid()} has not joined session {token}")
+    return session
 
 
 def find(token: str) -> Session | None:
     """The session, if this process has joined it."""
-    return _SESSIONS.get(token)
+    with _LOCK:
+        return _SESSIONS.get(token)
 
 
 def put(session: Session) -> None:
     """Start caching for a session. A session replaces older ones of the same store."""
-    for other in [s for s in _SESSIONS.values() if s.layout.root == session.layout.root]:
-        if other.token != session.token:
-            forget(other.token)
-    _SESSIONS.setdefault(session.token, session)
+    with _LOCK:
+        older = [
+            token
+            for token, other in _SESSIONS.items()
+            if token != session.token and other.layout.root == session.layout.root
+        ]
+        replaced = [_SESSIONS.pop(token) for token in older]
+        _SESSIONS.setdefault(session.token, session)
+    for other in replaced:  # environments may take their time to close
+        other.close()
 
 
 def forget(token: str) -> None:
     """Drop what a session cached."""
-    session = _SESSIONS.pop(token, None)
+    with _LOCK:
+        session = _SESSIONS.pop(token, None)
     if session is not None:
         session.close()
 
@@ -235,7 +244,6 @@ def introduction(layout: Layout) -> dict[str, Any]:
 
     from daskrl.networks import arithmetic_settings, fingerprint
 
-    torch.set_num_threads(1)  # other numbers of threads give other bits
     cuda = torch.cuda.is_available()
     return {
         "versions": versions(layout.config.packages),

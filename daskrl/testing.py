@@ -21,7 +21,6 @@ The toys are `Corridor` for discrete actions, the default, and `Reach` for conti
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import random
@@ -36,6 +35,7 @@ from gymnasium import spaces
 
 from daskrl import envs, seeding, session
 from daskrl.algorithms.base import Algorithm, Learner, Moment, Setup, Weights, recurrent_state, settings, staged
+from daskrl.arithmetic import pinned
 from daskrl.chaos import ChaosReport, Harm, chaos, plan_of_kills  # noqa: F401
 from daskrl.config import Options, Schedule
 from daskrl.evaluate import evaluate
@@ -163,7 +163,7 @@ class AlgorithmTests:
     # -- the learner ----------------------------------------------------------------------------------------
 
     def test_a_learner_lost_and_restored_from_a_checkpoint_goes_on_to_the_same_weights(self) -> None:
-        with _one_thread():
+        with pinned():
             game = _Game(self).learn()
             before, state = game.version, _copy(game.learner.state())
             expected = []
@@ -187,13 +187,13 @@ class AlgorithmTests:
         assert other.updates == game.learner.updates, "updates is not restored"
 
     def test_first_weights_follow_from_the_generator(self) -> None:
-        with _one_thread():
+        with pinned():
             one, other = (_Game(self).learner.weights() for _ in range(2))
         differ = _differences(one, other)
         assert not differ, f"two learners from equal generators differ in {differ}: draw them from ``random``"
 
     def test_weights_and_state_are_numeric_arrays_with_the_same_names_and_shapes_at_every_version(self) -> None:
-        with _one_thread():
+        with pinned():
             game = _Game(self)
             first = _described(game.learner.weights(), "weights()")
             game.learn()
@@ -201,7 +201,7 @@ class AlgorithmTests:
             _described(game.learner.state(), "state()")
 
     def test_what_was_published_or_saved_is_not_written_to_again(self) -> None:
-        with _one_thread():
+        with pinned():
             game = _Game(self).learn()
             weights, state = game.learner.weights(), game.learner.state()
             kept = _copy(weights), _copy(state)
@@ -212,7 +212,7 @@ class AlgorithmTests:
     # -- acting ---------------------------------------------------------------------------------------------
 
     def test_acting_follows_from_weights_observations_and_the_generator(self) -> None:
-        with _one_thread():
+        with pinned():
             game = _Game(self)
             first = game.learner.weights()
             newest = game.learn().learner.weights()
@@ -226,7 +226,7 @@ class AlgorithmTests:
             assert not differ, f"another policy with the same weights differs in {differ}"
 
     def test_greedy_acting_does_not_depend_on_the_generator(self) -> None:
-        with _one_thread():
+        with pinned():
             game = _Game(self).learn()
             policy = game.policy(game.learner.weights())
             one, other = (game.play(policy, seed=seed, greedy=True) for seed in (1, 2))
@@ -235,7 +235,7 @@ class AlgorithmTests:
     def test_exploring_draws_from_the_generator(self) -> None:
         if not self.explores:
             return
-        with _one_thread():
+        with pinned():
             game = _Game(self)
             policy = game.policy(game.learner.weights())
             one, other = (game.play(policy, seed=seed) for seed in (1, 2))
@@ -245,7 +245,7 @@ class AlgorithmTests:
         )
 
     def test_acting_leaves_observations_and_weights_as_they_are(self) -> None:
-        with _one_thread():
+        with pinned():
             game = _Game(self).learn()
             weights = game.learner.weights()
             kept, policy = _copy(weights), game.policy(weights)
@@ -257,7 +257,7 @@ class AlgorithmTests:
         assert not _differences(kept, weights), "acting writes to the weights that were loaded"
 
     def test_actions_fit_the_action_space(self) -> None:
-        with _one_thread():
+        with pinned():
             game = _Game(self)
             columns = dict(getattr(game.algorithm, "columns", {}))
             for _ in range(2):
@@ -284,7 +284,7 @@ class AlgorithmTests:
                 "torch": torch.get_rng_state().numpy().tobytes(),
             }
 
-        with _one_thread():
+        with pinned():
             game = _Game(self).learn()
             policy = game.policy(game.learner.weights())
             before = states()
@@ -305,7 +305,7 @@ class AlgorithmTests:
         assert len(data) < 100_000, f"pickled, it has {len(data)} bytes: keep arrays and networks out of it"
         arrived = cloudpickle.loads(data)[2]
         assert repr(settings(arrived)) == repr(before), "its settings are others after pickling"
-        with _one_thread():
+        with pinned():
             game, there = _Game(self), _Game(self, arrived)
             assert not _differences(game.learner.weights(), there.learner.weights()), "it is another after pickling"
 
@@ -456,29 +456,13 @@ class _Game:
 
 
 def _learn(learner: Learner, fragments: Sequence[Mapping[str, Array]], seed: int, version: int) -> None:
-    import torch
-
     learner.append(staged(learner, fragments))
-    with torch.enable_grad():
-        loss = learner.learn(seeding.generator(seed, "learn", version))
+    loss = learner.learn(seeding.generator(seed, "learn", version))
     assert loss is None or np.isfinite(loss), f"the loss of version {version + 1} is {loss}"
 
 
 def _no_updates(env_steps: int) -> str:
     return f"no update in {env_steps} steps: in make(), lower what puts it off (learning_starts), or raise env_steps"
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """As tasks compute: other numbers of threads give other bits."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _copy(arrays: Mapping[str, Array]) -> dict[str, Array]:

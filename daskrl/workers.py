@@ -6,9 +6,12 @@ and each worker is a fork of it. A worker that was lost is back as fast.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
+import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from daskrl.demand import LEARNER
@@ -45,16 +48,47 @@ PRELOAD_VARIABLE = "DASK_DISTRIBUTED__WORKER__PRELOAD"
 _FORKED = {"distributed.worker.multiprocessing-method": "forkserver"}
 
 
+_HELD: dict[str, tuple[int, Any, Any]] = {}  # key -> how many hold it, what it was, what it is meanwhile
+_HOLDING = threading.Lock()
+
+
+def held(settings: Mapping[str, Any]) -> contextlib.ExitStack:
+    """Set Dask's configuration, which is the whole process's, until what is returned is closed, or left.
+
+    What several hold, at the same time and in any order, the last puts back; unless somebody set it meanwhile.
+    """
+    import dask
+
+    stack = contextlib.ExitStack()
+    for key, value in settings.items():
+        with _HOLDING:
+            count, before, _ = _HELD.get(key, (0, dask.config.get(key, None), None))
+            _HELD[key] = count + 1, before, value
+            dask.config.set({key: value})
+        stack.callback(_let_go, key)
+    return stack
+
+
+def _let_go(key: str) -> None:
+    import dask
+
+    with _HOLDING:
+        count, before, meanwhile = _HELD.pop(key)
+        if count > 1:
+            _HELD[key] = count - 1, before, meanwhile
+        elif dask.config.get(key, None) == meanwhile:
+            dask.config.set({key: before})
+
+
 @functools.cache
 def forking_nanny() -> type[Nanny]:
     """The class of a nanny whose worker is a fork of the fork server."""
-    import dask
     from distributed import Nanny
     from distributed.utils import get_mp_context
 
     class ForkingNanny(Nanny):
         async def instantiate(self) -> Any:
-            with dask.config.set(_FORKED):
+            with held(_FORKED):
                 get_mp_context()  # has imports of its own, the first time
                 multiprocessing.get_context("forkserver").set_forkserver_preload(["distributed", PRELOAD])
                 return await super().instantiate()

@@ -19,6 +19,7 @@ LAYERS = [
     ["errors"],
     ["extras", "names"],
     ["config", "seeding", "spaces", "planes"],
+    ["arithmetic"],
     ["algorithms"],
     ["algorithms.base"],
     ["values", "sources", "envs", "networks"],

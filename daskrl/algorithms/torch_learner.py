@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from daskrl import networks
+from daskrl import arithmetic, networks
 from daskrl.algorithms.base import Setup, Weights
 from daskrl.config import require_types
 from daskrl.errors import ConfigError
@@ -90,7 +91,6 @@ class TorchLearner:
         target: nn.Module | None = None,
         follows: nn.Module | None = None,
     ) -> None:
-        networks.deterministic(setup.device)
         self.setup, self.device = setup, torch.device(setup.device)
         networks.initialise(online, random)
         self.online, self.policy = online, policy if policy is not None else online
@@ -122,9 +122,11 @@ class TorchLearner:
             its.data = parameter.data
         # Each size of a batch is compiled by itself: how would else depend on which came first, and so would the bits,
         # as they would if the limit were met, which all networks of a process count towards.
+        config = torch._dynamo.config
         for limit in ("recompile_limit", "accumulated_recompile_limit"):
-            if hasattr(torch._dynamo.config, limit):
-                setattr(torch._dynamo.config, limit, _COMPILED)
+            if hasattr(config, limit):
+                get, put = functools.partial(getattr, config, limit), functools.partial(setattr, config, limit)
+                arithmetic.also(arithmetic.Switch(limit, get, put, (_COMPILED,)))
         for part in module.modules():
             if isinstance(part, LSTM):  # the steps between two episodes' ends are any number
                 part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]

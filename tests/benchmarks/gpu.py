@@ -38,6 +38,7 @@ import daskrl
 from daskrl import DQN, clusters
 from daskrl.algorithms.base import Setup
 from daskrl.algorithms.replay import ReplayLearner
+from daskrl.arithmetic import pinned
 from daskrl.config import Schedule
 from daskrl.spaces import spec_of
 from daskrl.window import Batch
@@ -207,7 +208,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if given.device == "cuda" else "CPU"
     rows, runs = [], []
     for how in given.how:
-        rate = updates_per_second(how, given.batch, given.window, given.device, given.rounds)
+        with pinned(device=given.device):
+            rate = updates_per_second(how, given.batch, given.window, given.device, given.rounds)
         rows.append([
             how, *(f"{rate[who]:,.0f}" if who in rate else "" for who in ("learner", "alone", "bare", "free")),
             verdict(rate["learner"] / rate["bare"], 0.9), f"{1 - rate['learner'] / rate['alone']:.1%}",
@@ -228,10 +230,12 @@ def main() -> None:
             ],
             runs, packages=["torch", "ale-py"], width=160,
         )  # fmt: skip
+    with pinned(device=given.device):
+        of_vectors = [vectors(which, given.device, given.rounds) for which in given.vectors]
     show(
         f"Updates per second of whole learners on vectors, batches of 256, {name}",
         ["", "eager", "CUDA graphs", "ratio"],
-        [vectors(which, given.device, given.rounds) for which in given.vectors], packages=["torch"],
+        of_vectors, packages=["torch"],
     )  # fmt: skip
 
 
