@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
-import inspect
+import itertools
 import json
 import os
 import shlex
@@ -23,6 +22,7 @@ from cyclopts import App, CycloptsError, Parameter, convert
 from rich.console import Console
 from rich.table import Table
 
+from daskrl import modules
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, SchedulerLostError
 from daskrl.names import did_you_mean
@@ -98,13 +98,14 @@ def train(
     Parameters
     ----------
     env
-        Gymnasium id, module:Id, or module:function for a function that returns an environment.
+        Gymnasium id, module:Id, or module:function or FILE.py:function for a function that returns an environment.
     store
         Directory of the run; must not exist yet.
     env_steps
         Transitions to take, rounded up to whole rounds.
     algorithm
-        q-learning, dqn, c51, qr-dqn, rainbow, r2d2, ppo, impala, sac, td3, or module:Class for your own.
+        q-learning, dqn, c51, qr-dqn, rainbow, r2d2, ppo, impala, sac, td3, or for your own module:Class or
+        FILE.py:Class. With --help the settings of that one are listed; see daskrl algorithms.
     seed
         The only source of randomness.
     workers
@@ -228,9 +229,9 @@ def resume(
     learner_timeout
         Seconds to wait for a worker with the resource learner or GPU; then it learns beside the driver.
     env
-        Again the module:function the run was made with, where it was one.
+        Again the module:function or FILE.py:function the run was made with, where it was one.
     algorithm
-        Again the module:Class the run was made with, where it was your own.
+        Again the module:Class or FILE.py:Class the run was made with, where it was your own.
     tensorboard
         Directory for TensorBoard, which gets the numbers of the run as it goes on. Needs daskrl[tensorboard].
     mlflow
@@ -287,10 +288,10 @@ def evaluate(
     version
         Weights version; the newest kept by default, with a warning where a newer one was published.
     env
-        Again the module:function the run was made with, where it was one. Or another environment of the same spaces:
-        Gymnasium id, module:Id or module:function.
+        Again the module:function or FILE.py:function the run was made with, where it was one. Or another environment of
+        the same spaces: Gymnasium id, module:Id, module:function or FILE.py:function.
     algorithm
-        Again the module:Class the run was made with, where it was your own.
+        Again the module:Class or FILE.py:Class the run was made with, where it was your own.
     max_episode_steps
         Steps after which an episode is cut that has not ended; 0 for any number.
     video
@@ -380,9 +381,9 @@ def reproduce(
     debug
         Stop in the debugger (pdb) where the rollout raises.
     env
-        Again the module:function the run was made with, where it was one.
+        Again the module:function or FILE.py:function the run was made with, where it was one.
     algorithm
-        Again the module:Class the run was made with, where it was your own.
+        Again the module:Class or FILE.py:Class the run was made with, where it was your own.
     as_json
         Print JSON.
     """
@@ -445,6 +446,39 @@ def watch(
         print(json.dumps({"store": str(reader.store.root), **reader.read().to_json()}))
     else:
         show(reader, None if once or not sys.stdout.isatty() else interval)
+
+
+@app.command
+def algorithms(
+    name: str | None = None, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
+) -> None:
+    """List the algorithms, or the settings of one: what -s NAME=VALUE takes.
+
+    Parameters
+    ----------
+    name
+        q-learning, dqn, ..., or module:Class or FILE.py:Class for your own; all without it.
+    as_json
+        Print JSON.
+    """
+    from daskrl import described
+
+    if name is None:
+        listed = described.built_in()
+        if as_json:
+            print(json.dumps(listed))
+            return
+        table = Table("algorithm", "actions", "", title="algorithms", title_justify="left")
+        for entry in listed:
+            table.add_row(entry["name"], ", ".join(entry["actions"]), entry["description"])
+        console.print(table)
+        _say("For the settings of one type: daskrl algorithms NAME")
+        return
+    entry = described.described(name, _algorithm(name))
+    if as_json:
+        print(json.dumps(entry))
+    else:
+        _show_settings(entry)
 
 
 @app.command
@@ -611,7 +645,7 @@ def _at_signals(act: Callable[[], None]) -> Iterator[None]:
 def _command(run: Run, env: str | None, algorithm: str | None) -> str:
     """What to type to go on."""
     command = ["daskrl", "resume", os.path.relpath(run.store.root)]
-    if env is not None and run.source.identity["kind"] == "callable":
+    if env is not None and (run.source.identity["kind"] == "callable" or modules.is_file(modules.split(env)[0])):
         command += ["--env", env]
     if algorithm is not None and run.store.config.algorithm["source_sha256"] is not None:
         command += ["--algorithm", algorithm]
@@ -646,6 +680,18 @@ def _show(run: Run, episodes: int, as_json: bool) -> None:
         _table("run", summary)
 
 
+def _show_settings(entry: dict[str, Any]) -> None:
+    """A table of an algorithm's settings; ``entry`` is what `daskrl.described.described` returns."""
+    from rich.text import Text
+
+    table = Table("setting", "type", "default", "meaning", title=f"settings of {entry['name']}", title_justify="left")
+    for setting in entry["settings"]:
+        default = "(required)" if setting["default"] is None else setting["default"]
+        table.add_row(*(Text(text) for text in (setting["name"], setting["type"], default, setting["meaning"])))
+    console.print(Text(f"{entry['class']}: {entry['description']}"), table, sep="\n")
+    console.print("Give them as -s NAME=VALUE, any number of times.", highlight=False)
+
+
 def _callable(run: Run) -> Any:
     return run.source.factory if run.source.identity["kind"] == "callable" else None
 
@@ -660,11 +706,12 @@ def _table(title: str, rows: dict[str, Any]) -> None:
 
 
 def _algorithm(name: str) -> Any:
+    """An algorithm's class by its name, or ``module:Class`` or ``FILE.py:Class`` of the user's own."""
     from daskrl.algorithms import by_name
 
-    if ":" not in name:
+    if ":" not in name and not modules.is_file(name):
         return by_name(name)
-    found = _imported(name)
+    found = modules.imported(name)
     if not isinstance(found, type):
         raise ConfigError(f"--algorithm {name}: expected a class with the methods of daskrl.Algorithm, got {found!r}.")
     return found
@@ -673,38 +720,40 @@ def _algorithm(name: str) -> Any:
 def _made(algorithm: str, settings: dict[str, Any]) -> Any:
     try:
         return _algorithm(algorithm)(**settings)
+    except ConfigError:
+        raise
     except TypeError as error:  # a value of another type than the setting's
         given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
         raise ConfigError(f"--algorithm {algorithm} cannot be made with {given}: {error}.") from None
 
 
 def _environment(env: str) -> Any:
-    """``module:function`` is a callable; anything else, ``module:Id`` too, is left to Gymnasium."""
-    if ":" not in env:
+    """A callable by its name; or the id of an environment: ``module:Id`` is left to Gymnasium."""
+    name, wanted = modules.split(env)
+    if modules.is_file(name):
+        if not wanted:
+            raise modules.no_such_name(modules.module(name), name, wanted)
+        return _of_file(name, wanted)
+    if not wanted:
         return env
-    module, _, name = env.partition(":")
     try:
-        found = getattr(_module(module), name, None)
+        found = getattr(modules.module(name), wanted, None)
     except ImportError:
         return env
     return found if callable(found) else env
 
 
-def _imported(path: str) -> Any:
-    module, _, name = path.partition(":")
-    try:
-        return getattr(_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{path!r}: expected module:name, but {error}.") from None
+def _of_file(file: str, wanted: str) -> Any:
+    """A callable of a file, or an id that it registers."""
+    import gymnasium
 
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"importing {name!r} raised {type(error).__name__}: {error}.") from error
+    module = modules.module(file)
+    found = getattr(module, wanted, None)
+    if callable(found):
+        return found
+    if wanted in gymnasium.registry:
+        return wanted
+    raise modules.no_such_name(module, file, wanted)
 
 
 def _init(init: str | None) -> dict[str, Any]:
@@ -726,7 +775,10 @@ def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any
 
     result: dict[str, Any] = {}
     if env is not None:
-        result["env"] = _imported(env)
+        found = _environment(env)
+        kept = Store.open(store).config.environment.get("id")
+        if kept is None or found != kept:  # an id that the file of the run's registers is all that is needed
+            result["env"] = found if callable(found) else modules.imported(env)
     if algorithm is not None:
         result["algorithm"] = _made(algorithm, stored_settings(Store.open(store)))
     return result
@@ -734,7 +786,9 @@ def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any
 
 def _settings(algorithm: str, pairs: list[str]) -> dict[str, Any]:
     """``NAME=VALUE`` strings as keyword arguments of an algorithm."""
-    known = set(inspect.signature(_algorithm(algorithm)).parameters)
+    from daskrl.described import parameters
+
+    known = set(parameters(_algorithm(algorithm)))
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -762,7 +816,11 @@ def main(typed: Sequence[str] | None = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        app(sys.argv[1:] if typed is None else typed, exit_on_error=False, print_error=True)
+        given = [*(sys.argv[1:] if typed is None else typed)]
+        with contextlib.ExitStack() as after:
+            if (asked := _asked(given)) is not None:
+                after.callback(_show_settings, asked)
+            app(given, exit_on_error=False, print_error=True)
     except CycloptsError:  # has been printed
         sys.exit(2)
     except DaskrlError as error:
@@ -771,6 +829,20 @@ def main(typed: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # outside of a run, which has its own message
         _say("\nInterrupted.")
         sys.exit(130)
+
+
+def _asked(typed: Sequence[str]) -> dict[str, Any] | None:
+    """The algorithm whose settings ``daskrl train --algorithm NAME --help`` shows beside its own."""
+    if typed[:1] != ["train"] or not {"--help", "-h"} & {*typed}:
+        return None
+    from daskrl.described import described
+
+    for one, following in itertools.pairwise([*typed, ""]):
+        option, equals, value = one.partition("=")
+        if option == "--algorithm":
+            name = value if equals else following
+            return described(name, _algorithm(name))
+    return None
 
 
 if __name__ == "__main__":

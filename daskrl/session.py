@@ -12,7 +12,6 @@ import os
 import platform
 import socket
 import sys
-import sysconfig
 import threading
 import uuid
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from daskrl import modules
 from daskrl.algorithms.base import Algorithm, Setup
 from daskrl.columns import Table
 from daskrl.config import Options, RunConfig
@@ -170,7 +170,7 @@ def pack(
     names = {getattr(_unwrapped(obj), "__module__", None) for obj in (type(algorithm), factory)}
     with _PACKING:
         names -= cloudpickle.list_registry_pickle_by_value()  # the user's own wish, to be left standing
-        local = [module for name in names if name and (module := _local_module(name)) is not None]
+        local = [module for name in names if name and (module := modules.local(name)) is not None]
         for module in local:
             cloudpickle.register_pickle_by_value(module)
         try:
@@ -183,16 +183,6 @@ def pack(
 
 def _unwrapped(obj: Any) -> Any:
     return getattr(obj, "func", obj) if not isinstance(obj, type) else obj
-
-
-def _local_module(name: str) -> Any:
-    if name == "__main__" or name.partition(".")[0] == "daskrl" or name not in sys.modules:
-        return None
-    file = getattr(sys.modules[name], "__file__", None)
-    if file is None:
-        return None
-    installed = {sysconfig.get_path(key) for key in ("purelib", "platlib", "stdlib")}
-    return None if any(Path(file).is_relative_to(path) for path in installed) else sys.modules[name]
 
 
 def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:

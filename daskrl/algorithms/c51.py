@@ -31,7 +31,7 @@ class C51(DQN):
 
     Parameters
     ----------
-    atoms : K.
+    atoms : K, in how many values the return's distribution is held.
     v_min, v_max : the least and the largest ``z_i``. Returns beyond them are taken for them.
     noisy : noisy layers behind the encoder (Fortunato et al. 2018, https://arxiv.org/abs/1706.10295), which explore
         by themselves: set ``epsilon_start`` and ``epsilon_end`` to 0.

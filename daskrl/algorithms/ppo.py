@@ -37,12 +37,14 @@ class PPO(ActorCritic):
 
     Parameters
     ----------
-    gae_lambda : of the advantages (Schulman et al. 2016, https://arxiv.org/abs/1506.02438, equation 16).
-    clip : how far a probability ratio counts.
-    clip_anneal : it falls with the learning rate.
+    gae_lambda : lambda of generalised advantage estimation (Schulman et al. 2016, https://arxiv.org/abs/1506.02438,
+        equation 16).
+    clip : how far the ratio of an action's probabilities, now and when it was taken, counts beyond 1.
+    clip_anneal : ``clip`` falls with the learning rate.
     epochs : passes over a round.
     batch_size : transitions in one update; with an LSTM, whole environments of about as many.
-    normalise_advantage : in each minibatch of more than one transition.
+    normalise_advantage : advantages are shifted and scaled to mean 0 and deviation 1 in each minibatch of more than one
+        transition.
     """
 
     gae_lambda: float = 0.95

@@ -63,7 +63,7 @@ class QLearning(Suggesting):
 
     Parameters
     ----------
-    learning_rate : alpha.
+    learning_rate : alpha, how far an update goes.
     learning_rate_decay : ``alpha = learning_rate / (1 + learning_rate_decay * n)`` after n updates of the same state
         and action. Above 0 the values converge also where the environment is random.
     discount : gamma.

@@ -27,7 +27,7 @@ class QRDQN(DQN):
 
     Parameters
     ----------
-    quantiles : K.
+    quantiles : K, how many of the return are learned.
     kappa : up to this TD error the loss is quadratic.
     """
 

@@ -37,7 +37,8 @@ class R2D2(DQN):
 
     Parameters
     ----------
-    burn_in, unroll : fragments of ``fragment_steps`` steps.
+    burn_in, unroll : fragments that bring the recurrent state up to date, and that are learned from; each of
+        ``fragment_steps`` steps.
     lstm : features of the LSTM, between one layer of ``hidden[0]`` and heads of the other ``hidden`` sizes.
     rescale : epsilon of the value rescaling; None leaves values as they are.
     priority_eta : a sequence's priority is ``eta * max + (1 - eta) * mean`` of its absolute TD errors.

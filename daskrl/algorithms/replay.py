@@ -41,13 +41,14 @@ class Replay(TorchSettings):
     n_step : steps of the n-step return.
     batch_size : transitions in one update.
     learning_rate : of the optimizer.
-    learning_rate_end, learning_rate_updates : it falls linearly to this over that many updates; None keeps it.
+    learning_rate_end, learning_rate_updates : the learning rate falls linearly to the first over so many updates; None
+        keeps it.
     replay_ratio : gradient updates x batch_size for each transition.
     learning_starts : transitions before the first update.
     window : newest transitions an update may draw from.
     priority_alpha : exponent of prioritised replay; None draws uniformly.
-    priority_beta : exponent of its importance weights, rising linearly to 1.
-    priority_beta_updates : updates over which it rises.
+    priority_beta : exponent of the importance weights of prioritised replay, rising linearly to 1.
+    priority_beta_updates : updates over which ``priority_beta`` rises.
     reward_clip : the learner sees rewards in ``[-reward_clip, reward_clip]``; None leaves them.
     cuda_graphs : on a GPU each kind of update is recorded once and replayed from then on, with the same bits in a
         fraction of the time. Not for R2D2, whose updates are all different. An update of your own may depend only on
