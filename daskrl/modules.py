@@ -62,7 +62,7 @@ def no_such_name(found: ModuleType, name: str, wanted: str) -> ConfigError:
         if not key.startswith("_") and callable(value) and getattr(value, "__module__", None) == found.__name__
     )
     has = f"it has {', '.join(own)}" if own else "it has no function or class of its own"
-    return ConfigError(f"{name} has no {wanted!r}: {has}.{did_you_mean(wanted, own)}")
+    return ConfigError(f"{name}:{wanted}: {name} has no {wanted!r}; {has}.{did_you_mean(wanted, own)}")
 
 
 def module(name: str) -> ModuleType:

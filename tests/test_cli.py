@@ -225,7 +225,7 @@ def test_reproduce_exits_with_1_where_a_fragment_differs(tmp_path: Path, here: H
         ("digest new", ("StoreMismatchError", "daskrl train")),
         ("evaluate run --version 3", ("ConfigError", "[0, 10]", "3")),
         ("evaluate run --episodes 0", ("ConfigError", "episodes", ">= 1")),
-        ("evaluate run --env mine:env", ("StoreMismatchError", "CartPole-v1", "env=")),
+        ("reproduce run --fragment 3 --env mine:env", ("StoreMismatchError", "CartPole-v1", "env=")),
         ("reproduce run --fragment 4000", ("ConfigError", "4000", "round 2000")),
         ("reproduce run --fragment -1", ("ConfigError", "-1")),
     ],

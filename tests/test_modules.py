@@ -170,15 +170,15 @@ def test_an_id_that_a_file_registers_is_an_environment_and_is_found_again(tmp_pa
     [
         (
             "mine_of_these_tests.py:Mien",
-            r"mine_of_these_tests.py has no 'Mien': it has Env, Mine, env. Did you mean Mine\?",
+            r"mine_of_these_tests.py has no 'Mien'; it has Env, Mine, env. Did you mean Mine\?",
         ),
-        ("mine_of_these_tests:Mien", r"mine_of_these_tests has no 'Mien': it has Env, Mine, env. Did you mean Mine\?"),
+        ("mine_of_these_tests:Mien", r"mine_of_these_tests has no 'Mien'; it has Env, Mine, env. Did you mean Mine\?"),
         ("nowhere/mine.py:Mine", r"nowhere/mine.py: expected a file, there is none at .*nowhere/mine.py"),
         ("nowhere:Mine", "expected MODULE:NAME or FILE.py:NAME, but No module named 'nowhere'"),
         ("mine_of_these_tests.py", "expected MODULE:NAME or FILE.py:NAME"),
         ("broken.py:Mine", "importing 'broken.py' raised ZeroDivisionError"),
         ("wrong.py:Mine", "importing 'wrong.py' raised SyntaxError"),
-        ("empty.py:Mine", "empty.py has no 'Mine': it has no function or class of its own"),
+        ("empty.py:Mine", "empty.py has no 'Mine'; it has no function or class of its own"),
         ("lacking.py:Mine", "No module named 'nowhere'"),
     ],
 )
@@ -197,11 +197,11 @@ def test_what_is_not_there_is_an_error_that_says_what_is(
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("mine_of_these_tests.py:envv", "has no 'envv': it has Env, Mine, env. Did you mean env?"),
-        ("mine_of_these_tests.py:Pole-v7", "has no 'Pole-v7': it has Env, Mine, env."),
+        ("mine_of_these_tests.py:envv", "has no 'envv'; it has Env, Mine, env. Did you mean env?"),
+        ("mine_of_these_tests.py:Pole-v7", "has no 'Pole-v7'; it has Env, Mine, env."),
         ("mine_of_these_tests.py", "it has Env, Mine, env."),
         ("missing.py:env", "expected a file"),
-        ("CartPole-v1 --algorithm mine_of_these_tests.py:Dqn", "has no 'Dqn': it has Env, Mine, env."),
+        ("CartPole-v1 --algorithm mine_of_these_tests.py:Dqn", "has no 'Dqn'; it has Env, Mine, env."),
         ("CartPole-v1 --algorithm mine_of_these_tests.py", "expected MODULE:NAME or FILE.py:NAME"),
     ],
 )
