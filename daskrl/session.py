@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from daskrl import modules
+from daskrl import children, modules
 from daskrl.algorithms.base import Algorithm, Setup
 from daskrl.columns import Table
 from daskrl.config import Options, RunConfig
@@ -194,6 +194,7 @@ def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
     """
     token, layout, algorithm, factory, options = cloudpickle.loads(payload)
     if probe is not None:
+        children.allow()
         _require_shared(layout.root, Path(probe))
     _keep_freed_memory()
     put(Session(token, layout, algorithm, factory, options))

@@ -43,6 +43,7 @@ LAYERS = [
     ["algorithms.qr_dqn", "algorithms.rainbow"],
     ["identity"],
     ["initial"],
+    ["children"],
     ["session"],
     ["rollout", "learner"],
     ["preload"],
