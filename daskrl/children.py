@@ -13,7 +13,7 @@ _ends: list[int] = []  # of a pipe: to read from, and to write to where that is 
 def allow() -> None:
     """Let this process have children, and have what it forks from now on end with it. On a nanny's worker alone.
 
-    Dask's nannies start daemonic processes. Python allows these no children, lest they stay when their parent is killed.
+    Dask's nannies start daemonic processes. Python allows these no children, which would stay when one is killed.
     A process that is forked here waits in a thread for the end of a pipe, which comes with the end of this process.
     Without that it might stay: others that were forked beside it keep open what it would else see closed.
 
