@@ -80,6 +80,7 @@ def train(
     rollout_timeout: float = 600.0,
     learner_timeout: float | None = None,
     strict: bool = True,
+    strict_bounds: bool = False,
     overwrite: bool = False,
     resume: Annotated[bool, Parameter(negative="")] = False,
     init: str | None = None,
@@ -146,6 +147,8 @@ def train(
         long as it takes where the cluster has set one apart, elsewhere not at all.
     strict
         With --no-strict, go on where the promise cannot be kept; the store then says so.
+    strict_bounds
+        An observation outside the bounds of its space is an error; else one warning a run.
     overwrite
         Delete the run that is in the store's directory.
     resume
@@ -175,7 +178,8 @@ def train(
             streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
             frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
             checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
-            learner_timeout=learner_timeout, strict=strict, overwrite=overwrite, resume=resume, **_init(init),
+            learner_timeout=learner_timeout, strict=strict, strict_bounds=strict_bounds, overwrite=overwrite,
+            resume=resume, **_init(init),
         )  # fmt: skip
 
     on = _client(workers, scheduler, cluster, torch_threads)
@@ -192,6 +196,7 @@ def resume(
     cluster: str | None = None,
     env_steps: int | None = None,
     strict: bool | None = None,
+    strict_bounds: bool | None = None,
     rollout_timeout: float | None = None,
     learner_timeout: float | None = None,
     env: str | None = None,
@@ -224,6 +229,8 @@ def resume(
         A larger budget; the result is that of a run started with it.
     strict
         With --no-strict, go on where the promise cannot be kept.
+    strict_bounds
+        An observation outside the bounds of its space is an error from here on.
     rollout_timeout
         Seconds one rollout may take.
     learner_timeout
@@ -251,8 +258,8 @@ def resume(
 
     def begin(client: Client | None) -> Run:
         return daskrl.resume(
-            store, client=client, env_steps=env_steps, strict=strict, rollout_timeout=rollout_timeout,
-            learner_timeout=learner_timeout, **given,
+            store, client=client, env_steps=env_steps, strict=strict, strict_bounds=strict_bounds,
+            rollout_timeout=rollout_timeout, learner_timeout=learner_timeout, **given,
         )  # fmt: skip
 
     on = _client(workers, scheduler, cluster, opened.config.torch_threads)

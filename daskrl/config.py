@@ -127,6 +127,7 @@ class Options:
         deterministic, workers with other arithmetic or packages), and the store says so.
     learner_timeout : seconds to wait for a worker that offers the resource ``learner`` or ``GPU``; then it learns
         beside the driver. None waits as long as it takes where the cluster has set one apart, elsewhere not at all.
+    strict_bounds : an observation outside the bounds of its space is an error; else one warning a run.
     """
 
     checkpoint_every: int = 50
@@ -134,6 +135,7 @@ class Options:
     rollout_timeout: float = 600.0
     strict: bool = True
     learner_timeout: float | None = None
+    strict_bounds: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)

@@ -6,14 +6,15 @@ A stream resets every environment itself, at each episode, with a seed of its ow
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from daskrl import seeding
+from daskrl import isolation, seeding
 from daskrl.errors import ConfigError, EnvironmentRaisedError, NondeterministicError, NonFiniteError
 from daskrl.sources import ActionMask as ActionMask  # where users import it from
 from daskrl.sources import Environment as Environment
@@ -50,6 +51,9 @@ class Stream:
     episode_return : ``[N]`` sum of the rewards of the current episode.
     state : name -> ``[N, *shape]`` float32, the policy's recurrent state; zeros at an episode's first step.
     where, weights_version : what is being rolled out, and with which weights, for messages.
+    first : which of the run's stream its first environment is: 0, unless one is stepped again by itself.
+    outside : of each column of the newest fragment that left the bounds of its space, a sentence on the first value.
+    claimed : what `daskrl.isolation` knows as in use by it.
     """
 
     seed: int
@@ -63,6 +67,9 @@ class Stream:
     state: State
     where: str = ""
     weights_version: int = 0
+    first: int = 0
+    outside: list[str] = field(default_factory=list)
+    claimed: list[Environment] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         stacks = [(leaf, self.observation[leaf.name]) for leaf in self.spec.observation]
@@ -75,6 +82,11 @@ class Stream:
         space = value_at(self.envs[0].action_space, self.spec.action[0])
         bounded = isinstance(space, gymnasium.spaces.Box) and (space.bounded_below.any() or space.bounded_above.any())
         self._bounds = (space.low, space.high) if bounded else None
+        self._observed_bounds = [
+            (leaf, box.low, box.high)
+            for leaf in self.spec.observation
+            if leaf.kind == "box" and _excludes(box := value_at(self.envs[0].observation_space, leaf))
+        ]
 
     @classmethod
     def make(
@@ -88,36 +100,59 @@ class Stream:
         frame_stack: int,
         episode: Sequence[int] | None = None,
         state: Mapping[str, tuple[int, ...]] | None = None,
+        first: int = 0,
+        alive: Callable[[], None] = lambda: None,
     ) -> Stream:
-        """Make ``count`` environments and reset each at the start of its given episode (default 0)."""
-        envs = []
-        for _ in range(count):
-            try:
-                envs.append(factory())
-            except Exception as error:
-                raise EnvironmentRaisedError(
-                    f"making an environment for stream {index} raised {type(error).__name__}: {error}"
-                ) from error
-        stream = cls(
-            seed=seed,
-            index=index,
-            spec=spec,
-            envs=envs,
-            observation={
-                leaf.name: np.zeros((count, frame_stack, *leaf.shape), leaf.dtype) for leaf in spec.observation
-            },
-            episode=np.array(episode if episode is not None else [0] * count, np.int64),
-            age=np.zeros(count, np.int64),
-            episode_return=np.zeros(count, np.float64),
-            state={name: np.zeros((count, *shape), np.float32) for name, shape in (state or {}).items()},
-        )
-        for env in range(count):
-            stream.reset(env)
+        """Make ``count`` environments and reset each at the start of its given episode (default 0).
+
+        Parameters
+        ----------
+        alive : called after each.
+
+        Raises
+        ------
+        EnvironmentRaisedError
+        ConfigError
+            An environment, or one that it holds, is in use by another one of this process.
+        """
+        envs: list[Environment] = []
+        claimed: list[Environment] = []
+        try:
+            for _ in range(count):
+                try:
+                    envs.append(factory())
+                except Exception as error:
+                    raise EnvironmentRaisedError(
+                        f"making an environment for stream {index} raised {type(error).__name__}: {error}"
+                    ) from error
+                claimed.extend(isolation.claim(envs[-1]))
+                alive()
+            stream = cls(
+                seed=seed,
+                index=index,
+                spec=spec,
+                envs=envs,
+                observation={
+                    leaf.name: np.zeros((count, frame_stack, *leaf.shape), leaf.dtype) for leaf in spec.observation
+                },
+                episode=np.array(episode if episode is not None else [0] * count, np.int64),
+                age=np.zeros(count, np.int64),
+                episode_return=np.zeros(count, np.float64),
+                state={name: np.zeros((count, *shape), np.float32) for name, shape in (state or {}).items()},
+                first=first,
+                claimed=claimed,
+            )
+            for env in range(count):
+                stream.reset(env)
+                alive()
+        except BaseException:
+            isolation.release(claimed)
+            raise
         return stream
 
     def seed_of(self, env: int) -> int:
         """The seed ``env`` was reset with at the start of its current episode."""
-        return seeding.environment_seed(self.seed, self.index, env, int(self.episode[env]))
+        return seeding.environment_seed(self.seed, self.index, self.first + env, int(self.episode[env]))
 
     def reset(self, env: int, seed: int | None = None) -> None:
         """Start the current episode of one environment, from its own seed unless another is given."""
@@ -160,13 +195,15 @@ class Stream:
         )
         return (
             f"the environment {did}: {error}\n"
-            f"  {self.where or f'stream {self.index}'}, environment {env} ({self._called(env)}), episode "
+            f"  {self.where or f'stream {self.index}'}, environment {self.first + env} ({self._called(env)}), episode "
             f"{int(self.episode[env])}, step {int(self.age[env])}, reset seed {self.seed_of(env)}"
         )
 
     def _called(self, env: int) -> str:
-        spec = self.envs[env].spec
-        return spec.id if spec is not None else type(self.envs[env].unwrapped).__name__
+        with contextlib.suppress(Exception):  # a wrapper copies the arguments it was made with
+            if (spec := self.envs[env].spec) is not None:
+                return spec.id
+        return type(self.envs[env].unwrapped).__name__
 
     def rollout(self, policy: Policy, steps: int) -> tuple[Fragment, list[tuple[int, float, int]]]:
         """Take ``steps`` steps of every environment.
@@ -199,6 +236,7 @@ class Stream:
         extras: dict[str, Array] = {}
         episodes: list[tuple[int, float, int]] = []
         before = {name: value.copy() for name, value in self.state.items()}
+        first_episode, first_age = self.episode.copy(), self.age.copy()
         convert, every, step_of = self._action_converter(), range(count), [env.step for env in self.envs]
         take, everyone = self._take, slice(None)
         one = np.ones(count, np.int64)  # adding a Python 1 costs three times as much
@@ -246,7 +284,40 @@ class Stream:
         fragment.update(self._action_columns(actions))
         fragment.update(reward=reward, terminated=terminated, truncated=truncated, **extras)
         self._check_finite(fragment)
+        self.outside = self._out_of_bounds(fragment, episodes, first_episode, first_age)
         return fragment, episodes
+
+    def _out_of_bounds(
+        self, fragment: Fragment, episodes: Sequence[tuple[int, float, int]], first_episode: Array, first_age: Array
+    ) -> list[str]:
+        """Of each column that left the bounds of its Box, a sentence on the first value."""
+        said = []
+        ended = fragment["terminated"] | fragment["truncated"]
+        for leaf, low, high in self._observed_bounds:
+            observed, last = fragment[leaf.name], fragment[final_name(leaf.name)][: len(episodes)]
+            for name, values, axes in ((leaf.name, observed, (0, 1)), (final_name(leaf.name), last, (0,))):
+                if not len(values) or not ((values.min(axes) < low) | (values.max(axes) > high)).any():
+                    continue
+                place = tuple(int(i) for i in np.argwhere((values < low) | (values > high))[0])
+                element = place[len(axes) :]
+                if axes == (0,):
+                    env, _, step = episodes[place[0]]
+                    since = sum(other == env for other, _, _ in episodes[: place[0]])
+                else:
+                    env, taken = (
+                        place[1],
+                        place[0] + 1 - (len(observed) - len(ended)),
+                    )  # steps of the fragment until then
+                    ends = np.flatnonzero(ended[: max(0, taken), env])
+                    since, step = len(ends), taken - (int(ends[-1]) + 1 if len(ends) else -int(first_age[env]))
+                episode = int(first_episode[env]) + since
+                seed = seeding.environment_seed(self.seed, self.index, self.first + env, episode)
+                said.append(
+                    f"{name} is {values[place].item()!r}{f' at {list(element)}' if element else ''}, outside of "
+                    f"[{low[element].item()!r}, {high[element].item()!r}] that its space says: environment "
+                    f"{self.first + env} ({self._called(env)}), episode {episode}, step {step}, reset seed {seed}"
+                )
+        return said
 
     def _action_converter(self) -> Callable[[Array], list[Any]]:
         # An algorithm's action for a run with a single leaf is [N, *leaf], discrete ones counted from 0.
@@ -309,32 +380,92 @@ class Stream:
             f"first at {place}: {value}. The fragment was not committed; no learner saw it.{cause}"
         )
 
-    def replay(self, actions: Mapping[int, Array], where: str) -> None:
-        """Step each environment through recorded actions of its current episode.
+    def retrace(self, env: int, stored: Mapping[str, Array], start: int, where: str) -> None:
+        """Step one environment through what a fragment recorded of it, and compare all that it holds of it.
 
         Parameters
         ----------
-        actions : environment -> its actions since the episode began, as stored.
-        where : what is being rebuilt, for messages.
+        stored : columns of the fragment: observations, action, reward and endings; and final observations, if the
+            environment's episode ends in it.
+        start : the first step to take. The environment stands there, at its episode's first if that is above 0.
+        where : what is being done, for messages.
 
         Raises
         ------
         NondeterministicError
-            The episode ended early.
+            Something differs. It says what, at which step of which episode.
         """
-        for env, column in actions.items():
-            for i, action in enumerate(column):
-                reward, terminated, truncated = self.step(env, self._taken(action))
-                self.episode_return[env] += reward
-                if terminated or truncated:
-                    raise NondeterministicError(
-                        f"rebuilding {where}: episode {int(self.episode[env])} of environment {env} ended after "
-                        f"{i + 1} of {len(column)} recorded steps."
-                    )
+        lane, steps = self.first + env, len(stored["reward"])
+        ended = stored["terminated"] | stored["truncated"]
+        actions = np.array(stored[self.spec.action[0].name][:, lane])  # an environment may change what it is given
+        older = [(leaf, newest, stored[leaf.name], stack.shape[1] - 1) for leaf, stack, newest in self._stacks]
+
+        def compare(name: str, now: Any, then: Any) -> None:
+            now, then = np.asarray(now), np.asarray(then)
+            if now.tobytes() == then.tobytes():  # 0 is not -0
+                return
+            raise NondeterministicError(
+                f"{where}: {name} of environment {lane} ({self._called(env)}) differs at step {int(self.age[env])} of "
+                f"episode {int(self.episode[env])}: {_shown(then, now)} was stored, and now it is "
+                f"{_shown(now, then)}, from the same seed and the same actions. {self.nondeterminism()}"
+            )
+
+        if self.age[env] == 0:
+            for leaf, newest, column, k in older:
+                compare(leaf.name, newest[env], column[start + k, lane])
+        rewards, overs, cuts = (stored[name][:, lane].tolist() for name in ("reward", "terminated", "truncated"))
+        for t in range(start, steps):
+            reward, terminated, truncated = self.step(env, self._taken(actions[t]))
+            if not (0 != np.float32(reward).item() == rewards[t]):
+                compare("reward", np.float32(reward), stored["reward"][t, lane])
+            if (terminated, truncated) != (overs[t], cuts[t]):
+                compare("terminated", terminated, stored["terminated"][t, lane])
+                compare("truncated", truncated, stored["truncated"][t, lane])
+            self.episode_return[env] += reward
+            if terminated or truncated:
+                row = int(ended[:t].sum() + ended[t, :lane].sum())
+                for leaf, newest, _, _ in older:
+                    compare(final_name(leaf.name), newest[env], stored[final_name(leaf.name)][row])
+                self.episode[env] += 1
+                self.reset(env)
+            for leaf, newest, column, k in older:
+                compare(leaf.name, newest[env], column[t + 1 + k, lane])
+
+    def nondeterminism(self, acted: bool = False) -> str:
+        """What to say of environments that gave something else from the same seed and actions; or of other actions."""
+        known = isolation.remembers(self.envs[0])
+        if known is None:
+            known = (
+                "Look for what outlives an episode (running statistics, a count, a curriculum), for what environments "
+                "share (an object, an array, a cache) and for generators that reset(seed) does not seed."
+                f"{isolation.in_common(self.envs)}"
+            )
+        act = ", or the algorithm's act draws from another generator than moment.random" * acted
+        return f"The environment is not deterministic given reset(seed) and its actions{act}. {known}"
 
     def close(self) -> None:
+        isolation.release(self.claimed)
         for env in self.envs:
             env.close()
+
+
+def _excludes(space: gymnasium.spaces.Box) -> bool:
+    """Whether the bounds of a space leave out numbers that its dtype has."""
+    kind = np.dtype(space.dtype)
+    least, most = (-np.inf, np.inf) if kind.kind == "f" else (0, 1)
+    if kind.kind in "iu":
+        limits = np.iinfo(kind.name)
+        least, most = limits.min, limits.max
+    return bool((space.low > least).any() or (space.high < most).any())
+
+
+def _shown(value: Array, other: Array) -> str:
+    """The value; of an array the first element in which it differs from another."""
+    if value.ndim == 0 or value.shape != other.shape:
+        return repr(value.tolist())
+    place = np.argwhere((value != other) & ~((value != value) & (other != other)))
+    first = tuple(int(i) for i in place[0]) if len(place) else (0,) * value.ndim
+    return f"{value[first].item()!r} at {list(first)}"
 
 
 def unstacked(observation: Mapping[str, Array], frames: int) -> Mapping[str, Array]:

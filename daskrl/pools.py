@@ -46,11 +46,12 @@ _DEATHS = 10  # workers that may die under one rollout before it is taken for th
 
 @dataclass(frozen=True)
 class Recheck:
-    """Run the fragment in ``slot`` a second time and compare."""
+    """Run the fragment in ``slot`` a second time and compare: all of it, or one environment alone (`schedule.Due`)."""
 
     slot: int
     weights_version: int
     record: str  # JSON, so that tasks can be members of sets
+    environment: int | None = None
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,11 @@ class InProcessPool:
             self._add(task, functools.partial(self._learn, task, head, *keep(task.version)))
 
     def submit_recheck(self, task: Recheck, head: int) -> None:
-        weights, record = self._weights[task.weights_version], json.loads(task.record)
-        self._add(task, functools.partial(rollout.recheck, self.token, weights, record, head))
+        record = json.loads(task.record)
+        if task.environment is not None:
+            self._add(task, functools.partial(rollout.retrace, self.token, record, task.environment, head))
+        elif (weights := self._weights.get(task.weights_version)) is not None:
+            self._add(task, functools.partial(rollout.recheck, self.token, weights, record, head))
 
     def submit_checkpoint(self, kept: int) -> None:
         if self._weights:
@@ -384,8 +388,12 @@ class DaskPool:
     def submit_recheck(self, task: Recheck, head: int) -> None:
         slots, self._rechecked_at = self._slots(), head
         record = json.loads(task.record)
-        if slots and task.weights_version in self._weights:
-            homes = sorted(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
+        homes = sorted(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
+        if slots and task.environment is not None:
+            self._start(
+                "recheck", task, homes[0], rollout.retrace, (self.token, record, task.environment, head), _ROLLOUT
+            )
+        elif slots and task.weights_version in self._weights:
             args = (self.token, self._weights[task.weights_version].future, record, head)
             self._start("recheck", task, homes[0], rollout.recheck, args, _ROLLOUT, task.weights_version)
 

@@ -23,12 +23,14 @@ from daskrl.columns import checksums, unpack, write_fragment
 from daskrl.commits import Record
 from daskrl.config import RunConfig
 from daskrl.envs import Fragment, Policy, Stream, state_name
-from daskrl.errors import EnvironmentTimeoutError, NondeterministicError
+from daskrl.errors import EnvironmentRaisedError, EnvironmentTimeoutError, NondeterministicError
 from daskrl.session import Published, Session, get
 from daskrl.spaces import Array
 from daskrl.store import environment_seeds
 
 T = TypeVar("T")
+
+GO_ON = "Or pass strict=False (--no-strict) to go on without the promise; the store will say so."
 
 
 def rollout(token: str, weights: Published, stream: int, round_: int, head: int) -> Record:
@@ -62,37 +64,94 @@ def rollout(token: str, weights: Published, stream: int, round_: int, head: int)
 def recheck(token: str, weights: Published, record: Record, head: int) -> Record:
     """Run a committed fragment a second time, from its recorded seeds, and compare it bit for bit.
 
+    Its environments are made anew, and stepped through what is recorded of their episodes before.
+
     Returns
     -------
-    a record of kind ``recheck``: ``differs`` names the columns that do, or says how the rebuilding failed.
+    a record of kind ``recheck``: its ``problem`` says what differs and what to look for; None where nothing does.
     """
     session = get(token)
     layout = session.layout
+    problem = None
     try:
-        fragment, _ = run(session, weights, record["stream"], record["round"], head, use_cache=False)
+        fragment, _, live = _run(session, weights, record["stream"], record["round"], head, use_cache=False)
         columns = checksums(layout.columns, fragment)
         differs = sorted(name for name in columns if columns[name] != list(record["columns"][name]))
+        if differs:
+            acted = any(name.startswith("action") for name in differs)
+            problem = (
+                f"fragment {record['slot']} run a second time from the same seed differs in {', '.join(differs)}. "
+                f"{live.nondeterminism(acted)}"
+            )
     except NondeterministicError as error:
-        differs = [str(error)]
-    return {"kind": "recheck", "slot": record["slot"], "differs": differs}
+        problem = str(error)
+    return {"kind": "recheck", "slot": record["slot"], "problem": problem}
+
+
+def retrace(token: str, record: Record, environment: int, head: int) -> Record:
+    """Step one environment of a committed fragment again, by itself and through its recorded actions, in a new object.
+
+    All that is stored of its episode so far and of the fragment is compared. What an environment keeps of earlier
+    episodes, or shares with others, shows.
+
+    Returns
+    -------
+    a record of kind ``recheck``, as of `recheck`.
+    """
+    session = get(token)
+    layout, config, schedule = session.layout, session.config, session.config.schedule
+    stream, round_, steps = record["stream"], record["round"], schedule.fragment_steps
+    where = f"stepping fragment {record['slot']} (stream {stream}, round {round_}) again by itself"
+    age = record["episode_step"][environment]
+    rounds = range(round_ - -(-age // steps), round_ + 1)
+    start = (len(rounds) - 1) * steps - age
+
+    def again(alive: Callable[[], None]) -> None:
+        live = Stream.make(
+            session.factory, layout.spec, seed=config.seed, index=stream, count=1, frame_stack=config.frame_stack,
+            episode=[record["first_episode"][environment]], first=environment, alive=alive,
+        )  # fmt: skip
+        try:
+            records = layout.find([schedule.slot(stream, r) for r in rounds], head)
+            for i, r in enumerate(rounds):
+                alive()
+                columns = layout.read(records[schedule.slot(stream, r)])
+                live.retrace(0, columns, max(0, start - i * steps), where)
+        finally:
+            live.close()
+
+    problem = None
+    try:
+        with pinned():
+            within(session.options.rollout_timeout, again, where)
+    except NondeterministicError as error:
+        problem = str(error)
+    return {"kind": "recheck", "slot": record["slot"], "problem": problem}
 
 
 def run(
     session: Session, weights: Published, stream: int, round_: int, head: int, *, use_cache: bool
 ) -> tuple[Fragment, Record]:
     """The fragment of (stream, round) and its record, without its checksums."""
-    config, schedule = session.config, session.config.schedule
+    fragment, record, _ = _run(session, weights, stream, round_, head, use_cache=use_cache)
+    return fragment, record
+
+
+def _run(
+    session: Session, weights: Published, stream: int, round_: int, head: int, *, use_cache: bool
+) -> tuple[Fragment, Record, Stream]:
+    config, schedule, strict = session.config, session.config.schedule, session.options.strict
     slot = schedule.slot(stream, round_)
     where = f"fragment {slot} (stream {stream}, round {round_})"
     reproduce = f"\n  Type: daskrl reproduce {session.layout.root} --fragment {slot}{_own(config)}"
 
-    def steps() -> tuple[Fragment, Record, Stream]:
+    def steps(alive: Callable[[], None]) -> tuple[Fragment, Record, Stream]:
         standing, live = session.take_stream(stream) if use_cache else (-1, None)
         continues = True
         if live is None or standing != round_:
             if live is not None:
                 live.close()
-            live, continues = rebuild(session, stream, round_, head)
+            live, continues = rebuild(session, stream, round_, head, alive, strict or not use_cache)
         live.where, live.weights_version = where, weights[0]["version"]
         first = {
             "first_episode": live.episode.tolist(),
@@ -100,6 +159,7 @@ def run(
             "environment_seed": environment_seeds(config, stream, live.episode.tolist()),
         }
         policy = make_policy(session, weights, stream, round_)
+        alive()  # from here on the fragment's own steps are timed
         fragment, episodes = live.rollout(policy, schedule.fragment_steps)
         record: Record = {
             "kind": "fragment",
@@ -111,21 +171,35 @@ def run(
             "episodes": [list(episode) for episode in episodes],
             **first,
         }
+        if live.outside:
+            record["out_of_bounds"] = live.outside
+            if session.options.strict_bounds:
+                raise EnvironmentRaisedError(
+                    f"{live.outside[0]}. {where} was not committed. Correct the space, or clip the observation "
+                    "(gymnasium.wrappers.TransformObservation), or leave strict_bounds out."
+                )
         return fragment, record, live
 
     try:
         with pinned():
             fragment, record, live = within(session.options.rollout_timeout, steps, where)
     except Exception as error:
-        # Every failure of an environment names the way to see it again.
-        if error.args and isinstance(error.args[0], str) and reproduce not in error.args[0]:
-            error.args = (error.args[0] + reproduce, *error.args[1:])
+        # Every failure of an environment names the way to see it again; a recheck's driver says so itself.
+        unequal = isinstance(error, NondeterministicError)
+        if (
+            error.args
+            and isinstance(error.args[0], str)
+            and reproduce not in error.args[0]
+            and (use_cache or not unequal)
+        ):
+            go_on = f" {GO_ON}" if unequal else ""
+            error.args = (error.args[0] + go_on + reproduce, *error.args[1:])
         raise
     if use_cache:
         session.keep_stream(stream, round_ + 1, live)
     else:
         live.close()
-    return fragment, record
+    return fragment, record, live
 
 
 def _own(config: RunConfig) -> str:
@@ -135,19 +209,28 @@ def _own(config: RunConfig) -> str:
     return given + (f" --algorithm MODULE:{algorithm['name']}" if algorithm["source_sha256"] else "")
 
 
-def within(seconds: float, function: Callable[[], T], where: str) -> T:
-    """Call a function in a thread of its own and give up on it after some seconds.
+def within(seconds: float, function: Callable[[Callable[[], None]], T], where: str) -> T:
+    """Call a function in a thread of its own and give up on it when it has not been heard of for some seconds.
 
     A thread cannot be stopped: one that hangs is left behind, and goes when its process does.
+
+    Parameters
+    ----------
+    function : is given what it calls whenever it got on; the seconds are then counted anew. So rebuilding may take as
+        long as it has steps to take, and is given up as soon as it hangs.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
     finished = threading.Event()
+    heard = [time.monotonic()]
+
+    def alive() -> None:
+        heard[0] = time.monotonic()
 
     def call() -> None:
         try:
             with of_thread():
-                outcome.append(function())
+                outcome.append(function(alive))
         except BaseException as error:
             failure.append(error)
         finally:
@@ -156,7 +239,8 @@ def within(seconds: float, function: Callable[[], T], where: str) -> T:
     thread = threading.Thread(target=call, daemon=True, name=f"daskrl {where}")
     try:
         thread.start()
-        finished.wait(seconds)
+        while not finished.wait(left := heard[0] + seconds - time.monotonic()) and left > 0:
+            pass
     except KeyboardInterrupt:
         finished.wait(10)  # a process that ends while one of its threads is inside torch aborts
         raise
@@ -164,17 +248,25 @@ def within(seconds: float, function: Callable[[], T], where: str) -> T:
         raise failure[0]
     if not outcome:
         raise EnvironmentTimeoutError(
-            f"{where} took longer than rollout_timeout = {seconds:g} s: an environment hangs, or a fragment is "
-            "too long. Raise rollout_timeout, or lower fragment_steps in a new run."
+            f"{where} took longer than rollout_timeout = {seconds:g} s to take its own steps, to make an environment, "
+            "or to step through a recorded fragment again: an environment hangs, or a fragment is too long. Raise "
+            "rollout_timeout, or lower fragment_steps in a new run."
         )
     return outcome[0]
 
 
-def rebuild(session: Session, stream: int, round_: int, head: int) -> tuple[Stream, bool]:
+def rebuild(
+    session: Session, stream: int, round_: int, head: int, alive: Callable[[], None], strict: bool
+) -> tuple[Stream, bool]:
     """The environments of a stream as they stand before ``round_``, from what is committed.
 
     Each is reset with the recorded seed of its episode and stepped through the actions stored since; at most
-    one episode. The observation reached must be the one stored.
+    one episode. The rewards, endings and observations must be those stored.
+
+    Parameters
+    ----------
+    alive : called after each environment made, and each of a fragment's that was stepped through.
+    strict : raise where something differs.
 
     Returns
     -------
@@ -186,39 +278,36 @@ def rebuild(session: Session, stream: int, round_: int, head: int) -> tuple[Stre
 
     def make(episode: list[int] | None) -> Stream:
         return Stream.make(
-            session.factory, layout.spec, seed=config.seed, index=stream, count=count,
-            frame_stack=frames, episode=episode, state=recurrent_state(session.algorithm, session.setup()),
+            session.factory, layout.spec, seed=config.seed, index=stream, count=count, frame_stack=frames,
+            episode=episode, state=recurrent_state(session.algorithm, session.setup()), alive=alive,
         )  # fmt: skip
 
     if round_ == 0:
         return make(None), True
-    where = f"stream {stream} before round {round_}"
+    where = f"rebuilding stream {stream} before round {round_}"
     last = layout.find([schedule.slot(stream, round_ - 1)], head)[schedule.slot(stream, round_ - 1)]
-    columns = layout.read(last)
+    needed = tuple(name for name, column in layout.columns.items() if not column.optional)
+    columns = layout.read(last, needed)
     ended = columns["terminated"] | columns["truncated"]  # [T, N]
     episode = np.asarray(last["first_episode"]) + ended.sum(axis=0)
     since = steps - 1 - np.where(ended.any(axis=0), steps - 1 - ended[::-1].argmax(axis=0), -1)
     age = np.where(ended.any(axis=0), since, np.asarray(last["episode_step"]) + steps)
 
-    rounds = range(max(0, round_ - -(-int(age.max()) // steps)), round_)
+    rounds = range(round_ - max(1, -(-int(age.max()) // steps)), round_)
     records = layout.find([schedule.slot(stream, r) for r in rounds], head)
-    name = layout.spec.action[0].name
-    parts = [layout.read(records[schedule.slot(stream, r)], (name,))[name] for r in rounds]
-    actions = np.concatenate(parts) if parts else np.empty((0, count))
     live = make(episode.tolist())
     try:
-        live.replay({env: actions[len(actions) - int(age[env]) :, env] for env in range(count)}, where)
-        for leaf in layout.spec.observation:
-            if live.observation[leaf.name][:, -1].tobytes() != columns[leaf.name][-1].tobytes():
-                raise NondeterministicError(
-                    f"rebuilding {where}: {leaf.name} differs from the one stored after the same seed and "
-                    f"actions. The environment is not deterministic given reset(seed) and its actions, so this "
-                    "run cannot keep daskrl's promise. Make it so, or pass strict=False (--no-strict) to go on "
-                    "without; the store will say so."
-                )
+        for i, r in enumerate(rounds):
+            # One fragment at a time: an episode of frames may be larger than the memory.
+            stored = columns if r == round_ - 1 else layout.read(records[schedule.slot(stream, r)], needed)
+            for env in range(count):
+                start = (len(rounds) - i) * steps - int(age[env])
+                if start <= steps:
+                    live.retrace(env, stored, max(0, start), where)
+                    alive()
     except NondeterministicError as error:
         live.close()
-        if session.options.strict:
+        if strict:
             raise
         warnings.warn(f"{error} Going on with new episodes.", stacklevel=2)
         return make([int(n) + 1 for n in episode]), False

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from daskrl.config import Schedule
 
@@ -28,6 +29,58 @@ class Learn:
     """Learn all rounds before ``version``."""
 
     version: int
+
+
+Due = tuple[Mapping[str, Any], int | None]
+"""The record of a committed fragment to be run a second time, and how. None: all of it, by its policy, in environments
+rebuilt to where it began. A number: that environment alone, stepped through its recorded actions."""
+
+
+@dataclass
+class Rechecks:
+    """Which committed fragments are run again: a pure function of their records in the order of slots.
+
+    Fragment 0 is, from fresh environments; the first fragment of round 1, from rebuilt ones; and every ``every``-th.
+    What an environment keeps of earlier episodes shows only once one has ended. So one environment that began a new
+    episode in the fragment before is stepped again by itself: in the first fragment that has one, in the first with one
+    after 1, 2, 4, 8, ... more fragments, and in the end after ``every`` each time. Just after an ending few steps are
+    to be taken again: less than two fragments of one environment.
+
+    Attributes
+    ----------
+    every : fragments between two checks of a kind in the long run; 0 for none at all.
+    """
+
+    schedule: Schedule
+    every: int
+    _next: int = 0
+    _waiting: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    _alone_from: int = 0
+    _gap: int = 1
+
+    def take(self, record: Mapping[str, Any]) -> list[Due]:
+        """Count one committed fragment in; what is due now that this one, and all of lower slots, are committed.
+
+        The weights such a fragment acted with are still held: a stream that is behind needs them, or older ones.
+        """
+        if not self.every:
+            return []
+        self._waiting[record["slot"]] = record
+        due: list[Due] = []
+        while self._next in self._waiting:
+            due.extend(self._at(self._next, self._waiting.pop(self._next)))
+            self._next += 1
+        return due
+
+    def _at(self, slot: int, record: Mapping[str, Any]) -> list[Due]:
+        lives = enumerate(zip(record["first_episode"], record["episode_step"], strict=True))
+        new = [(age, env) for env, (episode, age) in lives if episode > 0 and age < self.schedule.fragment_steps]
+        alone = bool(new) and slot >= self._alone_from
+        if alone:
+            self._alone_from, self._gap = slot + self._gap, min(2 * self._gap, self.every)
+        if slot == self.schedule.streams or slot % self.every == 0:
+            return [(record, None)]  # which rebuilds its environments, one by one
+        return [(record, min(new)[1])] if alone else []
 
 
 def rollouts_ready(

@@ -21,6 +21,7 @@ import numpy as np
 
 from daskrl import extras
 from daskrl.errors import ConfigError, UnknownEnvironmentError
+from daskrl.isolation import remembers, same_object
 from daskrl.spaces import SpaceSpec, spec_of
 
 Environment = gymnasium.Env[Any, Any]
@@ -109,12 +110,18 @@ def _register(id: str) -> None:
 
 @dataclass(frozen=True)
 class EnvironmentSource:
-    """How a run names its environment, and the function that makes one."""
+    """How a run names its environment, and the function that makes one.
+
+    Attributes
+    ----------
+    remembers : how a wrapper that is known to keep something beyond an episode breaks the promise; else None.
+    """
 
     identity: Mapping[str, Any]
     factory: EnvironmentFactory
     spec: SpaceSpec
     default_frame_stack: int = 1
+    remembers: str | None = None
 
     @property
     def name(self) -> str:
@@ -122,7 +129,7 @@ class EnvironmentSource:
 
 
 def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
-    """Resolve an environment id, ``module:Id`` or callable, and look at its spaces by making one.
+    """Resolve an environment id, ``module:Id`` or callable, and look at its spaces by making one, and a second.
 
     Parameters
     ----------
@@ -135,6 +142,8 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
         The id is not registered, its module or package is missing, or the callable returns something else.
     UnsupportedSpaceError
         A space has no fixed numeric shape.
+    ConfigError
+        Two calls gave the same environment, or two that hold the same one.
     """
     factory: EnvironmentFactory
     if isinstance(env, str):
@@ -151,6 +160,7 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
             f"environment, got {env!r}."
         )
     probe = _probe(env, factory)
+    _require_own_objects(probe, factory)
     identity["packages"] = _packages(probe)
     try:
         return EnvironmentSource(
@@ -158,9 +168,22 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
             factory=factory,
             spec=spec_of(probe.observation_space, probe.action_space),
             default_frame_stack=4 if isinstance(env, str) and env.startswith("ALE/") else 1,
+            remembers=remembers(probe),
         )
     finally:
         probe.close()
+
+
+def _require_own_objects(probe: Environment, factory: EnvironmentFactory) -> None:
+    """Make a second environment, which must have no environment in common with the first."""
+    try:
+        other = factory()
+    except Exception:  # there may be room for one alone; where a run needs more it says so
+        return
+    problem = same_object(probe, other) if isinstance(other, gymnasium.Env) else None
+    if problem is not None:  # nothing is closed: it is the user's own object
+        raise ConfigError(problem)
+    other.close()
 
 
 def _packages(env: Environment) -> list[str]:

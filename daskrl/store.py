@@ -27,6 +27,7 @@ from daskrl.columns import Column, columns, crc32c, decode, encode, read_fragmen
 from daskrl.commits import CommitLog, DriverLock, Record
 from daskrl.config import Options, RunConfig
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreMismatchError
+from daskrl.schedule import Due, Rechecks
 from daskrl.spaces import Array, SpaceSpec
 
 if TYPE_CHECKING:
@@ -106,6 +107,9 @@ class Progress:
     returns : of the newest 100 of them.
     kept : versions whose weights are kept on disk, and their files.
     arithmetic : what the run computes with, once its first learner is known.
+    rechecks, due : what says which fragments are to be run again, and those that are.
+    environment_off : whether the promise does not hold for what the environment does.
+    out_of_bounds : whether an observation outside the bounds of its space was recorded.
     """
 
     committed: list[int]
@@ -115,6 +119,10 @@ class Progress:
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     arithmetic: Record | None = None
     kept: dict[int, list[Any]] = field(default_factory=dict)
+    rechecks: Rechecks | None = None
+    due: list[Due] = field(default_factory=list)
+    environment_off: bool = False
+    out_of_bounds: bool = False
 
     def take(self, record: Record) -> None:
         """Count one committed record in; of a stream, rounds come in order."""
@@ -122,6 +130,10 @@ class Progress:
             self.committed[record["stream"]] += 1
             self.episodes += len(record["episodes"])
             self.returns.extend(episode[1] for episode in record["episodes"])
+            self.out_of_bounds |= bool(record.get("out_of_bounds"))
+            self.due.extend(self.rechecks.take(record) if self.rechecks is not None else ())
+        elif record["kind"] == "promise_off":
+            self.environment_off |= bool(record.get("environment"))
         elif record["kind"] == "learn":
             self.published = record["version"]
             self.learner_updates = record["learner_updates"]
@@ -297,7 +309,7 @@ class Store:
             self._head = self.log.head()
             self._index, self._indexed, self._workers = {}, set(), {}
             schedule = self.config.schedule
-            progress = Progress([0] * schedule.streams)
+            progress = Progress([0] * schedule.streams, rechecks=Rechecks(schedule, self.config.recheck_every))
             self._capacity = self.array_length()
             for record in self.log.forwards(0, self._head):
                 if record["kind"] == "fragment":
@@ -305,6 +317,7 @@ class Store:
                         raise DamagedError(f"{self.root}: the commits of stream {record['stream']} are out of order.")
                     self._index_record(record)
                 progress.take(record)
+            progress.due.clear()  # by the driver that committed them
             self.flush_index()
             return progress
         except BaseException:

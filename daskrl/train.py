@@ -36,6 +36,7 @@ from daskrl.initial import Init
 from daskrl.initial import take as take_initial
 from daskrl.names import suggests
 from daskrl.pools import Checkpoint, DaskPool, InProcessPool, Plan, Pool, Recheck
+from daskrl.rollout import GO_ON
 from daskrl.session import versions
 from daskrl.store import Progress, Store, html_table
 
@@ -124,9 +125,9 @@ def drive(
         for record in records:
             progress.take(record)
             demand.take(record)
-            slot = record.get("slot", 0)
-            if record["kind"] == "fragment" and config.recheck_every and slot % config.recheck_every == 0:
-                pool.submit_recheck(Recheck(slot, record["weights_version"], json.dumps(record)), store.head)
+        for due, alone in () if progress.environment_off else progress.due:
+            pool.submit_recheck(Recheck(due["slot"], due["weights_version"], json.dumps(due), alone), store.head)
+        progress.due.clear()
         if progress.published > published:
             _drop_old_checkpoints(store, records, progress.published)
             yield _report(config, plan, pool, progress, records, rounds, time.monotonic() - began, at_start)
@@ -165,30 +166,36 @@ def _records(
         elif isinstance(task, Checkpoint):
             if (record["checkpoint"] or record["weights"]) and record["version"] <= published:
                 records.append(record)
-        elif isinstance(task, Recheck) and record["differs"]:
-            acted = any(name.startswith("action") for name in record["differs"])
-            reason = (
-                f"fragment {task.slot} run a second time from the same seed differs in "
-                f"{', '.join(record['differs'])}: the environment is not deterministic"
-                + ", or the algorithm's act draws from another generator than moment.random"
-                * acted
-            )
+        elif isinstance(task, Recheck) and record["problem"] is not None:
             if plan.options.strict:
                 raise NondeterministicError(
-                    f"{reason}. Make it depend on nothing but reset(seed) and its actions, or pass strict=False "
-                    "(--no-strict) to go on without the promise; the store will say so. Type: daskrl reproduce "
-                    f"{store.root} --fragment {task.slot}"
+                    f"{record['problem']} {GO_ON}\n  Type: daskrl reproduce {store.root} --fragment {task.slot}"
                 )
-            warnings.warn(f"{reason}. Going on without the promise.", stacklevel=2)
-            pool.promise_off.append(reason)
+            if not progress.environment_off:
+                progress.environment_off = True
+                warnings.warn(f"{record['problem']} Going on without the promise.", stacklevel=2)
+                records.append(_environment_breaks_promise(record["problem"]))
     for task, record in finished:
         if isinstance(task, schedule.Rollout) and not record["continues"]:
-            pool.promise_off.append(
-                f"fragment {record['slot']} starts new episodes: its environments could not be rebuilt"
+            records.append(
+                _environment_breaks_promise(
+                    f"fragment {record['slot']} starts new episodes: its environments could not be rebuilt"
+                )
+            )
+        if record.get("out_of_bounds") and not progress.out_of_bounds:
+            progress.out_of_bounds = True
+            warnings.warn(
+                f"{record['out_of_bounds'][0]}. It is stored as it is, and this is said once a run. Correct the "
+                "space, or clip the observation; with strict_bounds=True (--strict-bounds) it is an error.",
+                stacklevel=2,
             )
     records.extend({"kind": "promise_off", "reason": reason} for reason in pool.promise_off)
     pool.promise_off.clear()
     return records
+
+
+def _environment_breaks_promise(reason: str) -> Record:
+    return {"kind": "promise_off", "reason": reason, "environment": True}
 
 
 def _report(
@@ -290,6 +297,12 @@ class Run:
             plan = Plan(self.store.layout, self.algorithm, self.source.factory, self.options, progress.arithmetic)
             if progress.published >= self._rounds:
                 return
+            reason = self.source.remembers
+            if reason is not None and not progress.environment_off:  # and strict=False, or there were no run
+                warnings.warn(f"{reason} Going on without the promise.", stacklevel=2)
+                record = _environment_breaks_promise(reason)
+                self.store.commit([record])
+                progress.take(record)
             self._pool = pool = InProcessPool(plan) if self.client is None else DaskPool(plan, self.client)
             try:
                 with telling(self.client, self.store, plan.transitions_per_update) as committed:
@@ -414,6 +427,7 @@ def train(
     rollout_timeout: float = 600.0,
     learner_timeout: float | None = None,
     strict: bool = True,
+    strict_bounds: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     init: Init | None = None,
@@ -442,6 +456,7 @@ def train(
     learner_timeout : seconds to wait for a worker that offers the resource ``learner`` or ``GPU``; then it learns
         beside the driver. None waits as long as it takes where the cluster has set one apart, elsewhere not at all.
     strict : with False, go on where the promise cannot be kept; the store then says so.
+    strict_bounds : an observation outside the bounds of its space is an error; else one warning a run.
     overwrite : delete the run that is in ``store``.
     resume : go on with the run that is in ``store``, if it is this very run: what starts a job may start it again.
     init : begin with these weights instead of drawn ones: another run's store, a file of safetensors, or arrays by
@@ -477,7 +492,8 @@ def train(
     )
     if init is None and init_version is not None:
         raise ConfigError(f"init_version: expected with init, got {init_version!r} alone.")
-    options = Options(checkpoint_every, weights_every, rollout_timeout, strict, learner_timeout)
+    options = Options(checkpoint_every, weights_every, rollout_timeout, strict, learner_timeout, strict_bounds)
+    _require_forgetful(source, options)
     setup = Setup(source.spec, shape, config.frame_stack)
     try_algorithm(algorithm, setup)
     going_on = resume and Store.exists(store)
@@ -520,6 +536,7 @@ def resume(
     rollout_timeout: float | None = None,
     learner_timeout: float | None = None,
     strict: bool | None = None,
+    strict_bounds: bool | None = None,
     progress: bool = True,
 ) -> Run:
     """Go on with a run from its store, wherever it was stopped and on whatever workers.
@@ -529,7 +546,7 @@ def resume(
     env_steps : a larger budget; the result is that of a run started with it.
     algorithm, env : again the class instance or callable the run was made with, where they were not built in;
         their settings and the hash of their source are checked. Nothing is pickled in a store.
-    checkpoint_every, weights_every, rollout_timeout, learner_timeout, strict : change these options from here on.
+    checkpoint_every, weights_every, rollout_timeout, learner_timeout, strict, strict_bounds : change these options.
     client, progress : as in `train`.
 
     Raises
@@ -544,6 +561,7 @@ def resume(
     changes = {
         "checkpoint_every": checkpoint_every, "weights_every": weights_every,
         "rollout_timeout": rollout_timeout, "learner_timeout": learner_timeout, "strict": strict,
+        "strict_bounds": strict_bounds,
     }  # fmt: skip
     return _resumed(opened, algorithm, source, env_steps, changes, client, progress)
 
@@ -560,6 +578,7 @@ def _resumed(
     """Go on, with another budget and other options where they are not None."""
     budget = store.budget()
     options = Options(**{**budget["options"], **{name: v for name, v in changes.items() if v is not None}})
+    _require_forgetful(source, options)
     steps = budget["env_steps"] if env_steps is None else plain(env_steps)
     require_integer("env_steps", steps, budget["env_steps"])
     if vars(options) != budget["options"] or steps != budget["env_steps"]:
@@ -569,6 +588,11 @@ def _resumed(
         finally:
             store.unlock()
     return Run(store, algorithm, source, options, steps, client, progress)
+
+
+def _require_forgetful(source: sources.EnvironmentSource, options: Options) -> None:
+    if source.remembers is not None and options.strict:
+        raise ConfigError(f"env: {source.remembers} {GO_ON}")
 
 
 def _require_client(client: object) -> None:

@@ -179,23 +179,52 @@ def test_an_episode_that_begins_within_a_fragment_sees_its_first_frame_repeated(
     assert checked > 10
 
 
+def retrace(stream, columns, ages):
+    """Step each environment through the newest of its steps: those of its current episode."""
+    for i, fragment in enumerate(columns):
+        for env, age in enumerate(ages):
+            start = (len(columns) - i) * STEPS - int(age)
+            if start <= STEPS:
+                stream.retrace(env, fragment, max(0, start), "the test")
+
+
 def test_a_stream_rebuilt_by_recorded_actions_stands_where_the_first_one_stood():
     first = make_stream(Frames, frame_stack=4)
     columns, _ = roll(first, 2)
-    actions = np.concatenate([fragment["action"] for fragment in columns])
     again = make_stream(Frames, frame_stack=4, episode=first.episode.tolist())
-    again.replay({env: actions[len(actions) - int(first.age[env]) :, env] for env in range(COUNT)}, "the test")
+    retrace(again, columns, first.age)
     for name in first.observation:
         np.testing.assert_array_equal(first.observation[name], again.observation[name])
     np.testing.assert_array_equal(first.age, again.age)
     np.testing.assert_array_equal(first.episode_return, again.episode_return)
 
 
-def test_a_rebuilt_episode_that_ends_early_is_named_nondeterministic():
-    stream = make_stream(count=1)
-    steps = length(reset_seed(SEED, STREAM, 0, 0))
-    with pytest.raises(NondeterministicError, match=f"ended after {steps} of 9 recorded steps"):
-        stream.replay({0: np.zeros(9, np.uint8)}, "the test")
+@pytest.mark.parametrize("frame_stack", [1, 3])
+def test_an_environment_stepped_again_by_itself_gives_all_that_is_stored_of_it_endings_included(frame_stack):
+    columns, _ = roll(make_stream(Frames, frame_stack=frame_stack), 4)
+    for env in range(COUNT):
+        alone = envs.Stream.make(
+            Frames, spec_of(Frames.observation_space, Frames.action_space), seed=SEED, index=STREAM, count=1,
+            frame_stack=frame_stack, first=env,
+        )  # fmt: skip
+        for fragment in columns:
+            alone.retrace(0, fragment, 0, "the test")
+        assert alone.episode[0] > 1
+
+
+@pytest.mark.parametrize("column", ["observation", "final_observation", "reward", "terminated", "truncated"])
+def test_whatever_column_is_not_as_stored_is_named_with_step_and_episode(column):
+    (fragment,), _ = roll(make_stream(count=1), 1)
+    end = length(reset_seed(SEED, STREAM, 0, 0))
+    assert end <= STEPS
+    changed = {name: values.copy() for name, values in fragment.items()}
+    row = {"observation": (2, 0), "final_observation": (0,), "reward": (1, 0)}.get(column, (end - 1, 0))
+    changed[column][row] = ~changed[column][row] if changed[column].dtype == bool else changed[column][row] + 1
+    step = end if column in ("final_observation", "terminated", "truncated") else 2
+    with pytest.raises(
+        NondeterministicError, match=rf"the test: {column} .*differs at step {step} of episode 0: .*stored"
+    ):
+        make_stream(count=1).retrace(0, changed, 0, "the test")
 
 
 class StartsAtTwo(Scripted):
