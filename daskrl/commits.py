@@ -2,7 +2,8 @@
 
 A segment is one file ``.commits/00000012.json``: ``{"crc32c":"<8 hex digits>","records":[...]}``. The checksum
 covers the bytes from the first ``[`` to the last ``]``. Only the driver appends; it links the finished file to
-its name, which fails when the name is taken, so two drivers can never both commit segment 12.
+its name, which fails when the name is taken, so two drivers can never both commit segment 12. Where a file system
+has no hard links, the driver that makes an empty file beside it, the claim, renames the finished one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from daskrl.errors import DamagedError, StoreError, StoreFullError, StoreLockedE
 
 Record = dict[str, Any]
 
+# Of link() where there are no hard links: FAT and exFAT, many FUSE file systems, some of object stores.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -96,7 +99,7 @@ class CommitLog:
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
             partial.write_bytes(data)
-            os.link(partial, path)
+            _name(partial, path)
         except FileExistsError:
             raise StoreLockedError(
                 f"another driver committed {path}. This one stops; nothing is lost. Type: daskrl info {self.root}"
@@ -111,6 +114,26 @@ class CommitLog:
             raise
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _name(partial: Path, path: Path) -> None:
+    """Give a finished file its name; raise `FileExistsError` where that is taken."""
+    try:
+        os.link(partial, path)
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    # A rename would take the name from another driver's file. So only who holds the claim may look and rename; one that
+    # was left by a killed driver is removed by the next (`Store.lock`).
+    claim = path.with_name(f".{path.name}.claim.partial")
+    os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    try:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
+        os.replace(partial, path)
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 class DriverLock:

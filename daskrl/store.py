@@ -657,8 +657,11 @@ def _fill(dtype: str) -> Any:
 def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[str, Column], config: RunConfig) -> None:
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+    from zarr.storage import MemoryStore
 
-    group = zarr.create_group(root, attributes=dict(attributes), zarr_format=3)
+    # In memory: on disk zarr would make hard links, which not every file system has.
+    made: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(made), attributes=dict(attributes), zarr_format=3)
 
     def create(column: Column, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]) -> None:
         is_index = isinstance(column, _IndexColumn)
@@ -678,6 +681,10 @@ def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[st
         create(column, (_GROW, *column.shape), (1, *column.shape), ("fragment", *column.dims))
     for column in _index_columns(config):
         create(column, (_GROW, *column.shape[1:]), column.shape, column.dims)
+    for name, metadata in made.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(metadata.to_bytes())
 
 
 def environment_seeds(config: RunConfig, stream: int, first_episode: Sequence[int]) -> list[int]:

@@ -513,7 +513,7 @@ def train(
             versions=versions(config.packages), overwrite=overwrite,
             initial=None if initial is None else initial.to_bytes(),
         )  # fmt: skip
-    except OSError as error:  # zarr makes the arrays, and says it in its own way
+    except OSError as error:  # of the files of the arrays
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, StoreFullError):
             raise
         why = os.strerror(error.errno)

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+import daskrl
 from daskrl.columns import crc32c
 from daskrl.commits import CommitLog, DriverLock, Record
 from daskrl.errors import DamagedError, StoreError, StoreFullError, StoreLockedError
+from tests.promise import start
 
 RECORDS = [
     [{"kind": "budget", "env_steps": 100, "options": {"strict": True}}],
@@ -112,6 +114,96 @@ def test_a_number_can_be_committed_once(log):
     assert log.path(2).read_bytes() == before
     assert log.head() == 3
     assert sorted(path.name for path in log.directory.iterdir()) == [f"{n:08d}.json" for n in range(3)]
+
+
+NO_LINKS = ["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV", "EINVAL"]
+
+
+@pytest.fixture
+def without_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = getattr(errno, request.param)
+
+    def link(source: Any, target: Any) -> None:
+        raise OSError(number, os.strerror(number), source, None, target)
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.parametrize("without_links", NO_LINKS, indirect=True)
+def test_a_file_system_without_hard_links_holds_a_log_and_a_number_is_committed_once(without_links, tmp_path):
+    (tmp_path / ".commits").mkdir()
+    log = CommitLog(tmp_path)
+    for number, records in enumerate(RECORDS):
+        log.append(number, records)
+    assert [log.read(number) for number in range(3)] == RECORDS
+    before = log.path(2).read_bytes()
+    with pytest.raises(StoreLockedError, match=r"another driver committed .*00000002\.json"):
+        log.append(2, [{"kind": "learn", "version": 9}])
+    assert log.path(2).read_bytes() == before
+    assert sorted(path.name for path in log.directory.iterdir()) == [f"{n:08d}.json" for n in range(3)]
+
+
+@pytest.mark.parametrize("without_links", ["EPERM"], indirect=True)
+@pytest.mark.parametrize("moment", ["claims", "looks", "renames"])
+def test_of_two_drivers_without_links_and_without_locks_one_commits_a_number_wherever_the_other_comes_between(
+    without_links, tmp_path, monkeypatch, moment
+):
+    (tmp_path / ".commits").mkdir()
+    mine, other = [{"kind": "learn", "version": 1}], [{"kind": "learn", "version": 2}]
+    said: list[str] = []
+
+    def come_between() -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(os, "link", refuse)
+        try:
+            CommitLog(tmp_path).append(0, other)
+        except StoreLockedError as error:
+            said.append(str(error))
+
+    def refuse(source: Any, target: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    place, name = {"claims": (os, "open"), "looks": (Path, "exists"), "renames": (os, "replace")}[moment]
+    real = getattr(place, name)
+
+    def between(*args: Any, **kwargs: Any) -> Any:
+        if "json" in str(args[0]) and (moment != "claims" or "claim" in str(args[0])):
+            come_between()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, between)
+    try:
+        CommitLog(tmp_path).append(0, mine)
+    except StoreLockedError as error:
+        said.append(str(error))
+    assert len(said) == 1
+    assert CommitLog(tmp_path).read(0) == (other if moment == "claims" else mine)
+    assert [path.name for path in (tmp_path / ".commits").iterdir()] == ["00000000.json"]
+
+
+@pytest.mark.parametrize("without_links", ["EPERM"], indirect=True)
+def test_a_run_on_a_file_system_without_hard_links_is_the_same_and_goes_on_after_a_driver_died_at_a_commit(
+    without_links, tmp_path
+):
+    run = start(tmp_path / "run")
+    digest = start(tmp_path / "whole").wait().store.digest()
+    for report in run:
+        if report.weights_version == 3:
+            break
+    (
+        tmp_path / "run" / ".commits" / f".{run.store.log.head():08d}.json.claim.partial"
+    ).touch()  # as a killed one leaves
+    assert daskrl.resume(tmp_path / "run", progress=False).wait().store.digest() == digest
+
+
+def test_what_else_a_link_fails_with_is_raised_as_it_is(log, monkeypatch):
+    def link(source: Any, target: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(OSError, match="Input/output error"):
+        log.append(3, RECORDS[0])
+    assert log.head() == 3
 
 
 HOLDER = """
