@@ -25,7 +25,7 @@ import numpy as np
 from daskrl import extras, seeding
 from daskrl.columns import Column, columns, crc32c, decode, encode, read_fragment, write_atomic
 from daskrl.commits import CommitLog, DriverLock, Record
-from daskrl.config import Options, RunConfig
+from daskrl.config import Options, RunConfig, plain, require_integer
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreMismatchError
 from daskrl.schedule import Due, Rechecks
 from daskrl.spaces import Array, SpaceSpec
@@ -536,16 +536,23 @@ class Store:
     def to_xarray(self, fragments_per_chunk: int = 64) -> xarray.Dataset:
         """The store as a lazy ``xarray.Dataset``, cut to the fragments committed so far.
 
-        Needs ``daskrl[analysis]`` and dask.array. A slot below the last committed one that is itself not
-        committed yet (a live run) reads as zeros; ``fragment.round`` is -1 there.
+        Needs ``daskrl[analysis]``. A slot below the last committed one that is itself not committed yet (a live run) reads
+        as zeros; ``fragment.round`` is -1 there. ``.to_zarr(PATH)`` writes it elsewhere, a Dask chunk to a Zarr chunk;
+        netCDF takes no nested attributes: ``.drop_attrs().to_netcdf(PATH)``.
+
+        Parameters
+        ----------
+        fragments_per_chunk : of the Dask arrays.
         """
+        fragments_per_chunk = plain(fragments_per_chunk)
+        require_integer("fragments_per_chunk", fragments_per_chunk, 1)
         with extras.needed("analysis", "to_xarray needs xarray"):
             import xarray
 
         length = max((record["slot"] for record in self.fragments()), default=-1) + 1
         data = xarray.open_zarr(self.root, consolidated=False, chunks=None)
         cut: xarray.Dataset = data.isel(fragment=slice(0, length)).chunk({"fragment": fragments_per_chunk})
-        return cut
+        return cut.drop_encoding()  # how the store's chunks lie, which is not how these do
 
     def __repr__(self) -> str:
         return f"<daskrl.Store {self.root} ({self.config.environment.get('id', 'callable')})>"
