@@ -334,18 +334,13 @@ def info(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negat
     as_json
         Print JSON.
     """
-    from daskrl.store import Store, older_weights
+    from daskrl.store import Store
 
     opened = Store.open(store)
-    summary = {**opened.summary(), "config": opened.config.to_json()}
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps(opened.summary()))
     else:
-        summary.pop("config")
-        newest = summary.pop("newest_stored_weights")
-        if newest is not None and newest < summary["weights_version"]:
-            summary["newest_weights"] = older_weights(newest, summary["weights_version"])
-        _table(str(store), summary)
+        _table(str(store), opened.rows())
 
 
 @app.command
@@ -668,7 +663,7 @@ def _show(run: Run, episodes: int, as_json: bool) -> None:
     import daskrl
     from daskrl.analysis import save_learning_curve
 
-    summary: dict[str, Any] = run.store.summary()
+    summary = run.store.summary() if as_json else run.store.rows()
     if episodes:
         result = daskrl.evaluate(run.store, episodes=episodes, env=_callable(run), algorithm=run.algorithm)
         summary[f"greedy_return_{episodes}_episodes"] = result.mean

@@ -496,7 +496,22 @@ class Store:
         return sha.hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """What ``daskrl info`` shows."""
+        """What the store holds and how far its run is: what ``daskrl info --json`` prints, all of it for JSON.
+
+        Returns
+        -------
+        store : its directory.
+        environment, algorithm, seed : what was run.
+        begun_with : where the first weights came from; only of a run that was given some.
+        env_steps, fragments, episodes : committed.
+        env_steps_budget : what the run is to take.
+        return_last_100 : mean return of the newest 100 episodes; None before the first.
+        weights_version, learner_updates : the newest that were published.
+        stored_weights, newest_stored_weights : versions of the weights kept on disk; the newest of them, or None.
+        promise : ``"kept"``, or why it is off.
+        versions : of the packages the run was made with.
+        config : every setting, see `daskrl.config.RunConfig`.
+        """
         schedule = self.config.schedule
         fragments, published, updates = 0, -1, 0
         returns: list[float] = []
@@ -525,7 +540,17 @@ class Store:
             "newest_stored_weights": max(stored, default=None),
             "promise": off or "kept",
             "versions": self.attributes["versions"],
+            "config": json.loads(json.dumps(self.config.to_json())),
         }
+
+    def rows(self) -> dict[str, Any]:
+        """The `summary` for people: without every setting, and what is newer than the newest weights kept in words."""
+        rows = self.summary()
+        rows.pop("config")
+        newest = rows.pop("newest_stored_weights")
+        if newest is not None and newest < rows["weights_version"]:
+            rows["newest_weights"] = older_weights(newest, rows["weights_version"])
+        return rows
 
     def zarr(self) -> zarr.Group:
         """The store as a read-only zarr group."""
@@ -536,9 +561,9 @@ class Store:
     def to_xarray(self, fragments_per_chunk: int = 64) -> xarray.Dataset:
         """The store as a lazy ``xarray.Dataset``, cut to the fragments committed so far.
 
-        Needs ``daskrl[analysis]``. A slot below the last committed one that is itself not committed yet (a live run) reads
-        as zeros; ``fragment.round`` is -1 there. ``.to_zarr(PATH)`` writes it elsewhere, a Dask chunk to a Zarr chunk;
-        netCDF takes no nested attributes: ``.drop_attrs().to_netcdf(PATH)``.
+        Needs ``daskrl[analysis]``. A slot below the last committed one that is itself not committed yet (a live run)
+        reads as zeros; ``fragment.round`` is -1 there. ``.to_zarr(PATH)`` writes it, each chunk of Dask as one of
+        Zarr; netCDF takes no nested attributes: ``.drop_attrs().to_netcdf(PATH)``.
 
         Parameters
         ----------
@@ -558,7 +583,7 @@ class Store:
         return f"<daskrl.Store {self.root} ({self.config.environment.get('id', 'callable')})>"
 
     def _repr_html_(self) -> str:
-        return html_table("daskrl store", self.summary())
+        return html_table("daskrl store", self.rows())
 
 
 def older_weights(version: int, published: int) -> str:

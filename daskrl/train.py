@@ -387,7 +387,7 @@ class Run:
         return f"<daskrl.Run {self.algorithm.__class__.__name__} {self.source.name} {where}, {self.store.root}>"
 
     def _repr_html_(self) -> str:
-        return html_table("daskrl run", self.store.summary())
+        return html_table("daskrl run", self.store.rows())
 
 
 def _bar() -> Any:

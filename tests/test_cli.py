@@ -140,6 +140,7 @@ def test_evaluate_prints_mean_median_and_every_return(trained: tuple[Path, dict[
 def test_info_shows_what_the_store_holds(trained: tuple[Path, dict[str, Any]], here: Here) -> None:
     place, summary = trained
     printed = json.loads(daskrl_("info", "run", "--json", cwd=place).stdout)
+    assert printed == daskrl.Store.open(place / "run").summary()
     assert {
         key: printed[key] for key in ("environment", "algorithm", "seed", "env_steps", "fragments", "versions")
     } == {key: summary[key] for key in ("environment", "algorithm", "seed", "env_steps", "fragments", "versions")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -43,6 +44,14 @@ def finished(tmp_path_factory) -> Store:
     """A finished run of six rounds; not to be changed."""
     path = tmp_path_factory.mktemp("store") / "run"
     return train(path, weights_every=2, checkpoint_every=2).wait().store
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> Store:
+    """A finished run of 201 fragments; not to be changed."""
+    path = tmp_path_factory.mktemp("long") / "run"
+    shape = {"streams": 3, "envs_per_stream": 2, "fragment_steps": 4}
+    return train(path, algorithm=daskrl.QLearning(), env="FrozenLake-v1", env_steps=67 * 24, **shape).wait().store
 
 
 @pytest.fixture
@@ -176,6 +185,62 @@ def test_to_xarray_is_lazy_and_ends_at_the_newest_fragment(finished):
     assert data["fragment.round"].to_numpy().tolist() == [slot // 2 for slot in range(12)]
     expected = sum(float(finished.read(record)["reward"].sum()) for record in finished.fragments())
     assert float(data["reward"].sum()) == expected == 6 * ROUND  # CartPole pays 1 a step
+
+
+@pytest.mark.parametrize("per_chunk", [1, 10, 64, 1000])
+def test_what_to_xarray_gives_is_written_by_to_zarr_at_any_size_and_read_back_equal(long, tmp_path, per_chunk):
+    data = long.to_xarray(fragments_per_chunk=per_chunk)
+    data.to_zarr(tmp_path / "copy", consolidated=False)
+    again = xarray.open_zarr(tmp_path / "copy", consolidated=False)
+    assert again.identical(long.to_xarray())
+    assert again["reward"].chunks[0][0] == min(per_chunk, 201)
+    assert again.attrs["config"] == long.config.to_json()
+    assert again["fragment.worker"].attrs["workers"] == data["fragment.worker"].attrs["workers"]
+
+
+def test_a_part_of_it_is_written_too_and_as_netcdf(long, tmp_path):
+    data = long.to_xarray()
+    part = data[["reward", "fragment.round"]].isel(fragment=slice(0, 130))
+    part.to_zarr(tmp_path / "part", consolidated=False)
+    assert xarray.open_zarr(tmp_path / "part", consolidated=False).identical(part)
+    data.drop_attrs().to_netcdf(tmp_path / "copy.nc")
+    assert xarray.open_dataset(tmp_path / "copy.nc").equals(data)
+
+
+def test_to_xarray_reads_no_chunk_before_it_is_asked_to(long, monkeypatch):
+    read = []
+    get = zarr.storage.LocalStore.get
+
+    async def counted(self, key, *given, **named):
+        read.append(key)
+        return await get(self, key, *given, **named)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", counted)
+    data = long.to_xarray()
+    assert not [key for key in read if "/c." in key]
+    data["reward"][64:128].load()
+    assert len([key for key in read if "reward/c." in key]) == 64
+
+
+def test_a_run_without_fragments_is_written_too(tmp_path):
+    data = train(tmp_path / "run").store.to_xarray()
+    data.to_zarr(tmp_path / "copy", consolidated=False)
+    assert xarray.open_zarr(tmp_path / "copy", consolidated=False).sizes["fragment"] == 0
+
+
+@pytest.mark.parametrize("per_chunk", [0, -1, 2.5, "64"])
+def test_fragments_per_chunk_is_a_number_of_them(long, per_chunk):
+    with pytest.raises(ConfigError, match="fragments_per_chunk: expected an integer >= 1"):
+        long.to_xarray(fragments_per_chunk=per_chunk)
+
+
+def test_a_summary_is_for_json_and_says_what_each_of_its_keys_is(long):
+    summary = long.summary()
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["config"] == long.config.to_json()
+    described = re.findall(r"^ {8}([a-z_0-9, ]+) : ", daskrl.Store.summary.__doc__, re.MULTILINE)
+    assert {name for names in described for name in names.split(", ")} - {"begun_with"} == set(summary)
+    assert set(summary) - set(long.rows()) == {"config", "newest_stored_weights"}
 
 
 def test_to_xarray_of_a_run_without_fragments_is_empty(tmp_path):
