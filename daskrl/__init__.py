@@ -15,6 +15,7 @@ from daskrl.analysis import learning_curve, plot_learning_curve
 from daskrl.config import Schedule
 from daskrl.evaluate import Evaluation, evaluate
 from daskrl.names import did_you_mean
+from daskrl.policies import Policy, PolicyState
 from daskrl.reproduce import reproduce
 from daskrl.store import Store
 from daskrl.train import Report, Run, resume, train
@@ -36,6 +37,8 @@ __all__ = [
     "TD3",
     "Algorithm",
     "Evaluation",
+    "Policy",
+    "PolicyState",
     "QLearning",
     "Rainbow",
     "Report",

@@ -1,4 +1,4 @@
-"""The command line: ``daskrl train``, ``resume``, ``evaluate``, ``info``, ``digest``, ``reproduce`` and others.
+"""The command line: ``daskrl train``, ``resume``, ``evaluate``, ``export``, ``info``, ``digest`` and others.
 
 Each command is a function; its help is its signature and docstring.
 """
@@ -321,6 +321,52 @@ def evaluate(
         print(json.dumps(result.to_json()))
     else:
         _table(f"{store}, weights version {result.weights_version}", result.rows())
+
+
+@app.command
+def export(
+    store: Path,
+    *,
+    format: str,
+    output: Path | None = None,
+    version: int | None = None,
+    env: str | None = None,
+    algorithm: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Write the greedy policy to a file for other programs. The file is read back and compared before it counts.
+
+    Parameters
+    ----------
+    store
+        Directory of the run.
+    format
+        onnx for ONNX Runtime (needs daskrl[export]), torchscript for torch without daskrl, safetensors for the weights
+        alone. What goes in and out, with any number of observations, is printed.
+    output
+        The file; STORE-version-V.onnx, .pt or .safetensors beside the store unless said.
+    version
+        Weights version; the newest by default.
+    env
+        Again the module:function the run was made with, where actions are bounded on one side only.
+    algorithm
+        Again the module:Class the run was made with, where it was your own.
+    as_json
+        Print JSON.
+    """
+    from daskrl.export import FORMATS
+    from daskrl.store import Store
+
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format}: expected one of {', '.join(FORMATS)}.")
+    opened = Store.open(store)
+    policy = opened.policy(version, **_given(store, env, algorithm))
+    name = f"{opened.root.name}-version-{policy.weights_version}{FORMATS[format]}"
+    done = policy.export(output or opened.root.with_name(name), format)
+    if as_json:
+        print(json.dumps(done.to_json()))
+    else:
+        _table(str(done.path), done.rows())
 
 
 @app.command

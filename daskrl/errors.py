@@ -16,6 +16,7 @@ DaskrlError
 │   ├── NondeterministicError              the same seed and actions gave something else
 │   └── EnvironmentTimeoutError(TimeoutError)  a fragment took longer than allowed
 ├── DivergedError(ArithmeticError)         a loss, a TD error or a weight is NaN or infinite
+├── ExportError(RuntimeError)              what was exported, read back, acts otherwise than the policy
 ├── WorkerMismatchError(RuntimeError)      workers with other packages or other arithmetic
 └── SchedulerLostError(ConnectionError)    the Dask scheduler is gone; resume from the store
 
@@ -87,6 +88,10 @@ class EnvironmentTimeoutError(TimeoutError, EnvironmentFailure):
 
 class DivergedError(DaskrlError, ArithmeticError):
     """The learner's loss, a TD error of it, or a weight is NaN or infinite."""
+
+
+class ExportError(DaskrlError, RuntimeError):
+    """A policy that was exported and read back acts otherwise than the run's. The file was not written."""
 
 
 class WorkerMismatchError(DaskrlError, RuntimeError):

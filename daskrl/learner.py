@@ -22,7 +22,7 @@ from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
 from daskrl.session import Published, Session, find, get
 from daskrl.spaces import Array
-from daskrl.store import Layout, read_checked, write_checked
+from daskrl.store import Layout, belongs_to, read_checked, safetensors, write_checked
 
 _PUBLISHED = "published/"  # before the names of older weights in a checkpoint
 
@@ -243,7 +243,7 @@ class Standing:
             folder = self.layout.root / ".diverged"
             folder.mkdir(exist_ok=True)
             path = folder / f"{self.version:08d}.safetensors"
-            write_atomic(path, _safetensors(batch(), {"version": str(self.version)}))
+            write_atomic(path, safetensors(batch(), {"version": str(self.version)}))
             kept = f" The batch is in {path} (safetensors.numpy.load_file)."
         checkpoints = (r["version"] for r in self.layout.log.backwards(head) if r.get("checkpoint"))
         newest = next(checkpoints, None)
@@ -263,7 +263,7 @@ class Standing:
             if version < self.version
             for name, value in unpack(*weights).items()
         }
-        data = _safetensors({**self.learner.state(), **older}, None)
+        data = safetensors({**self.learner.state(), **older})
         return write_checked(self.layout.root, f".checkpoints/{self.version:08d}.safetensors", data)
 
     def restore(self, version: int, head: int) -> None:
@@ -302,7 +302,7 @@ class Standing:
 
 def save_weights(layout: Layout, version: int, weights: Weights) -> list[Any]:
     """Write published weights, each array by name, as safetensors."""
-    data = _safetensors(weights, {"version": str(version)})
+    data = safetensors(weights, belongs_to(layout.config, layout.spec, layout.run_id, version))
     return write_checked(layout.root, f".weights/{version:08d}.safetensors", data)
 
 
@@ -313,13 +313,6 @@ def _take_published(arrays: dict[str, Array]) -> dict[int, tuple[Table, Array]]:
         version, _, name = key.removeprefix(_PUBLISHED).partition("/")
         found.setdefault(int(version), {})[name] = arrays.pop(key)
     return {version: pack(weights) for version, weights in found.items()}
-
-
-def _safetensors(arrays: Mapping[str, Array], metadata: dict[str, str] | None) -> bytes:
-    from safetensors.numpy import save
-
-    data: bytes = save({name: np.asarray(value, order="C") for name, value in arrays.items()}, metadata=metadata)
-    return data
 
 
 def _read(session: Session, record: Record) -> dict[str, Array]:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import xarray
     import zarr
 
+    from daskrl.policies import Policy
+
 FORMAT = "daskrl.replay"
 FORMAT_VERSION = 1
 _ATTRIBUTES = ("format", "format_version", "run_id", "created", "config", "spec", "columns", "versions")
@@ -467,6 +469,10 @@ class Store:
             raise ConfigError(f"{self.root} keeps weights versions {sorted(kept)}, not {version}.")
         return version, load(read_checked(self.root, kept[version]))
 
+    if TYPE_CHECKING:  # `daskrl.policies.policy`, put here by that module: it knows the algorithms, the store does not
+
+        def policy(self, version: int | None = None, **again: Any) -> Policy: ...
+
     def digest(self) -> str:
         """SHA-256 over every committed transition and the newest weights.
 
@@ -638,6 +644,44 @@ def shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     return str(value)
+
+
+def belongs_to(config: RunConfig, spec: SpaceSpec, run_id: str, version: int) -> dict[str, str]:
+    """What weights belong to, as text by name, for the metadata of their file; see FORMAT.md, section 6."""
+    spaces = spec.to_json()
+
+    def text(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+    return {
+        "version": str(version),
+        "run_id": run_id,
+        "algorithm": str(config.algorithm["name"]),
+        "settings": text(config.algorithm["settings"]),
+        "environment": text(config.environment),
+        "observation": text(spaces["observation"]),
+        "action": text(spaces["action"]),
+        "frame_stack": str(config.frame_stack),
+    }
+
+
+def safetensors(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Arrays by name as safetensors: the same bytes in every process."""
+    from safetensors.numpy import save
+
+    data: bytes = save(
+        {name: np.asarray(value, order="C") for name, value in arrays.items()},
+        metadata=None if metadata is None else dict(metadata),
+    )
+    if metadata is None:
+        return data
+    # The library writes the metadata in the order of a hash table, which is another in every process.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    return len(written).to_bytes(8, "little") + written + data[8 + size :]
 
 
 def write_checked(root: Path, name: str, data: bytes) -> list[Any]:

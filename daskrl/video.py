@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from daskrl import extras
 from daskrl.errors import ConfigError
 from daskrl.sources import Environment, EnvironmentFactory, EnvironmentSource, source
 from daskrl.spaces import Array
@@ -205,7 +206,7 @@ def _try(name: str, factory: EnvironmentFactory, recorded: bool) -> None:
             picture(frame)
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigError(
-            f"{name!r} cannot be rendered: {str(error).rstrip('.')}. Type: pip install 'daskrl[video]'"
+            f"{name!r} cannot be rendered: {str(error).rstrip('.')}. {extras.install('video')}"
         ) from error
     except ConfigError:
         raise
@@ -218,14 +219,12 @@ def _try(name: str, factory: EnvironmentFactory, recorded: bool) -> None:
 
 
 def _require_encoder() -> None:
-    try:
+    with extras.needed("video", "clips need imageio-ffmpeg"):
         import imageio_ffmpeg
-    except ImportError as error:
-        raise ConfigError("video: expected imageio-ffmpeg. Type: pip install 'daskrl[video]'") from error
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise ConfigError(f"video: {str(error).rstrip('.')}. Type: pip install 'daskrl[video]'") from error
+        raise ConfigError(f"clips need ffmpeg: {str(error).rstrip('.')}. {extras.install('video')}") from error
 
 
 def shown_in_html(paths: tuple[str, ...]) -> str:

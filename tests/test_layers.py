@@ -43,6 +43,9 @@ LAYERS = [
     ["algorithms.q_learning", "algorithms.c51"],
     ["algorithms.qr_dqn", "algorithms.rainbow"],
     ["identity"],
+    ["greedy"],
+    ["export"],
+    ["policies"],
     ["initial"],
     ["children"],
     ["session"],
@@ -73,14 +76,18 @@ ROOMS = {
     "distributed": {"ahead", "dashboard", "scaling", "workers", "pools", "clusters", "train", "cli"},
     "dask": {"workers", "pools", "clusters", "cli"},
     "tornado": {"dashboard"},
-    "safetensors": {"store", "initial", "learner", "preload"},
+    "safetensors": {"store", "initial", "learner", "preload", "export"},
     "rich": {"cli", "watch"},
     "cyclopts": {"cli"},
     "imageio_ffmpeg": {"video"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
 }
 
 # torch is imported when these are; elsewhere only within functions.
 TORCH = {
+    "greedy",
+    "export",
     "preload",
     "networks",
     "window",

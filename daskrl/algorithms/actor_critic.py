@@ -104,6 +104,18 @@ class ActorCritic(TorchSettings):
         action = greedy(distribution) if moment.greedy else sample(distribution, moment.random)
         return action, {"behavior_log_prob": log_prob(distribution, torch.from_numpy(action)).numpy()}
 
+    def outputs(
+        self, policy: ActorCriticNetwork, observation: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Log-probabilities ``[N, A]``, or the means of a Box's actions ``[N, *leaf]``."""
+        distribution, _, after = policy(observation, state.get("lstm"))
+        if isinstance(distribution, Categorical):
+            decided: torch.Tensor = distribution.logits
+        else:
+            assert isinstance(distribution, Independent)
+            decided = distribution.base_dist.loc
+        return decided, {} if after is None else {"lstm": after.last}
+
     def learning_rate_after(self, env_steps: int) -> float:
         """The learning rate after ``env_steps`` transitions."""
         if self.anneal_steps is None:

@@ -127,6 +127,10 @@ class Algorithm(Protocol):
     - ``packages``: distributions whose versions decide what it computes, e.g. ``("tensorflow_cpu", "keras")``; all
       processes of a run must have the same. (torch and NumPy are always among them.)
     - ``lag``: the schedule's lag unless one is asked for;
+    - ``outputs(policy, observation, state)``: of algorithms that use torch, what ``act`` decides by when it is greedy,
+      as a function of tensors: ``{leaf: [N, ...]}``, ``{name: [N, *shape]}`` to ``[N, A]``, of which the largest is
+      taken, or actions ``[N, *leaf]``; and the recurrent state after it. For `daskrl.policies.Policy.module`, and to
+      export a policy;
     - ``transitions_per_update(setup)``, else ``batch_size``: what replay ratios are counted with.
     """
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup
-from daskrl.algorithms.dqn import DQN
+from daskrl.algorithms.dqn import DQN, Observation
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
@@ -66,6 +66,10 @@ class C51(DQN):
         logits = policy(tensors(moment.observation), None if moment.greedy else normals(moment.random))  # [N, A, K]
         q: torch.Tensor = logits.softmax(dim=2) @ self.support()
         return q
+
+    def values(self, policy: nn.Module, observation: Observation) -> torch.Tensor:
+        values: torch.Tensor = policy(observation, None).softmax(dim=2) @ self.support()
+        return values
 
     def loss(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean divergence of a batch, and that of each transition ``[B]``.
@@ -153,7 +157,7 @@ class DistributionNetwork(nn.Module):
     def forward(self, observation: Mapping[str, torch.Tensor], normal: Normal | None = None) -> torch.Tensor:
         features = self.encoder(observation)
         advantage: torch.Tensor = self.advantage(features, normal).float()
-        advantage = advantage.view(len(features), -1, self.atoms)
+        advantage = advantage.view(features.shape[0], -1, self.atoms)
         if self.value is None:
             return advantage
         value: torch.Tensor = self.value(features, normal).float()

@@ -37,6 +37,12 @@ class Bounds:
         action = np.clip(self.middle + self.half * unit, self.low, self.high)
         return action.astype(self.leaf.dtype).reshape(-1, *self.leaf.shape)
 
+    def box_of(self, unit: torch.Tensor) -> torch.Tensor:
+        """`box` of a tensor, to the same bits."""
+        middle, half, low, high = (torch.from_numpy(x) for x in (self.middle, self.half, self.low, self.high))
+        action = torch.clamp(middle + half * unit.double(), low, high)
+        return action.to(getattr(torch, self.leaf.dtype)).reshape(-1, *self.leaf.shape)
+
     def unit(self, action: torch.Tensor) -> torch.Tensor:
         """Stored actions ``[B, *leaf]`` as ``[B, D]`` float32 in ``[-1, 1]``."""
         return (action.reshape(len(action), -1).to(torch.float32) - self._middle) / self._scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from daskrl.names import suggests
 from daskrl.networks import QNetwork, masked, require_mask, tensors
 from daskrl.spaces import ACTION_MASK, Array
 from daskrl.window import Batch
+
+Observation = Mapping[str, torch.Tensor]
 
 
 @suggests
@@ -66,6 +68,17 @@ class DQN(Replay):
     def q(self, policy: nn.Module, moment: Moment) -> torch.Tensor:
         """The action values to act by, ``[N, A]``."""
         values: torch.Tensor = policy(tensors(moment.observation))
+        return values
+
+    def outputs(
+        self, policy: nn.Module, observation: Observation, state: Observation
+    ) -> tuple[torch.Tensor, Observation]:
+        """Action values ``[N, A]``, -inf for those that may not be taken."""
+        return masked(self.values(policy, observation), observation), {}
+
+    def values(self, policy: nn.Module, observation: Observation) -> torch.Tensor:
+        """Action values of a greedy policy, ``[N, A]``."""
+        values: torch.Tensor = policy(observation)
         return values
 
     def epsilon(self, env_steps: int) -> float:

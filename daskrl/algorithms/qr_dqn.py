@@ -9,7 +9,7 @@ from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.c51 import DistributionNetwork, of_action
-from daskrl.algorithms.dqn import DQN
+from daskrl.algorithms.dqn import DQN, Observation
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import require_range
 from daskrl.names import suggests
@@ -44,6 +44,10 @@ class QRDQN(DQN):
 
     def q(self, policy: nn.Module, moment: Moment) -> torch.Tensor:
         theta: torch.Tensor = policy(tensors(moment.observation))  # [N, A, K]
+        return theta.mean(dim=2)
+
+    def values(self, policy: nn.Module, observation: Observation) -> torch.Tensor:
+        theta: torch.Tensor = policy(observation)  # [N, A, K]
         return theta.mean(dim=2)
 
     def loss(self, learner: ReplayLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

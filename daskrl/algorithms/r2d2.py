@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup
-from daskrl.algorithms.dqn import DQN
+from daskrl.algorithms.dqn import DQN, Observation
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
@@ -93,6 +93,12 @@ class R2D2(DQN):
         q, after = policy(tensors(moment.observation), torch.tensor(moment.state["lstm"]))
         moment.state["lstm"][...] = after.numpy()
         return q
+
+    def outputs(
+        self, policy: nn.Module, observation: Observation, state: Observation
+    ) -> tuple[torch.Tensor, Observation]:
+        q, after = policy(observation, state["lstm"])
+        return masked(q, observation), {"lstm": after}
 
     def transitions_per_update(self, setup: Setup) -> float:
         return self.batch_size * self.unroll * setup.schedule.fragment_steps

@@ -81,6 +81,11 @@ class SAC(Replay):
         action, _ = squashed(mean, log_std, normals(moment.random)(*mean.shape))
         return policy.bounds.box(action.numpy())
 
+    def outputs(self, policy: Actor, observation: Observation, state: Observation) -> tuple[torch.Tensor, Observation]:
+        """Actions within the bounds, ``[N, *leaf]``."""
+        mean, _ = gaussian(policy(observation))
+        return policy.bounds.box_of(torch.tanh(mean)), {}
+
     def critics(self, setup: Setup) -> Critics:
         return Critics(setup, self.encoder(setup), self.hidden)
 

@@ -80,6 +80,10 @@ class TD3(Replay):
             action = action + self.exploration_noise * normals(moment.random)(*action.shape)
         return policy.bounds.box(action.numpy())
 
+    def outputs(self, policy: Actor, observation: Observation, state: Observation) -> tuple[torch.Tensor, Observation]:
+        """Actions within the bounds, ``[N, *leaf]``."""
+        return policy.bounds.box_of(torch.tanh(policy(observation))), {}
+
     def learner(self, setup: Setup, random: np.random.Generator) -> ReplayLearner:
         online, target = Networks(self, setup), Networks(self, setup)
         learner = ReplayLearner(self, setup, random, self.update, online=online, policy=online.actor, target=target)
