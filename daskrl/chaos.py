@@ -262,7 +262,9 @@ class _Scene:
         self._workers.close()
 
     def published(self, version: int) -> None:
-        """Note a version; end what lasted until it, and do what is due."""
+        """Note a version; end what lasted until it, and do what is due. Again for an evaluation, which is none."""
+        if self._versions and self._versions[-1][0] == version:
+            return
         self._versions.append((version, time.monotonic()))
         self._watch()
         for doing in self._happened:

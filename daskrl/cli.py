@@ -77,6 +77,8 @@ def train(
     recheck_every: int = 256,
     checkpoint_every: int = 50,
     weights_every: int = 10,
+    evaluate_every: int = 0,
+    evaluate_episodes: int = 10,
     rollout_timeout: float = 600.0,
     learner_timeout: float | None = None,
     strict: bool = True,
@@ -140,6 +142,11 @@ def train(
         Rounds between checkpoints.
     weights_every
         Rounds between weights kept on disk.
+    evaluate_every
+        Rounds between versions of the weights that are evaluated as the run goes on, by the same workers where no
+        rollout waits for them; 0 for none. The last version is, too, and all of them are kept on disk.
+    evaluate_episodes
+        Greedy episodes of each such evaluation.
     rollout_timeout
         Seconds one rollout may take.
     learner_timeout
@@ -154,8 +161,8 @@ def train(
     resume
         Go on with the run that is in the store's directory, if it is this very run.
     init
-        Begin with the weights of another run instead of drawn ones: its store, or STORE@VERSION; the newest kept unless
-        said. Or with a file of safetensors.
+        Begin with the weights of another run instead of drawn ones: its store, STORE@VERSION or STORE@best; the newest
+        kept unless said. Or with a file of safetensors.
     tensorboard
         Directory for TensorBoard, which gets the numbers of the run as it goes on. Needs daskrl[tensorboard].
     mlflow
@@ -178,6 +185,7 @@ def train(
             streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
             frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
             checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
+            evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes,
             learner_timeout=learner_timeout, strict=strict, strict_bounds=strict_bounds, overwrite=overwrite,
             resume=resume, **_init(init),
         )  # fmt: skip
@@ -199,6 +207,8 @@ def resume(
     strict_bounds: bool | None = None,
     rollout_timeout: float | None = None,
     learner_timeout: float | None = None,
+    evaluate_every: int | None = None,
+    evaluate_episodes: int | None = None,
     env: str | None = None,
     algorithm: str | None = None,
     tensorboard: Path | None = None,
@@ -235,6 +245,11 @@ def resume(
         Seconds one rollout may take.
     learner_timeout
         Seconds to wait for a worker with the resource learner or GPU; then it learns beside the driver.
+    evaluate_every
+        Rounds between versions of the weights that are evaluated from here on; 0 for none. Those that are due and kept
+        on disk are made up for.
+    evaluate_episodes
+        Greedy episodes of each such evaluation.
     env
         Again the module:function or FILE.py:function the run was made with, where it was one.
     algorithm
@@ -259,7 +274,8 @@ def resume(
     def begin(client: Client | None) -> Run:
         return daskrl.resume(
             store, client=client, env_steps=env_steps, strict=strict, strict_bounds=strict_bounds,
-            rollout_timeout=rollout_timeout, learner_timeout=learner_timeout, **given,
+            rollout_timeout=rollout_timeout, learner_timeout=learner_timeout, evaluate_every=evaluate_every,
+            evaluate_episodes=evaluate_episodes, **given,
         )  # fmt: skip
 
     on = _client(workers, scheduler, cluster, opened.config.torch_threads)
@@ -273,7 +289,7 @@ def evaluate(
     *,
     episodes: int = 100,
     seed: int = 1,
-    version: int | None = None,
+    version: str | None = None,
     env: str | None = None,
     algorithm: str | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
@@ -293,7 +309,8 @@ def evaluate(
     seed
         Of the episodes; not that of the training.
     version
-        Weights version; the newest kept by default, with a warning where a newer one was published.
+        Weights version, or best: that with the highest mean return of those evaluated while the run went on
+        (--evaluate-every). The newest kept by default, with a warning where a newer one was published.
     env
         Again the module:function or FILE.py:function the run was made with, where it was one. Or another environment of
         the same spaces: Gymnasium id, module:Id, module:function or FILE.py:function.
@@ -313,7 +330,7 @@ def evaluate(
     import daskrl
 
     result = daskrl.evaluate(
-        store, episodes=episodes, seed=seed, version=version, max_episode_steps=max_episode_steps or None,
+        store, episodes=episodes, seed=seed, version=_version(version), max_episode_steps=max_episode_steps or None,
         video=video, video_episodes=video_episodes, render_mode=render_mode,
         **{**_given(store, None, algorithm), "env": None if env is None else _environment(env)},
     )  # fmt: skip
@@ -811,9 +828,16 @@ def _init(init: str | None) -> dict[str, Any]:
     path, at, version = init.rpartition("@")
     if not at:
         return {"init": init}
-    if not version.isdecimal():
-        raise ConfigError(f"--init {init}: expected STORE@VERSION with a number for VERSION, got {version!r}.")
-    return {"init": path, "init_version": int(version)}
+    return {"init": path, "init_version": _version(version)}
+
+
+def _version(text: str | None) -> int | str | None:
+    """A version of the weights, as it was typed."""
+    if text is None or text == "best":
+        return text
+    if not text.isdecimal():
+        raise ConfigError(f"version: expected a number or 'best', got {text!r}.")
+    return int(text)
 
 
 def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any]:

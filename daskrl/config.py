@@ -128,6 +128,9 @@ class Options:
     learner_timeout : seconds to wait for a worker that offers the resource ``learner`` or ``GPU``; then it learns
         beside the driver. None waits as long as it takes where the cluster has set one apart, elsewhere not at all.
     strict_bounds : an observation outside the bounds of its space is an error; else one warning a run.
+    evaluate_every : rounds between two versions that are evaluated while the run goes on; 0 for none. The last one
+        always is, then. Their weights are kept on disk.
+    evaluate_episodes : greedy episodes of one evaluation: the first so many that `daskrl.evaluate` plays.
     """
 
     checkpoint_every: int = 50
@@ -136,9 +139,13 @@ class Options:
     strict: bool = True
     learner_timeout: float | None = None
     strict_bounds: bool = False
+    evaluate_every: int = 0
+    evaluate_episodes: int = 10
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        require_integer("evaluate_every", self.evaluate_every, 0)
+        require_integer("evaluate_episodes", self.evaluate_episodes, 1)
         require_integer("checkpoint_every", self.checkpoint_every, 1)
         require_integer("weights_every", self.weights_every, 1)
         if not self.rollout_timeout > 0:

@@ -110,7 +110,7 @@ def evaluate(
     *,
     episodes: int = 100,
     seed: int = 1,
-    version: int | None = None,
+    version: int | str | None = None,
     env: str | sources.EnvironmentFactory | None = None,
     algorithm: Algorithm | None = None,
     max_episode_steps: int | None = MAX_EPISODE_STEPS,
@@ -126,7 +126,7 @@ def evaluate(
     ----------
     episodes : how many; episode ``i`` starts from a seed derived from (``seed``, i).
     version : a stored version of the weights; the newest kept by default, with a warning where a newer one was
-        published.
+        published. ``"best"`` is that of `Store.best`.
     env : again the callable the run was made with, where it was one. Or another environment of the same spaces, an id
         or a callable: the result then says so.
     algorithm : again the instance the run was made with, where not built in.

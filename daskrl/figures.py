@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from daskrl.commits import Record
 from daskrl.config import RunConfig, Schedule
+from daskrl.schedule import evaluations_due
 from daskrl.store import Progress, shown
 
 LINGER = 10.0  # seconds, or two rounds if longer, that a worker counts as one of the run's after its newest fragment
@@ -45,6 +46,7 @@ class Figures:
     newest : when the newest fragment ended, in seconds since 1970.
     learning_curve : ``(env_steps, episode_return)``, at most some 400 of them.
     workers_over_time : ``(seconds, workers)`` from when on there were so many.
+    evaluation_version, evaluation_return, best_version, best_return : as of `daskrl.Report`.
     """
 
     env_steps: int
@@ -68,6 +70,10 @@ class Figures:
     newest: float | None
     learning_curve: tuple[tuple[int, float], ...]
     workers_over_time: tuple[tuple[float, int], ...]
+    evaluation_version: int | None = None
+    evaluation_return: float | None = None
+    best_version: int | None = None
+    best_return: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -97,6 +103,7 @@ class Tally:
     per_update: float | None = None
     progress: Progress = field(init=False)
     env_steps_budget: int = field(init=False, default=0)
+    evaluate_every: int = field(init=False, default=0)
     loss: float | None = field(init=False, default=None)
     began: float | None = field(init=False, default=None)
     newest: float | None = field(init=False, default=None)
@@ -122,6 +129,7 @@ class Tally:
         self.progress.take(record)
         if record["kind"] == "budget":
             self.env_steps_budget = record["env_steps"]
+            self.evaluate_every = record.get("options", {}).get("evaluate_every", 0)
         elif record["kind"] == "fragment":
             self._fragment(record)
         elif record["kind"] == "learn":
@@ -161,7 +169,10 @@ class Tally:
     def figures(self) -> Figures:
         """What the records so far say."""
         progress, rounds = self.progress, self.schedule.rounds(self.env_steps_budget)
-        finished = progress.published >= rounds
+        finished = progress.published >= rounds and not evaluations_due(
+            self.evaluate_every, rounds, progress.published, progress.kept, progress.evaluated
+        )
+        evaluation, best = progress.evaluation or (None, None), progress.best or (None, None)
         curve = list(self._curve)
         if curve and curve[-1][1] != self._episode_return():
             curve.append((self.env_steps, self._episode_return()))
@@ -199,6 +210,10 @@ class Tally:
             newest=self.newest,
             learning_curve=tuple(curve),
             workers_over_time=over_time,
+            evaluation_version=evaluation[0],
+            evaluation_return=evaluation[1],
+            best_version=best[0],
+            best_return=best[1],
         )
 
 
@@ -247,6 +262,7 @@ def rows(figures: Figures, now: float) -> dict[str, str]:
         "episodes": f"{figures.episodes:,}",
         "loss": unless_none(figures.loss, shown),
         "weights version": f"{figures.weights_version:,}",
+        **_evaluated(figures),
         "learner updates": f"{figures.learner_updates:,}",
         "replay ratio": unless_none(figures.replay_ratio, shown),
         "policy lag": f"{figures.policy_lag}",
@@ -261,6 +277,16 @@ def rows(figures: Figures, now: float) -> dict[str, str]:
             figures.end, lambda end: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end))
         ),
     }  # fmt: skip
+
+
+def _evaluated(figures: Figures) -> dict[str, str]:
+    """Rows of a run that is evaluated as it goes on."""
+    if figures.evaluation_return is None or figures.best_return is None:
+        return {}
+    return {
+        "evaluation": f"{shown(figures.evaluation_return)} (version {figures.evaluation_version})",
+        "best": f"{shown(figures.best_return)} (version {figures.best_version})",
+    }
 
 
 def duration(seconds: float) -> str:

@@ -84,7 +84,7 @@ def begin(learner: Any, initial: Initial) -> None:
     begin_with(initial.weights, initial.others)
 
 
-def take(init: Init, version: int | None, algorithm: Algorithm, setup: Setup, *, digest: bool = True) -> Initial:
+def take(init: Init, version: int | str | None, algorithm: Algorithm, setup: Setup, *, digest: bool = True) -> Initial:
     """Read what a run is to begin with, and try it on a learner.
 
     Parameters
@@ -112,7 +112,7 @@ def take(init: Init, version: int | None, algorithm: Algorithm, setup: Setup, *,
     return fits
 
 
-def _found(init: Init, version: int | None, algorithm: Algorithm, digest: bool) -> Initial:
+def _found(init: Init, version: int | str | None, algorithm: Algorithm, digest: bool) -> Initial:
     if isinstance(init, Mapping):
         if version is not None:
             raise ConfigError(f"init_version: expected with a store alone, got {version!r} with arrays. Leave it out.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from daskrl import seeding
@@ -125,7 +126,36 @@ def play_episodes(
     note: Note | None = None,
     shown: Shown | None = None,
 ) -> Iterator[Played]:
-    """Play whole episodes, episode ``i`` from a seed of its own; yields each when it is over.
+    """Play whole episodes, episode ``i`` from a seed of its own; yields each when it is over. See `play_steps`."""
+    steps = play_steps(
+        factory, spec, policy, episodes=episodes, seed=seed, frame_stack=frame_stack, state=state, lanes=lanes,
+        limit=limit, note=note, shown=shown,
+    )  # fmt: skip
+    with contextlib.closing(steps):
+        for played in steps:
+            if played is not None:
+                yield played
+
+
+def play_steps(
+    factory: EnvironmentFactory,
+    spec: SpaceSpec,
+    policy: GreedyPolicy,
+    *,
+    episodes: int,
+    seed: int,
+    frame_stack: int,
+    state: Mapping[str, tuple[int, ...]] | None = None,
+    lanes: int = _LANES,
+    limit: int | None = None,
+    note: Note | None = None,
+    shown: Shown | None = None,
+) -> Generator[Played | None]:
+    """Play whole episodes, step by step: yields an episode when it is over, and None after each step of all.
+
+    Whoever takes them may pause at any of them.
+
+    Episode ``i`` is played from a seed of its own.
 
     The batch given to the policy always has ``min(episodes, lanes)`` rows: the shape of a matrix product can
     decide its last bits, and a finished environment is therefore stepped no further but still fills its row.
@@ -170,6 +200,7 @@ def play_episodes(
                     else:
                         active.discard(env)
             steps += count
+            yield None
             if note is not None and steps % (_NOTE_EVERY * count) == 0:
                 note(over, steps)
     finally:

@@ -17,11 +17,11 @@ import time
 import uuid
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from daskrl import demand, learner, members, rollout, schedule, session, workers
+from daskrl import demand, evaluations, learner, members, rollout, schedule, session, workers
 from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.commits import Record
 from daskrl.config import Options
@@ -110,6 +110,15 @@ class Pool(Protocol):
 
     def submit_recheck(self, task: Recheck, head: int) -> None:
         """Start the recheck of a fragment."""
+
+    def submit_evaluations(
+        self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
+    ) -> None:
+        """Go on with as many as there is room for; ``kept``: weights version -> its file.
+
+        Each outcome is a short while of playing, and the evaluation is to be gone on with until its record is whole. A
+        rollout goes first: only where a slot has none to do, or it is ``urgent``, is there room.
+        """
 
     def submit_checkpoint(self, kept: int) -> None:
         """Have the learner write where it stands, if weights are published: after ``kept``, the weights too."""
@@ -219,6 +228,14 @@ class InProcessPool:
         elif (weights := self._weights.get(task.weights_version)) is not None:
             self._add(task, functools.partial(rollout.recheck, self.token, weights, record, head))
 
+    def submit_evaluations(
+        self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
+    ) -> None:
+        if not any(_is_evaluate(task) for task in self.in_flight):
+            for task in due[:1]:
+                args = (self.token, task.version, kept[task.version], self.plan.options.evaluate_episodes)
+                self._add(task, functools.partial(evaluations.evaluate, *args))
+
     def submit_checkpoint(self, kept: int) -> None:
         if self._weights:
             newest = self._weights[max(self._weights)]
@@ -324,6 +341,7 @@ class DaskPool:
         self._flights: dict[str, _Flight] = {}
         self._taken_back: dict[str, _Flight] = {}  # those of them that had begun are finished all the same
         self._weights: dict[int, _Flight] = {}  # weights version -> the task that has it as its result
+        self._evaluators: dict[int, str] = {}  # weights version -> the worker that has begun to evaluate it
         self._deaths: Counter[Any] = Counter()
         self._submitted = 0
         self._rechecked_at = 0  # commits when a recheck was asked for last
@@ -361,7 +379,7 @@ class DaskPool:
     def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
         slots = self._slots()
         self._homes = schedule.homes(self.plan.layout.config.schedule.streams, slots, self._homes)
-        load = Counter(flight.address for flight in self._flights.values() if not _is_learn(flight.task))
+        load = self._load()
         for task in ready:
             address = self._homes.get(task.stream)
             if address is not None and load[address] < 2 * slots[address]:
@@ -396,6 +414,33 @@ class DaskPool:
         elif slots and task.weights_version in self._weights:
             args = (self.token, self._weights[task.weights_version].future, record, head)
             self._start("recheck", task, homes[0], rollout.recheck, args, _ROLLOUT, task.weights_version)
+
+    def submit_evaluations(
+        self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
+    ) -> None:
+        flying = {flight.task: flight.address for flight in self._flights.values() if _is_evaluate(flight.task)}
+        waiting = [task for task in due if task not in flying]
+        if not waiting:
+            return
+        slots, load = self._slots(), self._load()
+        room = [a for a in slots if a not in flying.values() and (urgent or load[a] < slots[a])]
+        for task in waiting:
+            home = self._evaluators.get(task.version)
+            if home in slots and home not in room:
+                continue  # it waits for the worker that has begun it
+            if home not in slots:
+                home = min(room, key=lambda address: (load[address] / slots[address], address), default=None)
+            if home is None:
+                return
+            room.remove(home)
+            self._evaluators[task.version] = home
+            args = (self.token, task.version, kept[task.version], self.plan.options.evaluate_episodes)
+            self._start("evaluate", task, home, evaluations.evaluate, args, _ROLLOUT)
+
+    def _load(self) -> Counter[str]:
+        """How many tasks each worker has that are neither the learner's nor a short while of an evaluation."""
+        tasks = self._flights.values()
+        return Counter(f.address for f in tasks if not _is_learn(f.task) and not _is_evaluate(f.task))
 
     def submit_checkpoint(self, kept: int) -> None:
         # After what is being learned now: also a worker with several threads does it then, as it waits for the result.
@@ -494,6 +539,8 @@ class DaskPool:
             self._weights[flight.task.version] = flight
             self.held.add(flight.task.version)
         self._taken_back = {key: other for key, other in self._taken_back.items() if other.task != flight.task}
+        if record.get("kind") == "evaluation":
+            self._evaluators.pop(record["version"], None)
         outcomes.append(Outcome(flight.task, record))
 
     def _told_all_the_same(self, flight: _Flight, record: Record, outcomes: list[Outcome]) -> None:
@@ -586,7 +633,7 @@ class DaskPool:
                 self._take_back_one(key)
                 if isinstance(flight.task, Recheck):  # the driver asks for it once
                     self.submit_recheck(flight.task, self._rechecked_at)
-            elif isinstance(flight.task, Checkpoint):
+            elif isinstance(flight.task, Checkpoint | schedule.Evaluate):
                 self._take_back_one(key)
 
     def _take_back_one(self, key: str) -> None:
@@ -797,7 +844,7 @@ class DaskPool:
                     self._died_under(flight.task)
 
     def _died_under(self, task: Any) -> None:
-        if not isinstance(task, schedule.Rollout | schedule.Learn):
+        if not isinstance(task, schedule.Rollout | schedule.Learn | schedule.Evaluate):
             return
         self._deaths[task] += 1
         if self._deaths[task] <= _DEATHS:
@@ -807,6 +854,12 @@ class DaskPool:
                 f"{_DEATHS} workers died while they learned version {task.version}: the learner probably needs more "
                 f"memory than its worker has. Everything committed is kept. Lower window, or give it more, and type: "
                 f"daskrl resume {self.plan.layout.root}"
+            )
+        if isinstance(task, schedule.Evaluate):
+            raise EnvironmentFailure(
+                f"{_DEATHS} workers died while they evaluated version {task.version}: its environment probably kills "
+                "its process. Everything committed is kept. Resume the run without evaluations, evaluate_every=0 "
+                "(--evaluate-every 0)."
             )
         slot = self.plan.layout.config.schedule.slot(task.stream, task.round)
         raise EnvironmentFailure(
@@ -933,6 +986,10 @@ def forget_topic(topic: str, dask_scheduler: Any) -> None:
 
 def _is_learn(task: Any) -> bool:
     return isinstance(task, schedule.Learn)
+
+
+def _is_evaluate(task: Any) -> bool:
+    return isinstance(task, schedule.Evaluate)
 
 
 def _refuse_or_warn(problem: str, strict: bool) -> str:

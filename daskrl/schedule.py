@@ -31,6 +31,13 @@ class Learn:
     version: int
 
 
+@dataclass(frozen=True, order=True)
+class Evaluate:
+    """Play greedy episodes with that version of the weights."""
+
+    version: int
+
+
 Due = tuple[Mapping[str, Any], int | None]
 """The record of a committed fragment to be run a second time, and how. None: all of it, by its policy, in environments
 rebuilt to where it began. A number: that environment alone, stepped through its recorded actions."""
@@ -121,6 +128,27 @@ def learns_ready(
     wanted = set(range(published + 1, possible + 1)) | needed(schedule, rounds, committed)
     ready = {Learn(version) for version in wanted if version <= possible and version not in held}
     return sorted(ready - set(in_flight))
+
+
+def to_evaluate(every: int, rounds: int, version: int) -> bool:
+    """Whether a version is to be evaluated: each ``every``-th, and the last; none where ``every`` is 0."""
+    return every > 0 and (version % every == 0 or version == rounds)
+
+
+def evaluations_due(
+    every: int, rounds: int, published: int, kept: Collection[int], evaluated: Collection[int]
+) -> list[Evaluate]:
+    """The evaluations still to be made of what is published and kept on disk, oldest version first.
+
+    Parameters
+    ----------
+    kept : versions whose weights are on disk.
+    evaluated : versions whose evaluation is committed.
+    """
+    if not every:
+        return []
+    wanted = (v for v in kept if v <= published and v not in evaluated and to_evaluate(every, rounds, v))
+    return sorted(map(Evaluate, wanted))
 
 
 def needed(schedule: Schedule, rounds: int, committed: Sequence[int]) -> set[int]:

@@ -32,6 +32,7 @@ from daskrl.spaces import Array
 from daskrl.store import Layout
 
 if TYPE_CHECKING:
+    from daskrl.evaluations import Playing
     from daskrl.learner import Reader, Standing
 
 _DASKS_TRIM = "65536"  # MALLOC_TRIM_THRESHOLD_ as Dask's nannies set it unless they are told otherwise
@@ -48,6 +49,7 @@ class Session:
     Attributes
     ----------
     streams : stream -> (round it stands at, live environments).
+    evaluations : weights version -> an evaluation on its way.
     policies : weights version -> policy that acts with it.
     learner, reader : the learner's state, and what reads for it, on the process that learns.
     published : weights version -> what was published, the newest few.
@@ -61,6 +63,7 @@ class Session:
     factory: Callable[[], Environment]
     options: Options
     streams: dict[int, tuple[int, Stream]] = field(default_factory=dict)
+    evaluations: dict[int, Playing] = field(default_factory=dict)
     policies: dict[int, Any] = field(default_factory=dict)
     learner: Standing | None = None
     reader: Reader | None = None
@@ -93,13 +96,31 @@ class Session:
         if other is not None:
             other.close()
 
+    def take_evaluation(self, version: int) -> Playing | None:
+        """What has been played of an evaluation, which is then the caller's alone."""
+        with self.lock:
+            return self.evaluations.pop(version, None)
+
+    def keep_evaluation(self, version: int, under_way: Playing) -> None:
+        """Keep it for the next task; of two that ran at the same time, this one."""
+        with self.lock:
+            other = self.evaluations.pop(version, None)
+            if self.closed:
+                other = under_way
+            else:
+                self.evaluations[version] = under_way
+        if other is not None:
+            other.close()
+
     def close(self) -> None:
         with self.lock:
             self.closed = True
-            streams = [stream for _, stream in self.streams.values()]
+            live: list[Stream | Playing] = [stream for _, stream in self.streams.values()]
+            live += self.evaluations.values()
             self.streams.clear()
-        for stream in streams:
-            stream.close()
+            self.evaluations.clear()
+        for one in live:
+            one.close()
 
 
 _SESSIONS: dict[str, Session] = {}
@@ -152,12 +173,13 @@ def ease(token: str) -> None:
     if session is None:
         return
     with session.lock:
-        streams = [stream for _, stream in session.streams.values()]
+        live: list[Stream | Playing] = [stream for _, stream in session.streams.values()]
+        live += session.evaluations.values()
         session.streams.clear()
+        session.evaluations.clear()
         session.policies.clear()
-    for stream in streams:
-        stream.close()
-    del streams
+    while live:
+        live.pop().close()
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

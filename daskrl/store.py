@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -96,6 +96,13 @@ class Layout:
         return found
 
 
+class Evaluated(NamedTuple):
+    """A version of the weights and its mean return over the greedy episodes of its evaluation."""
+
+    version: int
+    mean: float
+
+
 @dataclass
 class Progress:
     """How far a run is: all that the schedule needs to know.
@@ -107,7 +114,9 @@ class Progress:
     learner_updates : made up to that version.
     episodes : episodes that ended.
     returns : of the newest 100 of them.
+    loss : mean loss of the newest version that had updates.
     kept : versions whose weights are kept on disk, and their files.
+    evaluated : versions that were evaluated, and the mean return; None where that failed.
     arithmetic : what the run computes with, once its first learner is known.
     rechecks, due : what says which fragments are to be run again, and those that are.
     environment_off : whether the promise does not hold for what the environment does.
@@ -120,11 +129,25 @@ class Progress:
     episodes: int = 0
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     arithmetic: Record | None = None
+    loss: float | None = None
     kept: dict[int, list[Any]] = field(default_factory=dict)
+    evaluated: dict[int, float | None] = field(default_factory=dict)
     rechecks: Rechecks | None = None
     due: list[Due] = field(default_factory=list)
     environment_off: bool = False
     out_of_bounds: bool = False
+
+    @property
+    def evaluation(self) -> Evaluated | None:
+        """The newest version that was evaluated."""
+        found = [version for version, mean in self.evaluated.items() if mean is not None]
+        return Evaluated(max(found), self.evaluated[max(found)] or 0.0) if found else None
+
+    @property
+    def best(self) -> Evaluated | None:
+        """The version with the highest mean return of those evaluated; of equal ones the earliest."""
+        found = [(-mean, version) for version, mean in self.evaluated.items() if mean is not None]
+        return Evaluated(min(found)[1], -min(found)[0]) if found else None
 
     def take(self, record: Record) -> None:
         """Count one committed record in; of a stream, rounds come in order."""
@@ -139,6 +162,9 @@ class Progress:
         elif record["kind"] == "learn":
             self.published = record["version"]
             self.learner_updates = record["learner_updates"]
+            self.loss = record["loss"]
+        elif record["kind"] == "evaluation":
+            self.evaluated[record["version"]] = float(np.mean(record["returns"])) if record["returns"] else None
         elif record["kind"] == "arithmetic":
             self.arithmetic = record
         _take_weights(self.kept, record)
@@ -436,6 +462,20 @@ class Store:
         """Versions of the weights kept on disk, oldest first."""
         return sorted(self._weights_kept()[0])
 
+    def evaluations(self) -> list[Record]:
+        """The evaluations made while the run went on (``evaluate_every``), by version; see FORMAT.md."""
+        return sorted(self.records("evaluation"), key=lambda record: int(record["version"]))
+
+    def best(self) -> Evaluated | None:
+        """The version with the highest mean return of those evaluated as the run went on; of equal ones the earliest.
+
+        None where none was. ``Store.weights("best")`` has its weights.
+        """
+        progress = Progress([])
+        for record in self.records("evaluation"):
+            progress.take(record)
+        return progress.best
+
     def published(self) -> int:
         """The newest version of the weights that was published, kept on disk or not; -1 before version 0."""
         return self._weights_kept()[1]
@@ -449,8 +489,8 @@ class Store:
                 published = max(published, record["version"])
         return kept, published
 
-    def weights(self, version: int | None = None) -> tuple[int, dict[str, Array]]:
-        """One stored version of the weights, the newest by default.
+    def weights(self, version: int | str | None = None) -> tuple[int, dict[str, Array]]:
+        """One stored version of the weights, the newest by default; ``"best"`` is that of `best`.
 
         A warning says where the newest one published is not kept: of a run that goes on, or whose driver was killed.
 
@@ -458,16 +498,23 @@ class Store:
         -------
         version, and name -> array.
         """
-        from safetensors.numpy import load
-
         kept, published = self._weights_kept()
+        if version == "best":
+            best = self.best()
+            if best is None:
+                raise ConfigError(
+                    f"{self.root}: version 'best': no version was evaluated. Train with evaluate_every= "
+                    f"(--evaluate-every), or name one of {sorted(kept)}."
+                )
+            version = best.version
         if version is None:
             version = max(kept, default=-1)
             if -1 < version < published:
                 warnings.warn(f"{self.root}: {older_weights(version, published)}", stacklevel=2)
         if version not in kept:
             raise ConfigError(f"{self.root} keeps weights versions {sorted(kept)}, not {version}.")
-        return version, load(read_checked(self.root, kept[version]))
+        assert isinstance(version, int)
+        return version, read_weights(self.root, kept[version])
 
     if TYPE_CHECKING:  # `daskrl.policies.policy`, put here by that module: it knows the algorithms, the store does not
 
@@ -528,7 +575,7 @@ class Store:
             elif record["kind"] == "learn" and record["version"] > published:
                 published, updates = record["version"], record["learner_updates"]
         steps = schedule.fragment_steps * schedule.envs_per_stream
-        off, stored = self.promise_off(), self.weights_versions()
+        off, stored, best = self.promise_off(), self.weights_versions(), self.best()
         return {
             "store": str(self.root),
             "environment": self.config.environment.get("id") or self.config.environment["name"],
@@ -544,6 +591,7 @@ class Store:
             "learner_updates": updates,
             "stored_weights": stored,
             "newest_stored_weights": max(stored, default=None),
+            **({} if best is None else {"best_version": best.version, "best_return": best.mean}),
             "promise": off or "kept",
             "versions": self.attributes["versions"],
             "config": json.loads(json.dumps(self.config.to_json())),
@@ -700,6 +748,14 @@ def read_checked(root: Path, written: Sequence[Any]) -> bytes:
     if len(data) != nbytes or crc32c(data) != crc:
         raise DamagedError(f"{root / name} is not the file that was committed: size or CRC-32C differs.")
     return data
+
+
+def read_weights(root: Path, written: Sequence[Any]) -> dict[str, Array]:
+    """The arrays of a file of weights, by name; raises `DamagedError` naming it."""
+    from safetensors.numpy import load
+
+    arrays: dict[str, Array] = load(read_checked(root, written))
+    return arrays
 
 
 def _index_columns(config: RunConfig) -> list[Column]:

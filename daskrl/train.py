@@ -63,6 +63,9 @@ class Report:
     workers : workers running rollouts now; 0 in-process.
     seconds : since this driver started.
     time_left : seconds to go at this driver's pace; None at first.
+    evaluation_version, evaluation_return : the newest version that was evaluated (``evaluate_every``), and the mean
+        return of its greedy episodes; None before the first.
+    best_version, best_return : of the version with the highest such mean.
     """
 
     weights_version: int
@@ -76,6 +79,10 @@ class Report:
     workers: int
     seconds: float
     time_left: float | None
+    evaluation_version: int | None = None
+    evaluation_return: float | None = None
+    best_version: int | None = None
+    best_return: float | None = None
 
 
 def drive(
@@ -84,8 +91,9 @@ def drive(
 ) -> Iterator[Report]:  # fmt: skip
     """Take a run from where its store stands to ``rounds`` rounds, or until ``stop`` is set and the pool woken.
 
-    Yields a report for each new version. The loop submits whatever the schedule finds ready, waits, and commits what
-    finished. All that lasts is in the store: it may stop at any point, and another driver goes on from there.
+    Yields a report for each new version, and for each evaluation. The loop submits whatever the schedule finds ready,
+    waits, and commits what finished. All that lasts is in the store: it may stop at any point, and another driver goes
+    on from there.
     ``committed`` is told every record.
     """
     config, options, began = store.config, plan.options, time.monotonic()
@@ -94,11 +102,21 @@ def drive(
     def keep(version: int) -> tuple[bool, bool]:
         new, last = version > progress.published, version == rounds
         return (
-            new and (last or version % options.weights_every == 0),
+            new
+            and (
+                last
+                or version % options.weights_every == 0
+                or schedule.to_evaluate(options.evaluate_every, rounds, version)
+            ),
             new and version > 0 and (last or version % options.checkpoint_every == 0),
         )
 
-    while not stop.is_set() and (progress.published < rounds or pool.in_flight):
+    def evaluations() -> list[schedule.Evaluate]:
+        every = options.evaluate_every
+        return schedule.evaluations_due(every, rounds, progress.published, progress.kept, progress.evaluated)
+
+    to_play = evaluations()
+    while not stop.is_set() and (progress.published < rounds or to_play or pool.in_flight):
         # What is ready now?
         learns = schedule.learns_ready(
             config.schedule, rounds, progress.committed, progress.published, pool.held,
@@ -110,6 +128,8 @@ def drive(
         )  # fmt: skip
         pool.submit_learns(learns, store.head, keep)
         pool.submit_rollouts(rollouts, store.head)
+        # One after the other where rollouts leave room: when the next is due, at the latest, with their priority.
+        pool.submit_evaluations(to_play, progress.kept, urgent=len(to_play) > 1 or progress.published >= rounds)
         pool.want(demand.slots)
 
         # What finished?
@@ -121,7 +141,7 @@ def drive(
         # Commit it; from here on it is part of the run.
         store.commit(records)
         committed(records)
-        published = progress.published
+        published, evaluated = progress.published, len(progress.evaluated)
         for record in records:
             progress.take(record)
             demand.take(record)
@@ -130,7 +150,9 @@ def drive(
         progress.due.clear()
         if progress.published > published:
             _drop_old_checkpoints(store, records, progress.published)
-            yield _report(config, plan, pool, progress, records, rounds, time.monotonic() - began, at_start)
+        if progress.published > published or len(progress.evaluated) > evaluated:
+            to_play = evaluations()
+            yield _report(config, plan, pool, progress, rounds, time.monotonic() - began, at_start)
         pool.release(schedule.kept(config.schedule, rounds, progress.committed, progress.published))
 
 
@@ -163,6 +185,14 @@ def _records(
             if task.version > published:  # else it was lost and learned again, or overtaken on another worker
                 records.append(record)
                 published = task.version
+        elif isinstance(task, schedule.Evaluate):
+            if record.get("kind") == "evaluation" and task.version not in progress.evaluated:
+                records.append(record)
+                if "error" in record:
+                    warnings.warn(
+                        f"version {task.version} could not be evaluated, and the run goes on: {record['error']}",
+                        stacklevel=2,
+                    )
         elif isinstance(task, Checkpoint):
             if (record["checkpoint"] or record["weights"]) and record["version"] <= published:
                 records.append(record)
@@ -199,13 +229,12 @@ def _environment_breaks_promise(reason: str) -> Record:
 
 
 def _report(
-    config: RunConfig, plan: Plan, pool: Pool, progress: Progress, records: list[Record], rounds: int,
-    seconds: float, at_start: int,
+    config: RunConfig, plan: Plan, pool: Pool, progress: Progress, rounds: int, seconds: float, at_start: int,
 ) -> Report:  # fmt: skip
     steps = config.schedule.fragment_steps * config.schedule.envs_per_stream
     env_steps = sum(progress.committed) * steps
     newest = max(progress.committed) - 1
-    losses = [record["loss"] for record in records if record["kind"] == "learn"]
+    newest_evaluated, best = progress.evaluation or (None, None), progress.best or (None, None)
     done = progress.published - max(at_start, 0)
     return Report(
         weights_version=progress.published,
@@ -213,12 +242,16 @@ def _report(
         learner_updates=progress.learner_updates,
         episode_return=sum(progress.returns) / len(progress.returns) if progress.returns else None,
         episodes=progress.episodes,
-        loss=losses[-1] if losses else None,
+        loss=progress.loss,
         policy_lag=newest - config.schedule.weights_version(newest) if newest >= 0 else 0,
         replay_ratio=progress.learner_updates * plan.transitions_per_update / env_steps if env_steps else 0.0,
         workers=pool.workers(),
         seconds=seconds,
         time_left=seconds / done * (rounds - progress.published) if done > 0 else None,
+        evaluation_version=newest_evaluated[0],
+        evaluation_return=newest_evaluated[1],
+        best_version=best[0],
+        best_return=best[1],
     )
 
 
@@ -263,8 +296,16 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether every version up to the budget is committed."""
-        return max((r["version"] for r in self.store.records("learn")), default=-1) >= self._rounds
+        """Whether every version up to the budget is committed, and every evaluation that is due."""
+        progress = Progress([0] * self.store.config.schedule.streams)
+        for record in self.store.records():
+            progress.take(record)
+        return self._over(progress)
+
+    def _over(self, progress: Progress) -> bool:
+        every, rounds = self.options.evaluate_every, self._rounds
+        due = schedule.evaluations_due(every, rounds, progress.published, progress.kept, progress.evaluated)
+        return progress.published >= rounds and not due
 
     @property
     def _rounds(self) -> int:
@@ -295,7 +336,7 @@ class Run:
         progress = self.store.lock()
         try:
             plan = Plan(self.store.layout, self.algorithm, self.source.factory, self.options, progress.arithmetic)
-            if progress.published >= self._rounds:
+            if self._over(progress):
                 return
             reason = self.source.remembers
             if reason is not None and not progress.environment_off:  # and strict=False, or there were no run
@@ -431,7 +472,9 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     init: Init | None = None,
-    init_version: int | None = None,
+    init_version: int | str | None = None,
+    evaluate_every: int = 0,
+    evaluate_episodes: int = 10,
     progress: bool = True,
 ) -> Run:
     """Make a new run. It checks everything and creates the store; iterating or ``wait()`` carries it out.
@@ -465,7 +508,10 @@ def train(
         checkpoint of that version where it is there, as it is of the version that a finished or stopped run reached;
         without one, critics begin as drawn. Optimizers, priorities and counts of visits begin anew. The other run's
         digest is recorded, which reads all of it.
-    init_version : of the store's weights; the newest kept by default.
+    init_version : of the store's weights; the newest kept by default, and ``"best"`` is that of `Store.best`.
+    evaluate_every : rounds between two versions that are evaluated while the run goes on, by tasks of the same workers
+        for which no rollout waits; the last version is, too. 0 for none. It changes no bit of the run.
+    evaluate_episodes : greedy episodes of each evaluation, those of ``daskrl.evaluate(store, version=, episodes=)``.
     progress : show a progress bar.
 
     Raises
@@ -492,7 +538,10 @@ def train(
     )
     if init is None and init_version is not None:
         raise ConfigError(f"init_version: expected with init, got {init_version!r} alone.")
-    options = Options(checkpoint_every, weights_every, rollout_timeout, strict, learner_timeout, strict_bounds)
+    options = Options(
+        checkpoint_every, weights_every, rollout_timeout, strict, learner_timeout, strict_bounds, evaluate_every,
+        evaluate_episodes,
+    )  # fmt: skip
     _require_forgetful(source, options)
     setup = Setup(source.spec, shape, config.frame_stack)
     try_algorithm(algorithm, setup)
@@ -537,6 +586,8 @@ def resume(
     learner_timeout: float | None = None,
     strict: bool | None = None,
     strict_bounds: bool | None = None,
+    evaluate_every: int | None = None,
+    evaluate_episodes: int | None = None,
     progress: bool = True,
 ) -> Run:
     """Go on with a run from its store, wherever it was stopped and on whatever workers.
@@ -547,6 +598,8 @@ def resume(
     algorithm, env : again the class instance or callable the run was made with, where they were not built in;
         their settings and the hash of their source are checked. Nothing is pickled in a store.
     checkpoint_every, weights_every, rollout_timeout, learner_timeout, strict, strict_bounds : change these options.
+    evaluate_every, evaluate_episodes : so do these. Versions that are due and not evaluated yet are made up for, where
+        their weights are kept.
     client, progress : as in `train`.
 
     Raises
@@ -562,6 +615,7 @@ def resume(
         "checkpoint_every": checkpoint_every, "weights_every": weights_every,
         "rollout_timeout": rollout_timeout, "learner_timeout": learner_timeout, "strict": strict,
         "strict_bounds": strict_bounds,
+        "evaluate_every": evaluate_every, "evaluate_episodes": evaluate_episodes,
     }  # fmt: skip
     return _resumed(opened, algorithm, source, env_steps, changes, client, progress)
 

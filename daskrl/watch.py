@@ -92,10 +92,11 @@ def follow(reader: Reader, interval: float) -> Iterator[Figures]:
 def line(figures: Figures) -> str:
     """The figures in one line."""
     said = rows(figures, figures.newest or 0.0)
+    evaluated = f"evaluation {said['evaluation']}, best {said['best']}, " if "evaluation" in said else ""
     return (
-        f"{said['env steps']} env steps, return {said['return']}, loss {said['loss']}, lag {said['policy lag']}, "
-        f"replay {said['replay ratio']}, {said['rollout workers']} workers, learner busy {said['learner busy']}, "
-        f"{said['env steps/s']} env steps/s, to go {said['to go']}"
+        f"{said['env steps']} env steps, return {said['return']}, {evaluated}loss {said['loss']}, "
+        f"lag {said['policy lag']}, replay {said['replay ratio']}, {said['rollout workers']} workers, "
+        f"learner busy {said['learner busy']}, {said['env steps/s']} env steps/s, to go {said['to go']}"
     )
 
 

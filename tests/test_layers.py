@@ -50,6 +50,7 @@ LAYERS = [
     ["children"],
     ["session"],
     ["rollout", "learner"],
+    ["evaluations"],
     ["preload"],
     ["demand", "figures", "members"],
     ["dashboard"],

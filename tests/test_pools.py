@@ -825,6 +825,65 @@ def test_a_checkpoint_is_asked_of_the_learner_and_of_nobody_before_there_is_one(
     assert pool.in_flight == set()
 
 
+KEPT: dict[int, list[Any]] = {version: [f".weights/{version}", 1, 1] for version in (0, 5, 10)}
+
+
+def evaluating(cluster: Cluster, pool: pools.DaskPool, due: list[int], urgent: bool = False) -> dict[str, int]:
+    """Ask for evaluations; which worker has which."""
+    pool.submit_evaluations([schedule.Evaluate(version) for version in due], KEPT, urgent)
+    pending = cluster.pending("evaluate")
+    return {address: args[4] for future, address, _, args in cluster.tasks if future in pending}
+
+
+def test_an_evaluation_goes_where_no_rollout_waits_for_a_slot_and_takes_none_from_them(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = pool_on(cluster, tmp_path)
+    for name in ("l", "a", "b"):
+        join(cluster, pool, name, **({"learner": 1} if name == "l" else {}))
+    learn(cluster, pool, 0)
+    pool.submit_rollouts(rollouts(1), 1)
+    assert len(cluster.pending("rollout", "a")) == 1
+    assert evaluating(cluster, pool, [0]) == {"b": 0}
+    assert evaluating(cluster, pool, [0, 5]) == {"b": 0}  # one at a time on one worker
+    pool.submit_rollouts(rollouts()[1:], 1)
+    assert len(cluster.pending("rollout", "a")) == 2
+    assert len(cluster.pending("rollout", "b")) == 2  # as many as without
+    cluster.tell(cluster.pending("evaluate")[0], {"version": 0})
+    (outcome,) = pool.wait()
+    assert outcome.task == schedule.Evaluate(0)
+    assert pool.in_flight.isdisjoint({schedule.Evaluate(0)})
+    assert evaluating(cluster, pool, [0]) == {}  # now both have rollouts
+    assert evaluating(cluster, pool, [0, 5], urgent=True) == {"b": 0, "a": 5}  # where it was begun; and elsewhere
+
+
+def test_an_evaluation_is_begun_anew_elsewhere_when_its_worker_is_lost(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    join(cluster, pool, "b")
+    assert evaluating(cluster, pool, [5]) == {"a": 5}
+    cluster.remove("a")
+    pool.wait()
+    assert schedule.Evaluate(5) not in pool.in_flight
+    assert evaluating(cluster, pool, [5]) == {"b": 5}
+    cluster.tell(cluster.pending("evaluate")[0], {"kind": "evaluation", "version": 5, "returns": [1.0]})
+    assert [outcome.record["kind"] for outcome in pool.wait()] == ["evaluation"]
+
+
+def test_an_evaluation_under_which_workers_die_is_named_with_what_to_type(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pool_on(cluster, tmp_path)
+    join(cluster, pool, "a")
+    for number in range(pools._DEATHS):
+        evaluating(cluster, pool, [5])
+        join(cluster, pool, f"w{number}")
+        cluster.remove(min(cluster.workers))
+        pool.wait()
+    evaluating(cluster, pool, [5])
+    cluster.remove(min(cluster.workers))
+    with pytest.raises(EnvironmentFailure, match=r"evaluated version 5.*evaluate_every=0"):
+        pool.wait()
+
+
 def test_a_worker_that_cannot_join_is_refused_and_named(cluster: Cluster, tmp_path: Path) -> None:
     pool = pool_on(cluster, tmp_path)
     join(cluster, pool, "a")
