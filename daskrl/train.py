@@ -63,9 +63,10 @@ class Report:
     workers : workers running rollouts now; 0 in-process.
     seconds : since this driver started.
     time_left : seconds to go at this driver's pace; None at first.
-    evaluation_version, evaluation_return : the newest version that was evaluated (``evaluate_every``), and the mean
-        return of its greedy episodes; None before the first.
-    best_version, best_return : of the version with the highest such mean.
+    evaluation_version : the newest version that was evaluated (``evaluate_every``); None before the first.
+    evaluation_return : the mean return of its greedy episodes.
+    best_version : the version with the highest such mean.
+    best_return : its mean.
     """
 
     weights_version: int
