@@ -27,12 +27,13 @@ ALIGNMENT = 64  # bytes; torch's own, and a cache line's
 
 
 def aligned(array: Array) -> Array:
-    """The array, or a copy of it that begins at a multiple of `ALIGNMENT`, if it does not, and is contiguous.
+    """The array, or where it does not begin at a multiple of `ALIGNMENT` a copy that does, contiguous.
 
-    The bits of a matrix product may depend on where its operands begin. An array is where its bytes happened to arrive.
+    The bits of a matrix product may depend on where in memory its operands begin, and that is where their bytes
+    happened to arrive. So whatever is computed with and came from a file or another process has passed through here.
     """
     array = np.asarray(array)
-    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
+    if array.__array_interface__["data"][0] % ALIGNMENT == 0 and array.flags.c_contiguous:
         return array
     copy = empty(array.shape, array.dtype)
     copy[...] = array
@@ -52,6 +53,13 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % ALIGNMENT
     made: Array = memory[first : first + size].view(dtype).reshape(shape)
+    return made
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """``np.zeros``, begun as by `empty`."""
+    made = empty(shape, dtype)
+    made[...] = 0
     return made
 
 

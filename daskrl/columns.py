@@ -21,6 +21,7 @@ import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
+from daskrl.arithmetic import ALIGNMENT, aligned, zeros
 from daskrl.config import Schedule
 from daskrl.envs import final_name, state_name
 from daskrl.errors import DamagedError, StoreError, StoreFullError
@@ -35,8 +36,6 @@ _PROCESS, _COUNTER = uuid.uuid4().hex[:12], itertools.count()
 Table = tuple[tuple[str, str, tuple[int, ...], int], ...]
 """``(name, dtype, shape, offset)`` of each of some arrays in one vector of bytes."""
 
-_ALIGN = 64  # bytes
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room, or of a quota used up
 
 
@@ -49,8 +48,8 @@ def pack(arrays: Mapping[str, Array]) -> tuple[Table, Array]:
     for name in sorted(arrays):
         value = np.asarray(arrays[name])
         rows.append((name, value.dtype.str, value.shape, size))
-        size += -(-value.nbytes // _ALIGN) * _ALIGN
-    flat = np.zeros(size, np.uint8)
+        size += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+    flat = zeros((size,), np.uint8)
     for name, _, _, offset in rows:
         value = np.ascontiguousarray(arrays[name])
         flat[offset : offset + value.nbytes] = value.reshape(-1).view(np.uint8)
@@ -58,7 +57,8 @@ def pack(arrays: Mapping[str, Array]) -> tuple[Table, Array]:
 
 
 def unpack(table: Table, flat: Array) -> dict[str, Array]:
-    """The arrays that `pack` was given, as views."""
+    """The arrays that `pack` was given, as views that begin at multiples of 64 bytes, wherever ``flat`` begins."""
+    flat = aligned(flat)
     return {
         name: np.frombuffer(flat, dtype, math.prod(shape), offset).reshape(shape)
         for name, dtype, shape, offset in table

@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 
 from daskrl import isolation, seeding
+from daskrl.arithmetic import zeros
 from daskrl.errors import ConfigError, EnvironmentRaisedError, NondeterministicError, NonFiniteError
 from daskrl.sources import ActionMask as ActionMask  # where users import it from
 from daskrl.sources import Environment as Environment
@@ -133,12 +134,12 @@ class Stream:
                 spec=spec,
                 envs=envs,
                 observation={
-                    leaf.name: np.zeros((count, frame_stack, *leaf.shape), leaf.dtype) for leaf in spec.observation
+                    leaf.name: zeros((count, frame_stack, *leaf.shape), leaf.dtype) for leaf in spec.observation
                 },
                 episode=np.array(episode if episode is not None else [0] * count, np.int64),
                 age=np.zeros(count, np.int64),
                 episode_return=np.zeros(count, np.float64),
-                state={name: np.zeros((count, *shape), np.float32) for name, shape in (state or {}).items()},
+                state={name: zeros((count, *shape), np.float32) for name, shape in (state or {}).items()},
                 first=first,
                 claimed=claimed,
             )

@@ -13,7 +13,7 @@ import numpy as np
 
 from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Setup
-from daskrl.arithmetic import pinned
+from daskrl.arithmetic import aligned_all, pinned
 from daskrl.errors import ConfigError
 from daskrl.spaces import Array
 from daskrl.store import Store, read_checked
@@ -65,7 +65,7 @@ class Initial:
     def from_bytes(cls, data: bytes) -> Initial:
         from safetensors.numpy import load
 
-        arrays = load(data)
+        arrays = aligned_all(load(data))
 
         def under(prefix: str) -> dict[str, Array]:
             return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
@@ -141,7 +141,7 @@ def _file(path: Path) -> dict[str, Array]:
     from safetensors.numpy import load
 
     try:
-        arrays: dict[str, Array] = load(path.read_bytes())
+        arrays: dict[str, Array] = aligned_all(load(path.read_bytes()))
     except (SafetensorError, KeyError, TypeError) as error:
         raise ConfigError(f"init: {path} cannot be read as safetensors of NumPy's types: {error}.") from error
     return arrays
@@ -156,7 +156,7 @@ def _others(store: Store, version: int, algorithm: Algorithm) -> dict[str, Array
     for record in store.records():
         written = record.get("checkpoint")
         if written and record["version"] == version and (store.root / written[0]).exists():
-            arrays: dict[str, Array] = load(read_checked(store.root, written))
+            arrays: dict[str, Array] = aligned_all(load(read_checked(store.root, written)))
             return {name: value for name, value in arrays.items() if not name.startswith(_NOT_OTHERS)}
     return {}
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from daskrl import initial, seeding
 from daskrl.algorithms.base import Weights, staged
-from daskrl.arithmetic import pinned
+from daskrl.arithmetic import aligned_all, pinned
 from daskrl.columns import Table, pack, read_transitions, unpack, write_atomic
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
@@ -280,7 +280,7 @@ class Standing:
             if not (self.layout.root / record["checkpoint"][0]).exists():
                 continue  # only the newest few are kept
             try:
-                arrays = load(read_checked(self.layout.root, record["checkpoint"]))
+                arrays = aligned_all(load(read_checked(self.layout.root, record["checkpoint"])))
             except DamagedError as error:
                 warnings.warn(f"{error} Learning again from an older checkpoint.", stacklevel=2)
                 continue
@@ -319,4 +319,4 @@ def _read(session: Session, record: Record) -> dict[str, Array]:
     fragment = read_transitions(session.layout.root, session.layout.columns, record)
     fragment["episode_step"] = np.asarray(record["episode_step"])
     fragment["continues"] = np.asarray(record["continues"])
-    return fragment
+    return aligned_all(fragment)

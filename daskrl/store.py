@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from daskrl import extras, seeding
+from daskrl.arithmetic import aligned_all
 from daskrl.columns import Column, columns, crc32c, decode, encode, read_fragment, write_atomic
 from daskrl.commits import CommitLog, DriverLock, Record
 from daskrl.config import Options, RunConfig, plain, require_integer
@@ -754,8 +755,7 @@ def read_weights(root: Path, written: Sequence[Any]) -> dict[str, Array]:
     """The arrays of a file of weights, by name; raises `DamagedError` naming it."""
     from safetensors.numpy import load
 
-    arrays: dict[str, Array] = load(read_checked(root, written))
-    return arrays
+    return aligned_all(load(read_checked(root, written)))
 
 
 def _index_columns(config: RunConfig) -> list[Column]:

@@ -23,7 +23,7 @@ from typing import Any
 import cyclopts
 import numpy as np
 import torch
-from _table import hardware, show
+from _table import global_state, hardware, show
 from tasks import ENVIRONMENTS, PROBLEMS, REFERENCES, TASKS, Problem, Reference, Task
 
 import daskrl
@@ -309,11 +309,14 @@ def aggregate(scores: dict[str, list[float]], *, reps: int = 50_000) -> dict[str
     """Interquartile mean and the ends of its 95 % interval of each list of scores, one of a seed each (rliable)."""
     from rliable import library, metrics
 
-    arrays = {name: np.array(values)[:, None] for name, values in scores.items()}
-    points, ends = library.get_interval_estimates(
-        arrays, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=reps, random_state=np.random.RandomState(0)
-    )
-    return {name: (float(points[name][0]), float(ends[name][0, 0]), float(ends[name][1, 0])) for name in arrays}
+    found = {}
+    for name, values in scores.items():
+        with global_state(0):  # for each anew: a task that is added moves no other's interval
+            points, ends = library.get_interval_estimates(
+                {name: np.array(values)[:, None]}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=reps
+            )
+        found[name] = float(points[name][0]), float(ends[name][0, 0]), float(ends[name][1, 0])
+    return found
 
 
 if __name__ == "__main__":
