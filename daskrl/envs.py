@@ -88,6 +88,7 @@ class Stream:
             for leaf in self.spec.observation
             if leaf.kind == "box" and _excludes(box := value_at(self.envs[0].observation_space, leaf))
         ]
+        self._action_dtype = np.dtype(space.dtype)
 
     @classmethod
     def make(
@@ -320,25 +321,29 @@ class Stream:
                 )
         return said
 
-    def _action_converter(self) -> Callable[[Array], list[Any]]:
+    def _action_converter(self) -> Callable[[Array], Sequence[Any] | Array]:
         # An algorithm's action for a run with a single leaf is [N, *leaf], discrete ones counted from 0.
         if len(self.spec.action) != 1:
             raise ConfigError("actions of Dict and Tuple spaces are not supported; flatten them in a wrapper.")
         leaf = self.spec.action[0]
-        if leaf.kind == "discrete" and not leaf.path:
-            if leaf.start[0] == 0:
-                return lambda action: action.astype(np.int64, copy=False).tolist()
-            return lambda action: (action.astype(np.int64) + leaf.start[0]).tolist()
-        start = leaf.start[0] if leaf.kind == "discrete" else 0
-        return lambda action: [self._taken(value + start if start else value) for value in action.astype(leaf.dtype)]
+        if leaf.kind != "discrete":
+            return lambda action: [self._taken(value) for value in action.astype(leaf.dtype)]
+        start, dtype = leaf.start[0], self._action_dtype
+        if leaf.path:
+            return lambda action: [self._taken(value) for value in action.astype(np.int64) + start]
+        if start == 0:
+            return lambda action: action.astype(dtype, copy=False)
+        return lambda action: (action.astype(np.int64) + start).astype(dtype)
 
     def _taken(self, value: Any) -> Any:
-        # A stored action as the environment takes it: Gymnasium's Discrete wants an int, a Box its bounds kept.
+        # A stored action as its space samples it: a NumPy integer of a Discrete, else an array, a Box's bounds kept.
         leaf = self.spec.action[0]
         if leaf.kind == "discrete":
-            value = int(value)
-        elif self._bounds is not None:
-            value = np.clip(value, *self._bounds)
+            value = self._action_dtype.type(value)
+        else:
+            if self._bounds is not None:
+                value = np.clip(value, *self._bounds)
+            value = np.asarray(value, self._action_dtype)
         for key in reversed(leaf.path):
             value = {key: value} if isinstance(key, str) else (value,)
         return value

@@ -91,7 +91,8 @@ def load_named(module: nn.Module, values: Mapping[str, Array]) -> None:
     """Take every parameter by name, as `Flat.named` returned them."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(values[name])))
+            value = np.asarray(values[name], order="C")  # ascontiguousarray gives () an axis
+            parameter.copy_(torch.from_numpy(value))
 
 
 def initialise(module: nn.Module, random: np.random.Generator) -> nn.Module:
@@ -409,7 +410,10 @@ class Normalise(nn.Module):
     def forward(self, observation: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         result = dict(observation)
         for name, mean, deviation in zip(self.shapes, self.means, self.deviations, strict=True):
-            result[name] = ((observation[name] - mean) / deviation).clamp(-10, 10)
+            x = observation[name]
+            if x.dtype != torch.float64:
+                x = x.to(torch.float32)  # bits know no subtraction
+            result[name] = ((x - mean) / deviation).clamp(-10, 10)
         return result
 
 

@@ -6,9 +6,11 @@ import ast
 import functools
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import linecache
 import os
+import re
 import sysconfig
 import textwrap
 from collections.abc import Callable, Mapping
@@ -27,20 +29,73 @@ from daskrl.spaces import SpaceSpec, spec_of
 Environment = gymnasium.Env[Any, Any]
 EnvironmentFactory = Callable[[], Environment]
 
-# Packages that register their environments on import.
-_REGISTERED_BY = {"ALE": "ale_py", "MinAtar": "minatar"}
+# Namespaces of ids whose environments are made in a way of their own, and the modules that register them.
+_NAMESPACES = {"ALE": "ale_py", "MinAtar": "minatar.gym"}
 
 
-def atari(id: str, **kwargs: Any) -> Environment:
+def atari(
+    id: str, obs_type: str = "grayscale", frameskip: int = 4, sound_obs: bool = False, **kwargs: Any
+) -> Environment:
     """An ALE game with the standard preprocessing, one 84x84 grayscale frame an observation.
 
     Up to 30 no-ops after reset, frames in fours with the last two max-pooled, sticky actions as the id sets
-    them (0.25 for ``ALE/*-v5``). Episodes end with the game, not with a life (Machado et al. 2018,
+    them (0.25 for ``ALE/*-v5``, none for ``*-v4``). Episodes end with the game, not with a life (Machado et al. 2018,
     https://arxiv.org/abs/1709.06009, sections 4 and 5). Frames are stacked by ``frame_stack``; rewards are
     stored as they are and clipped by the learner (``reward_clip``).
+
+    Parameters
+    ----------
+    id : with or without ``ale_py:``. Those of ``*NoFrameskip-v4`` and ``*-v4`` are preprocessed alike.
+    obs_type : ``"rgb"`` keeps the colours, 84x84x3; ``"ram"`` is the console's memory after the same frames, 128 bytes.
+    frameskip : frames of one step.
+    kwargs : what else ALE's environment takes: ``mode``, ``difficulty``, ``repeat_action_probability``,
+        ``full_action_space``, ``render_mode``, ``continuous`` (a Box of actions; without no-ops, which ALE has none of
+        then), ....
+
+    Raises
+    ------
+    ConfigError
+        For a range of frameskips and for sound, which the preprocessing has no place for.
     """
-    env = gymnasium.make(id, frameskip=1, disable_env_checker=True, **kwargs)
-    return gymnasium.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84)
+    takes: dict[str, tuple[Any, bool]] = {
+        "obs_type": (obs_type, obs_type in ("grayscale", "rgb", "ram")),
+        "frameskip": (frameskip, isinstance(frameskip, int) and frameskip >= 1),
+        "sound_obs": (sound_obs, not sound_obs),
+    }
+    for name, (value, taken) in takes.items():
+        if not taken:
+            raise ConfigError(
+                f"env_kwargs {name}={value!r}: ALE's games are preprocessed: obs_type is 'grayscale', 'rgb' or 'ram', "
+                "frameskip one number >= 1, and there is no sound. Give such, or a function that makes the environment "
+                f"as you want it: lambda: gymnasium.make({id!r}, {name}={value!r})"
+            )
+    screen = "rgb" if obs_type == "rgb" else "grayscale"
+    env = gymnasium.make(id, frameskip=1, disable_env_checker=True, obs_type=screen, **kwargs)
+    env = gymnasium.wrappers.AtariPreprocessing(
+        env,
+        noop_max=0 if kwargs.get("continuous") else 30,
+        frame_skip=frameskip,
+        screen_size=84,
+        grayscale_obs=screen == "grayscale",
+    )
+    return Ram(env) if obs_type == "ram" else env
+
+
+class Ram(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """The memory of an Atari console in place of its screen."""
+
+    def __init__(self, env: Environment) -> None:
+        super().__init__(env)
+        self.ale: Any = env.unwrapped.ale  # type: ignore[attr-defined]
+        self.observation_space = gymnasium.spaces.Box(0, 255, (self.ale.getRAMSize(),), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        _, info = self.env.reset(seed=seed, options=options)
+        return self.ale.getRAM(), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        _, reward, terminated, truncated, info = self.env.step(action)
+        return self.ale.getRAM(), reward, terminated, truncated, info
 
 
 class MinAtarReset(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -56,7 +111,9 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Makes ``info["action_mask"]`` part of the observation: ``{"observation": ..., "action_mask": [A] of bits}``.
 
     Algorithms for discrete actions, but for Q-learning's table, then take and learn only from actions that may be
-    taken. An environment whose observation is a Dict with the key ``action_mask`` needs no wrapper.
+    taken. An environment whose observation is a Dict with the key ``action_mask`` needs no wrapper. A step that ends an
+    episode may come without a mask, as no action follows; it is all zeros then, and counts as none: where the episode
+    is truncated, the value of its last observation is that of the best of all actions.
     """
 
     def __init__(self, env: Environment) -> None:
@@ -67,26 +124,30 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._with_mask(observation, info), info
+        return self._with_mask(observation, info, False), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._with_mask(observation, info), reward, terminated, truncated, info
+        seen = self._with_mask(observation, info, bool(terminated or truncated))
+        return seen, reward, terminated, truncated, info
 
-    def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-        if "action_mask" not in info:
+    def _with_mask(self, observation: Any, info: dict[str, Any], over: bool) -> dict[str, Any]:
+        mask = info.get("action_mask")
+        if mask is None and not over:
             raise KeyError(
                 f"ActionMask: expected info['action_mask'], got the keys {sorted(info)}. Leave ActionMask out."
             )
-        return {"observation": observation, "action_mask": np.asarray(info["action_mask"], np.int8)}
+        if mask is None:
+            mask = np.zeros(self.observation_space["action_mask"].shape)  # type: ignore[index]
+        return {"observation": observation, "action_mask": np.asarray(mask, np.int8)}
 
 
 def _make(id: str, kwargs: Mapping[str, Any]) -> Environment:
-    _register(id)
-    if id.startswith("ALE/"):
+    package = _register(id)
+    if package == "ale_py":
         return atari(id, **kwargs)
     env = _unordered(gymnasium.make(id, disable_env_checker=True, **kwargs))
-    return MinAtarReset(env) if id.startswith("MinAtar/") else env
+    return MinAtarReset(env) if package == "minatar" else env
 
 
 def _unordered(env: Environment) -> Environment:
@@ -98,14 +159,26 @@ def _unordered(env: Environment) -> Environment:
     return env
 
 
-def _register(id: str) -> None:
-    package = _REGISTERED_BY.get(id.partition("/")[0])
-    if package is not None:
-        module = importlib.import_module(package)
-        if package == "minatar":
-            module = importlib.import_module("minatar.gym")
-            if id not in gymnasium.registry:
-                module.register_envs()
+def _register(id: str) -> str:
+    """Have an id registered that is ALE's or MinAtar's, whichever way it is written; the package that it is of."""
+    given, _, name = id.rpartition(":")
+    module = _NAMESPACES.get(name.partition("/")[0])
+    if module is not None:
+        imported = importlib.import_module(module)
+        if module == "minatar.gym" and name not in gymnasium.registry:
+            imported.register_envs()
+        return module.partition(".")[0]
+    older = re.fullmatch(r"\w+-v[04]", name) is not None and name not in gymnasium.registry
+    if given == "ale_py" or (older and importlib.util.find_spec("ale_py") is not None):
+        importlib.import_module("ale_py")
+    registered = gymnasium.registry.get(name)
+    return "" if registered is None else str(registered.entry_point).partition(".")[0]
+
+
+def _canonical(id: str) -> str:
+    """An id without the module that it is of anyway: ``ale_py:ALE/Pong-v5`` is the environment ``ALE/Pong-v5``."""
+    given, _, name = id.rpartition(":")
+    return name if given and given in ("ale_py", "minatar", "minatar.gym") else id
 
 
 @dataclass(frozen=True)
@@ -147,6 +220,7 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
     """
     factory: EnvironmentFactory
     if isinstance(env, str):
+        env = _canonical(env)
         identity: dict[str, Any] = {"kind": "id", "id": env, "kwargs": dict(kwargs)}
         factory = functools.partial(_make, env, dict(kwargs))
     elif callable(env):
@@ -167,8 +241,8 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
             identity=identity,
             factory=factory,
             spec=spec_of(probe.observation_space, probe.action_space),
-            default_frame_stack=4 if isinstance(env, str) and env.startswith("ALE/") else 1,
             remembers=remembers(probe),
+            default_frame_stack=4 if isinstance(env, str) and _shows_a_screen(probe) else 1,
         )
     finally:
         probe.close()
@@ -184,6 +258,10 @@ def _require_own_objects(probe: Environment, factory: EnvironmentFactory) -> Non
     if problem is not None:  # nothing is closed: it is the user's own object
         raise ConfigError(problem)
     other.close()
+
+
+def _shows_a_screen(env: Environment) -> bool:
+    return isinstance(env, gymnasium.wrappers.AtariPreprocessing)
 
 
 def _packages(env: Environment) -> list[str]:
@@ -223,6 +301,8 @@ def _probe(env: object, factory: EnvironmentFactory) -> Environment:
             f"{env!r} is not an environment Gymnasium can make: {error} Expected a registered id, module:Id, or a "
             "callable. For a list type: python -c 'import gymnasium; gymnasium.pprint_registry()'"
         ) from error
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(f"{env!r} raised {type(error).__name__} when it was made: {error}") from error
     if not isinstance(made, gymnasium.Env):

@@ -53,6 +53,26 @@ class Dead(Doors):
         return observation, reward, False, ended, info
 
 
+class Maskless(Doors):
+    """A step that ends the episode has no mask; others must have one."""
+
+    truncates = False
+    forgets = False
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, ended, _, info = super().step(action)
+        info = {} if ended or (self.forgets and self.count == 3) else info
+        return observation, reward, ended and not self.truncates, ended and self.truncates, info
+
+
+class MasklessCut(Maskless):
+    truncates = True
+
+
+class Forgetful(Maskless):
+    forgets = True
+
+
 SMALL: dict[str, Any] = {"hidden": (8,), "learning_starts": 32, "batch_size": 8, "replay_ratio": 2.0, "window": 640}
 SETTINGS: dict[str, dict[str, Any]] = {
     "dqn": SMALL, "c51": {**SMALL, "atoms": 11}, "qr-dqn": {**SMALL, "quantiles": 5}, "rainbow": {**SMALL, "atoms": 11},
@@ -83,6 +103,28 @@ def test_an_episode_may_be_cut_off_where_no_action_may_be_taken(tmp_path: Path, 
     assert run.report is not None
     assert run.report.learner_updates > 0
     assert np.isfinite(run.report.loss)
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("game", [Maskless, MasklessCut])
+def test_a_step_that_ends_an_episode_needs_no_mask(tmp_path: Path, name: str, game: type[Maskless]) -> None:
+    run = daskrl.train(
+        by_name(name)(**SETTINGS[name]), lambda: ActionMask(game()), store=tmp_path / "run", env_steps=320, streams=2,
+        envs_per_stream=2, fragment_steps=8, progress=False,
+    ).wait()  # fmt: skip
+    assert run.report is not None
+    assert np.isfinite(run.report.loss)
+    finals = [run.store.read(record)["final_observation.action_mask"] for record in run.store.fragments()]
+    assert not np.concatenate(finals).any()
+
+
+def test_every_other_step_needs_a_mask(tmp_path: Path) -> None:
+    with pytest.raises(
+        EnvironmentFailure, match=r"expected info\['action_mask'\], got the keys \[\]\. Leave ActionMask"
+    ):
+        daskrl.train(
+            daskrl.DQN(), lambda: ActionMask(Forgetful()), store=tmp_path / "run", env_steps=64, progress=False
+        ).wait()
 
 
 def test_a_mask_that_forbids_everything_is_none() -> None:

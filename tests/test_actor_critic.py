@@ -23,6 +23,7 @@ from daskrl.config import Schedule
 from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.networks import LSTM, initialise
 from daskrl.spaces import spec_of
+from tests.oracles import Sampled
 
 GAMMA, LAMBDA = 0.9, 0.7
 STEPS, LANES = 9, 4
@@ -461,3 +462,48 @@ def test_a_space_that_is_neither_discrete_nor_a_box_is_refused():
     setup = Setup(spec_of(spaces.Box(-1, 1, (3,)), spaces.MultiBinary(4)), Schedule(lag=0))
     with pytest.raises(UnsupportedSpaceError, match=r"Discrete space or a Box of floats.*multi_binary"):
         PPO().check(setup)
+
+
+NORMALISED = {
+    "without axes": spaces.Box(-1, 9, (), np.float32),
+    "float64 without axes": spaces.Box(-1, 9, (), np.float64),
+    "bits": spaces.Box(0, 1, (4,), np.bool_),
+    "one bit": spaces.Box(0, 1, (), np.bool_),
+    "bytes": spaces.Box(0, 255, (3,), np.uint8),
+    "uint16": spaces.Box(0, 60_000, (3,), np.uint16),
+    "float16": spaces.Box(-9, 9, (2,), np.float16),
+    "int8": spaces.Box(-9, 9, (2, 3), np.int8),
+    "discrete": spaces.Discrete(4),
+    "multi-binary": spaces.MultiBinary(3),
+    "a dict with a picture and a mask": spaces.Dict(
+        {
+            "a": spaces.Box(0, 1, ()),
+            "b": spaces.Box(0, 1, (3,), np.bool_),
+            "c": spaces.Tuple((spaces.Discrete(2), spaces.Box(-5, 5, (1,), np.int64))),
+            "picture": spaces.Box(0, 255, (12, 12), np.uint8),
+            "action_mask": spaces.Box(1, 1, (2,), np.int8),
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("name", NORMALISED)
+def test_observations_of_any_box_are_normalised_by_what_was_learned_from(name, frames, tmp_path):
+    space = NORMALISED[name]
+    run = daskrl.train(
+        daskrl.IMPALA(normalise_observation=True, hidden=(8,)), lambda: Sampled(space), store=tmp_path / "run",
+        env_steps=96, streams=2, envs_per_stream=2, fragment_steps=8, frame_stack=frames, progress=False,
+    ).wait()  # fmt: skip
+    assert len(daskrl.evaluate(run.store, episodes=2, env=run.source.factory).returns) == 2
+    _, weights = run.store.weights()
+    not_scaled = ("observation.picture", "observation.action_mask")
+    scaled = [leaf for leaf in run.store.spec.observation if leaf.kind == "box" and leaf.name not in not_scaled]
+    means = [weights[f"normalise.means.{i}"] for i in range(len(scaled))]
+    assert f"normalise.means.{len(scaled)}" not in weights
+    assert [value.shape for value in means] == [leaf.shape for leaf in scaled]
+    for leaf, mean in zip(scaled, means, strict=True):
+        stored = [run.store.read(record)[leaf.name][:-1] for record in run.store.fragments()]
+        if frames == 1:
+            expected = np.concatenate(stored).reshape(-1, *leaf.shape).astype(np.float64).mean(axis=0)
+            np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)

@@ -233,7 +233,7 @@ class StartsAtTwo(Scripted):
     action_space = spaces.Discrete(3, start=2)
 
     def step(self, action):
-        assert isinstance(action, int)
+        assert isinstance(action, np.int64)
         assert action in (2, 3, 4)
         return super().step(action)
 

@@ -252,7 +252,7 @@ LEARNS = daskrl.DQN(
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_grid_of_zeros_and_ones_is_learned_when_it_is_declared_as_bytes(seed: int, tmp_path: Path) -> None:
-    run = daskrl.train(LEARNS, Spot, store=tmp_path / "run", env_steps=4096, seed=seed, **SMALL).wait()
+    run = daskrl.train(LEARNS, Spot, store=tmp_path / "run", env_steps=1536, seed=seed, **SMALL).wait()
     assert daskrl.evaluate(run.store, episodes=10, env=Spot).mean > 0.95
 
 
