@@ -47,11 +47,14 @@ rebuilt to where it began. A number: that environment alone, stepped through its
 class Rechecks:
     """Which committed fragments are run again: a pure function of their records in the order of slots.
 
-    Fragment 0 is, from fresh environments; the first fragment of round 1, from rebuilt ones; and every ``every``-th.
+    Fragment 0 is, from fresh environments; the first fragment of round 1, from rebuilt ones; and in the long run one in
+    ``every``, the first that is cheap: of its environments fewer steps are to be taken again than a fragment has, and
+    for each ``every`` fragments waited those of two more.
+
     What an environment keeps of earlier episodes shows only once one has ended. So one environment that began a new
     episode in the fragment before is stepped again by itself: in the first fragment that has one, in the first with one
-    after 1, 2, 4, 8, ... more fragments, and in the end after ``every`` each time. Just after an ending few steps are
-    to be taken again: less than two fragments of one environment.
+    after 1, 2, 4, 8, ... more fragments, and in the end after ``every`` each time. Just after an ending that is less
+    than two fragments of one environment.
 
     Attributes
     ----------
@@ -62,6 +65,7 @@ class Rechecks:
     every: int
     _next: int = 0
     _waiting: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    _whole_from: int = 0
     _alone_from: int = 0
     _gap: int = 1
 
@@ -85,8 +89,12 @@ class Rechecks:
         alone = bool(new) and slot >= self._alone_from
         if alone:
             self._alone_from, self._gap = slot + self._gap, min(2 * self._gap, self.every)
-        if slot == self.schedule.streams or slot % self.every == 0:
+        size, waited = self.schedule.fragment_steps * self.schedule.envs_per_stream, slot - self._whole_from
+        if waited >= 0 and sum(record["episode_step"]) * self.every <= size * (self.every + 2 * waited):
+            self._whole_from = slot + self.every
             return [(record, None)]  # which rebuilds its environments, one by one
+        if slot == self.schedule.streams:
+            return [(record, None)]
         return [(record, min(new)[1])] if alone else []
 
 

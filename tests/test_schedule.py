@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from daskrl.config import Schedule
-from daskrl.schedule import Learn, Rollout, homes, kept, learns_ready, needed, rollouts_ready
+from daskrl.schedule import Learn, Rechecks, Rollout, homes, kept, learns_ready, needed, rollouts_ready
 
 
 def shape(streams: int = 3, lag: int = 1) -> Schedule:
@@ -258,3 +259,73 @@ def test_a_slow_stream_holds_the_others_back_after_lag_plus_one_rounds() -> None
         while ready := rollouts_ready(schedule, 50, committed, held, {Rollout(0, 0, 0)}):
             committed[ready[0].stream] += 1
         assert committed == [0, ahead, ahead]
+
+
+# -- rechecks ---------------------------------------------------------------------------------------------
+
+
+def fragments(streams: int, rounds: int, ends_every: int, steps: int = 32) -> list[dict[str, Any]]:
+    """Records of a run of two environments a stream whose episodes all take ``ends_every`` steps."""
+    return [
+        {
+            "slot": round_ * streams + stream,
+            "first_episode": [round_ * steps // ends_every] * 2,
+            "episode_step": [round_ * steps % ends_every] * 2,
+        }
+        for round_ in range(rounds)
+        for stream in range(streams)
+    ]
+
+
+def rechecked(streams: int, every: int, records: list[dict[str, Any]]) -> list[tuple[int, int | None]]:
+    checks = Rechecks(Schedule(streams=streams, envs_per_stream=2), every)
+    return [(record["slot"], alone) for each in records for record, alone in checks.take(each)]
+
+
+def test_fragments_of_short_episodes_are_checked_early_and_then_ever_more_rarely() -> None:
+    due = rechecked(8, 256, fragments(8, 200, ends_every=20))
+    assert [slot for slot, alone in due if alone is None] == [0, 8, 256, 512, 768, 1024, 1280, 1536]
+    assert [slot for slot, alone in due if alone == 0] == [9, 11, 15, 23, 39, 71, 135, 263, 519, 775, 1031, 1287, 1543]
+
+
+def test_what_outlives_an_episode_is_looked_for_right_after_the_first_ending() -> None:
+    due = rechecked(8, 256, fragments(8, 10, ends_every=200))
+    assert due == [(0, None), (8, None), (56, 0), (57, 0), (59, 0), (63, 0)]
+    # 200 steps are 6 rounds and 8 steps: round 7 has them behind it. Rounds 8 and 9 are more than one from the ending.
+
+
+def test_the_environment_whose_episode_is_youngest_is_stepped_again() -> None:
+    first = {"slot": 0, "first_episode": [0, 0, 0], "episode_step": [0, 0, 0]}
+    second = {"slot": 1, "first_episode": [0, 2, 1], "episode_step": [32, 9, 4]}
+    third = {"slot": 2, "first_episode": [0, 2, 1], "episode_step": [64, 41, 36]}  # none is new
+    fourth = {"slot": 3, "first_episode": [1, 2, 2], "episode_step": [5, 73, 30]}
+    assert rechecked(1, 256, [first, second, third, fourth]) == [(0, None), (1, None), (3, 0)]
+
+
+def test_a_check_of_a_whole_fragment_waits_for_one_whose_environments_are_soon_rebuilt() -> None:
+    # Episodes of 200 steps: environments are 64, 96, ... steps old in rounds 2, 3, ..., and 24, 16 and 8 in rounds 7,
+    # 13 and 19. Those of two are cheap if they are at most 64, and 8 more for each fragment waited: after a check in round
+    # 0 one is due in round 2, where 128 > 64; in round 3, 192 > 128; ...; in round 7, 48 < 384.
+    due = rechecked(8, 16, fragments(8, 20, ends_every=200))
+    assert [slot for slot, alone in due if alone is None] == [0, 8, 7 * 8, 13 * 8, 19 * 8]
+
+
+def test_episodes_that_never_end_are_not_stepped_again_from_their_beginning() -> None:
+    assert rechecked(4, 16, fragments(4, 100, ends_every=10**9)) == [(0, None), (4, None)]
+    assert rechecked(4, 0, fragments(4, 12, ends_every=5)) == []
+
+
+def test_what_is_checked_does_not_depend_on_the_order_in_which_streams_arrive() -> None:
+    records = fragments(4, 6, ends_every=20)
+    by_stream = sorted(records, key=lambda record: (record["slot"] % 4, record["slot"]))
+    assert rechecked(4, 256, by_stream) == rechecked(4, 256, records)
+    assert rechecked(4, 256, records[::-1]) == rechecked(4, 256, records)
+
+
+def test_checks_of_a_long_run_cost_less_than_a_hundredth_of_its_steps() -> None:
+    records = fragments(8, 1000, ends_every=200)
+    again = sum(
+        sum(records[slot]["episode_step"]) + 64 if alone is None else records[slot]["episode_step"][alone] + 32
+        for slot, alone in rechecked(8, 256, records)
+    )
+    assert again < 0.01 * len(records) * 64
