@@ -137,7 +137,7 @@ def train(
     torch_threads
         Of the learner.
     recheck_every
-        Every how many fragments one is run twice and compared; 0 for never.
+        Every how many fragments one is run twice and compared, in the long run: the first are sooner. 0 for never.
     checkpoint_every
         Rounds between checkpoints.
     weights_every
@@ -148,7 +148,8 @@ def train(
     evaluate_episodes
         Greedy episodes of each such evaluation.
     rollout_timeout
-        Seconds one rollout may take.
+        Seconds a rollout may take for its own steps; making an environment, and a recorded fragment stepped through
+        again, may take as long each.
     learner_timeout
         Seconds to wait for a worker with the resource learner or GPU; then it learns beside the driver. Unless said, as
         long as it takes where the cluster has set one apart, elsewhere not at all.
@@ -242,7 +243,8 @@ def resume(
     strict_bounds
         An observation outside the bounds of its space is an error from here on.
     rollout_timeout
-        Seconds one rollout may take.
+        Seconds a rollout may take for its own steps; making an environment, and a recorded fragment stepped through
+        again, may take as long each.
     learner_timeout
         Seconds to wait for a worker with the resource learner or GPU; then it learns beside the driver.
     evaluate_every

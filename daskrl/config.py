@@ -74,8 +74,8 @@ class RunConfig:
     schedule : see `Schedule`.
     frame_stack : newest frames an algorithm sees as one observation; each is stored once.
     torch_threads : torch threads of the learner. Rollouts always use one.
-    recheck_every : every how many fragments one is run a second time, from its recorded seeds, and compared;
-        0 for none.
+    recheck_every : every how many fragments one is run a second time, from its recorded seeds, and compared, in the
+        long run: the first are sooner (`daskrl.schedule.Rechecks`); 0 for none.
     device : where the learner computes: ``"cpu"`` or ``"cuda"``, two different computations, or ``"auto"``:
         what the first learner has. The store records which it was, and resuming needs the same.
     init : what the first weights are, where they are not drawn: ``{"sha256": of the arrays, "checkpoint": whether what
@@ -122,7 +122,8 @@ class Options:
     ----------
     checkpoint_every : rounds between two checkpoints of the learner; what a lost learner has to learn again.
     weights_every : rounds between two versions of the weights kept on disk. The newest at the end always is.
-    rollout_timeout : seconds one fragment may take.
+    rollout_timeout : seconds a fragment may take for its own steps; making an environment, and each recorded fragment
+        that is stepped through again, may take as long.
     strict : with False, a run goes on where the promise cannot be kept (an environment that is not
         deterministic, workers with other arithmetic or packages), and the store says so.
     learner_timeout : seconds to wait for a worker that offers the resource ``learner`` or ``GPU``; then it learns

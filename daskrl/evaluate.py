@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class Evaluation:
         asked for, or where the newest is not kept (a run that goes on, or whose driver was killed).
     environment : what was played; ``other_environment``: it is not the one the run learned in.
     videos : the clips written, in the order of their episodes.
+    caveat : why the episodes may score other than those of training did, where the environment keeps something beyond
+        an episode; else empty.
     """
 
     returns: tuple[float, ...]
@@ -47,6 +50,7 @@ class Evaluation:
     environment: str = ""
     other_environment: bool = False
     videos: tuple[str, ...] = ()
+    caveat: str = ""
 
     @property
     def mean(self) -> float:
@@ -69,6 +73,7 @@ class Evaluation:
             "environment": self.environment,
             "other_environment": self.other_environment,
             "videos": list(self.videos),
+            "caveat": self.caveat,
         }
 
     def rows(self) -> dict[str, Any]:
@@ -86,6 +91,8 @@ class Evaluation:
             rows["newest version"] = f"{self.published_version}, not the one evaluated"
         if self.videos:
             rows["clips"] = ", ".join(self.videos)
+        if self.caveat:
+            rows["caveat"] = self.caveat
         return rows
 
     @property
@@ -161,6 +168,9 @@ def evaluate(
     opened = store if isinstance(store, Store) else Store.open(store)
     source, other = _environment(opened, env, env_kwargs)
     algorithm = same_algorithm(opened, algorithm)
+    caveat = _caveat(opened, source)
+    if caveat:
+        warnings.warn(caveat, stacklevel=2)
     found, weights = opened.weights(version)
     setup = Setup(opened.spec, opened.config.schedule, opened.config.frame_stack)
     shown = _shown(source, render_mode, video, f"version-{found}", video_episodes)
@@ -177,6 +187,19 @@ def evaluate(
         environment=source.name,
         other_environment=other,
         videos=() if shown is None else shown.written(),
+        caveat=caveat,
+    )
+
+
+def _caveat(store: Store, source: sources.EnvironmentSource) -> str:
+    known = source.remembers
+    if known is None:
+        known = next((r["reason"] for r in store.records("promise_off") if r.get("environment")), None)
+    if known is None:
+        return ""
+    return (
+        "These episodes are played in new environments, which know nothing of those that trained: the scores may be "
+        f"others than training's. {known}"
     )
 
 

@@ -494,9 +494,11 @@ def train(
     env_kwargs : given to ``gymnasium.make``.
     device : of the learner; ``"auto"`` takes CUDA where its worker has it.
     torch_threads : of the learner.
-    recheck_every : every how many fragments one is run twice and compared; 0 for never.
+    recheck_every : every how many fragments one is run twice and compared, in the long run: the first are sooner. 0 for
+        never.
     checkpoint_every, weights_every : rounds between checkpoints, and between weights kept on disk.
-    rollout_timeout : seconds one fragment may take.
+    rollout_timeout : seconds a fragment may take for its own steps; making an environment, and each recorded fragment
+        that is stepped through again, may take as long.
     learner_timeout : seconds to wait for a worker that offers the resource ``learner`` or ``GPU``; then it learns
         beside the driver. None waits as long as it takes where the cluster has set one apart, elsewhere not at all.
     strict : with False, go on where the promise cannot be kept; the store then says so.

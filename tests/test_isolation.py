@@ -259,6 +259,8 @@ def test_without_the_promise_such_a_run_goes_on_and_the_store_says_why_once(tmp_
     reasons = run.store.promise_off()
     assert len([one for one in said if "without the promise" in str(one.message)]) == len(reasons) == 1
     assert "reward" in reasons[0]
+    with pytest.warns(UserWarning, match="played in new environments, which know nothing of those that trained"):
+        daskrl.evaluate(run.store, env=RareVisits, episodes=2)
 
 
 def test_the_same_is_found_on_workers(tmp_path: Path) -> None:
@@ -306,6 +308,11 @@ def test_without_the_promise_it_trains_and_neither_store_nor_evaluation_is_silen
         run = start(factory, tmp_path / "run", env_steps=1024, strict=False).wait()
     (reason,) = run.store.promise_off()
     assert "NormalizeReward" in reason
+    with pytest.warns(UserWarning, match=r"played in new environments.*NormalizeReward keeps statistics"):
+        result = daskrl.evaluate(run.store, env=factory, episodes=2)
+    assert "NormalizeReward" in result.rows()["caveat"]
+    with pytest.warns(UserWarning, match="played in new environments"):  # also of an environment without it
+        daskrl.evaluate(run.store, env="CartPole-v1", episodes=2)
     with pytest.raises(ConfigError, match="NormalizeReward"):
         daskrl.resume(tmp_path / "run", env=factory, env_steps=2048, strict=True, progress=False)
     with warnings.catch_warnings():

@@ -304,7 +304,7 @@ def test_the_environment_whose_episode_is_youngest_is_stepped_again() -> None:
 
 def test_a_check_of_a_whole_fragment_waits_for_one_whose_environments_are_soon_rebuilt() -> None:
     # Episodes of 200 steps: environments are 64, 96, ... steps old in rounds 2, 3, ..., and 24, 16 and 8 in rounds 7,
-    # 13 and 19. Those of two are cheap if they are at most 64, and 8 more for each fragment waited: after a check in round
+    # 13 and 19. Two are cheap if that is at most 64, and 8 more for each fragment waited: after a check in round
     # 0 one is due in round 2, where 128 > 64; in round 3, 192 > 128; ...; in round 7, 48 < 384.
     due = rechecked(8, 16, fragments(8, 20, ends_every=200))
     assert [slot for slot, alone in due if alone is None] == [0, 8, 7 * 8, 13 * 8, 19 * 8]
