@@ -89,6 +89,8 @@ def train(
     tensorboard: Path | None = None,
     mlflow: str | None = None,
     prometheus: int | None = None,
+    csv: Path | None = None,
+    wandb: str | None = None,
     episodes: int = 20,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -170,6 +172,10 @@ def train(
         MLflow experiment that gets them; a run that is resumed goes on in its MLflow run. Needs daskrl[mlflow].
     prometheus
         Port of this machine, on loopback, that serves them to Prometheus. Needs daskrl[prometheus].
+    csv
+        CSV file that gets a row of them for each version of the weights; a run that is resumed goes on in it.
+    wandb
+        Weights & Biases project that gets them; a run that is resumed goes on in its W&B run. Needs daskrl[wandb].
     episodes
         Greedy episodes played for the table at the end; 0 for none.
     as_json
@@ -178,7 +184,7 @@ def train(
     import daskrl
 
     made = _made(algorithm, _settings(algorithm, set_ or []))
-    through = _sinks(tensorboard, mlflow, prometheus)
+    through = _sinks(tensorboard, mlflow, prometheus, csv, wandb)
 
     def begin(client: Client | None) -> Run:
         return daskrl.train(
@@ -215,6 +221,8 @@ def resume(
     tensorboard: Path | None = None,
     mlflow: str | None = None,
     prometheus: int | None = None,
+    csv: Path | None = None,
+    wandb: str | None = None,
     episodes: int = 20,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -262,6 +270,10 @@ def resume(
         MLflow experiment that gets them; a run that is resumed goes on in its MLflow run. Needs daskrl[mlflow].
     prometheus
         Port of this machine, on loopback, that serves them to Prometheus. Needs daskrl[prometheus].
+    csv
+        CSV file that gets a row of them for each version of the weights; a run that is resumed goes on in it.
+    wandb
+        Weights & Biases project that gets them; a run that is resumed goes on in its W&B run. Needs daskrl[wandb].
     episodes
         Greedy episodes played for the table at the end; 0 for none.
     as_json
@@ -271,7 +283,7 @@ def resume(
 
     opened = daskrl.Store.open(store)
     given = _given(store, env, algorithm)
-    through = _sinks(tensorboard, mlflow, prometheus)
+    through = _sinks(tensorboard, mlflow, prometheus, csv, wandb)
 
     def begin(client: Client | None) -> Run:
         return daskrl.resume(
@@ -613,7 +625,7 @@ _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 
 
 def _sinks(
-    tensorboard: Path | None, mlflow: str | None, prometheus: int | None
+    tensorboard: Path | None, mlflow: str | None, prometheus: int | None, csv: Path | None, wandb: str | None
 ) -> Callable[[Iterable[Report]], Iterable[Report]]:
     """What passes a run's reports through the sinks asked for. A package that is missing is named now."""
     from daskrl import sinks
@@ -621,6 +633,10 @@ def _sinks(
     def through(reports: Iterable[Report]) -> Iterable[Report]:
         if tensorboard is not None:
             reports = sinks.tensorboard(reports, tensorboard)
+        if csv is not None:
+            reports = sinks.csv(reports, csv)
+        if wandb is not None:
+            reports = sinks.wandb(reports, wandb)
         if mlflow is not None:
             reports = sinks.mlflow(reports, mlflow, resume=True)
         if prometheus is not None:

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from daskrl import extras
 from daskrl.errors import ConfigError
@@ -55,8 +56,7 @@ class Passed(Iterator[Report]):
 
 def numbers(report: Report) -> dict[str, float]:
     """What is known of a report, by name; without its step."""
-    values = dataclasses.asdict(report)
-    return {name: float(value) for name, value in values.items() if value is not None and name != "env_steps"}
+    return {name: float(value) for name, value in _given(report).items() if name != "env_steps"}
 
 
 @suggests
@@ -154,21 +154,162 @@ def mlflow(
             metrics = [Metric(key, value, now, report.env_steps) for key, value in counted(report).items()]
             client.log_batch(id_, metrics=metrics)
 
-        status = "FINISHED"
-        try:
+        with _ended(run, lambda status: tried(client.set_terminated, id_, status)):
             yield from _each(reports, write, tried)
-            if run is not None and not run.finished:
-                status = "KILLED"
-        except (GeneratorExit, KeyboardInterrupt):
-            status = "KILLED"
-            raise
-        except BaseException:
-            status = "FAILED"
-            raise
-        finally:
-            tried(client.set_terminated, id_, status)
 
     return Passed(run, passed())
+
+
+# What W&B takes for a run that finished, failed, or was killed.
+_EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
+
+
+@suggests
+def wandb(
+    reports: Iterable[Report],
+    project: str = "daskrl",
+    *,
+    entity: str | None = None,
+    name: str | None = None,
+    run_id: str | None = None,
+    mode: str | None = None,
+    directory: str | os.PathLike[str] | None = None,
+) -> Passed:
+    """Log the numbers to a run of Weights & Biases, with the settings of the `daskrl.Run`. Needs ``daskrl[wandb]``.
+
+    A `daskrl.Run` that is resumed goes on in its W&B run. Offline, each part is a directory of its own with the same
+    id, and ``wandb sync`` puts them together. W&B's own active run is left alone. W&B uploads by itself, and where its
+    server is away it tries again, at the end also while the run waits (its setting ``WANDB_MODE=offline`` never does).
+
+    Parameters
+    ----------
+    reports : a run, or another sink of it.
+    project, entity, name : of the W&B run; W&B makes up a name by default.
+    run_id : of the W&B run; that of the `daskrl.Run` by default.
+    mode : ``"online"``, ``"offline"`` or ``"disabled"``; W&B's own setting (``WANDB_MODE``) by default.
+    directory : of W&B's own files; its own setting (``WANDB_DIR``) by default.
+    """
+    with extras.needed("wandb", "sinks.wandb needs wandb"):
+        import wandb as library
+    if mode not in (None, "online", "offline", "disabled"):
+        raise ConfigError(f"mode: expected 'online', 'offline' or 'disabled', got {mode!r}.")
+    run, tried = _run(reports), _Tried("wandb")
+
+    def passed() -> Iterator[Report]:
+        counted = _Counted(run)
+        with _set_up(f"project: cannot begin a run of {project!r} in Weights & Biases"):
+            if directory is not None:
+                os.makedirs(directory, exist_ok=True)  # W&B takes a temporary one else
+            begun = library.init(
+                project=project, entity=entity, name=name, id=run_id or (None if run is None else run.store.run_id),
+                resume="allow", reinit="create_new", mode=cast("Any", mode), dir=directory,
+                config=None if run is None else run.store.config.to_json(),
+                settings=library.Settings(console="off"),
+            )  # fmt: skip
+
+        def write(report: Report) -> None:
+            begun.log(counted(report), step=report.env_steps, commit=True)
+
+        with _ended(run, lambda status: tried(begun.finish, _EXIT_CODES[status])):
+            yield from _each(reports, write, tried)
+
+    return Passed(run, passed())
+
+
+# A row's columns; new ones are added at the end.
+_COLUMNS = ("env_steps", *(field.name for field in dataclasses.fields(Report) if field.name != "env_steps"), *_PACE)
+_RUN_COLUMN = "run_id"
+
+
+@suggests
+def csv(reports: Iterable[Report], path: str | os.PathLike[str]) -> Passed:
+    """Write a row for each report to a CSV file, as soon as it is there; a number that is not known yet is left empty.
+
+    A run that is resumed goes on in the same file, and so may other runs: the column ``run_id`` says whose a row is.
+    Versions of a run that the file has already are not written again. Of a row that was cut off, when its process was
+    killed or the disk was full, nothing is left.
+
+    Parameters
+    ----------
+    reports : a run, or another sink of it.
+    path : of the file; it is made with its folder if there is none.
+
+    Raises
+    ------
+    ConfigError
+        The file is not to be written, or holds something else. When the first report is asked for.
+    """
+    run, tried = _run(reports), _Tried("csv")
+    id_, place = "" if run is None else run.store.run_id, os.fspath(path)
+
+    def passed() -> Iterator[Report]:
+        counted = _Counted(run)
+        with _set_up(f"path: cannot write a CSV file at {place}"):
+            table = _Table(place, (*_COLUMNS, _RUN_COLUMN))
+            known = {row["weights_version"] for row in table.rows if id_ and row.get(_RUN_COLUMN) == id_}
+
+        def write(report: Report) -> None:
+            if str(report.weights_version) not in known:
+                table.append({**counted(report), **_given(report), _RUN_COLUMN: id_})
+
+        yield from _each(reports, write, tried)
+
+    return Passed(run, passed())
+
+
+class _Table:
+    """A CSV file that rows are appended to, whole ones only.
+
+    Attributes
+    ----------
+    columns : of the file; those of one that is there already, if all of them are known.
+    rows : that were there.
+    """
+
+    def __init__(self, path: str, columns: Sequence[str]) -> None:
+        import csv
+
+        self.path, self.columns, self.rows = path, columns, list[dict[str, str]]()
+        self._torn_at: int | None = None
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "ab+") as file:
+            file.seek(0)
+            text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            header = self._line(columns)
+            if not whole and header.encode().startswith(text):  # new, or cut off in its first line
+                file.truncate(0)
+                file.write(header.encode())
+                return
+            read = csv.DictReader(io.StringIO(whole.decode(), newline=""))
+            if not read.fieldnames or not {"env_steps", "weights_version"} <= {*read.fieldnames} <= {*columns}:
+                found = whole.split(b"\n", 1)[0].decode(errors="replace")
+                raise ConfigError(f"expected the columns {header.strip()}, got {found[:200]!r}. Choose another file.")
+            self.columns, self.rows = read.fieldnames, list(read)
+            file.truncate(len(whole))
+
+    def append(self, values: Mapping[str, object]) -> None:
+        """Add a row. What an earlier one left that could not be written whole goes first."""
+        if self._torn_at is not None:
+            os.truncate(self.path, self._torn_at)
+            self._torn_at = None
+        row = self._line([values.get(name, "") for name in self.columns]).encode()
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            end = os.fstat(file).st_size
+            self._torn_at = end
+            while row:
+                row = row[os.write(file, row) :]
+            self._torn_at = None
+        finally:
+            os.close(file)
+
+    def _line(self, values: Sequence[object]) -> str:
+        import csv
+
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        return text.getvalue()
 
 
 @suggests
@@ -212,6 +353,29 @@ def prometheus(reports: Iterable[Report], port: int = 8000, address: str = "127.
             thread.join()
 
     return Passed(run, passed())
+
+
+def _given(report: Report) -> dict[str, float | int]:
+    """What is known of a report as it stands in it, integers as integers."""
+    return {name: value for name, value in dataclasses.asdict(report).items() if value is not None}
+
+
+@contextlib.contextmanager
+def _ended(run: Run | None, end: Callable[[str], None]) -> Iterator[None]:
+    """Whatever ends the reports, ``end`` is told: FINISHED, KILLED where the run was stopped or left, or FAILED."""
+    status = "FINISHED"
+    try:
+        yield
+        if run is not None and not run.finished:
+            status = "KILLED"
+    except (GeneratorExit, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    except BaseException:
+        status = "FAILED"
+        raise
+    finally:
+        end(status)
 
 
 def _run(reports: Iterable[Report]) -> Run | None:

@@ -26,7 +26,7 @@ from daskrl import cli, clusters, sinks
 from tests.promise import start
 from tests.slurm import free_port
 from tests.test_bad_input import faulty
-from tests.test_sinks import metrics, scalars, tracked  # noqa: F401  a fixture
+from tests.test_sinks import logged, metrics, offline, scalars, table, tracked  # noqa: F401  fixtures
 
 ROOT = Path(__file__).parents[1]
 DASKRL = [sys.executable, "-m", "daskrl.cli"]
@@ -426,6 +426,7 @@ def test_runs_pass_through_the_sinks_asked_for_also_when_they_are_stopped_and_re
     tmp_path: Path,
     here: Here,
     tracked: Any,  # noqa: F811
+    offline: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port, served = free_port(), dict[str, float]()
@@ -439,6 +440,7 @@ def test_runs_pass_through_the_sinks_asked_for_also_when_they_are_stopped_and_re
                 signal.raise_signal(signal.SIGTERM)
 
     into = ["--tensorboard", "events", "--mlflow", "poles", "--prometheus", str(port), "--episodes", "0"]
+    into += ["--csv", "run.csv", "--wandb", "poles"]
     with monkeypatch.context() as patch:
         patch.setattr(sinks, "mlflow", stopped)
         here("train", "CartPole-v1", "--store", "run", *into, *steps(320), cwd=tmp_path, code=75)
@@ -452,6 +454,10 @@ def test_runs_pass_through_the_sinks_asked_for_also_when_they_are_stopped_and_re
     history = tracked.get_metric_history(run.info.run_id, "weights_version")
     assert [metric.value for metric in history] == list(range(11))
     assert [value for _, value in scalars(tmp_path / "events", "weights_version")] == list(range(11))
+    assert [row["weights_version"] for row in table(tmp_path / "run.csv")] == [str(n) for n in range(11)]
+    parts = logged(offline)
+    assert [part["id"] for part in parts] == [daskrl.Store.open(tmp_path / "run").run_id] * 2
+    assert [values["weights_version"] for part in parts for values in part["history"]] == list(range(11))
 
 
 @pytest.mark.parametrize("command", ["train CartPole-v1 --store new --env-steps 9", "resume run"])
@@ -461,6 +467,7 @@ def test_runs_pass_through_the_sinks_asked_for_also_when_they_are_stopped_and_re
         ("--tensorboard events", "torch.utils.tensorboard", r"pip install 'daskrl\[tensorboard\]'"),
         ("--mlflow poles", "mlflow.entities", r"pip install 'daskrl\[mlflow\]'"),
         ("--prometheus 8000", "prometheus_client", r"pip install 'daskrl\[prometheus\]'"),
+        ("--wandb poles", "wandb", r"pip install 'daskrl\[wandb\]'"),
         ("--prometheus 70000", "nothing", "port: expected a port from 1 to 65535, got 70000"),
     ],
 )

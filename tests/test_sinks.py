@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import errno
+import json
 import os
 import re
 import socket
@@ -193,6 +195,224 @@ def test_mlflow_goes_on_with_the_run_of_the_same_training(tracked: Any, tmp_path
         assert versions == list(range(11))
 
 
+# -- Weights & Biases -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of a W&B that reaches for no network."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    return tmp_path / "wandb"
+
+
+def logged(directory: Path) -> list[dict[str, Any]]:
+    """The runs that W&B wrote offline, oldest first, as its own records say. Its file is LevelDB's kind of log."""
+    import wandb
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    wandb.teardown()  # the process that writes them ends, and what it read of the environment is forgotten
+    runs = []
+    for path in sorted(directory.glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_ctime_ns):
+        data, at, parts = path.read_bytes(), 7, b""  # W&B's own seven bytes come first
+        found: dict[str, Any] = {"history": [], "exit_code": None}
+        while at + 7 <= len(data):
+            if 32768 - at % 32768 < 7:  # no header is split over two blocks
+                at += 32768 - at % 32768
+                continue
+            length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+            parts += data[at + 7 : at + 7 + length]
+            at += 7 + length
+            if kind in (1, 4):  # whole, or the last part
+                record = Record.FromString(parts)
+                parts = b""
+                if record.HasField("run"):
+                    config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                    found |= {"id": record.run.run_id, "project": record.run.project, "config": config}
+                if record.HasField("history"):
+                    values = {
+                        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                        for item in record.history.item
+                    }
+                    found["history"].append(values)
+                if record.HasField("exit"):
+                    found["exit_code"] = record.exit.exit_code
+        runs.append(found)
+    return runs
+
+
+def test_wandb_reads_each_number_at_its_env_steps(offline: Path) -> None:
+    import wandb
+
+    assert list(sinks.wandb([FIRST, SECOND], "poles", name="one")) == [FIRST, SECOND]
+    assert wandb.run is None  # the user's own is left alone
+    (run,) = logged(offline)
+    assert (run["project"], run["exit_code"]) == ("poles", 0)
+    first, second = run["history"]
+    assert {name: value for name, value in first.items() if not name.startswith("_")} == sinks.numbers(FIRST)
+    assert {name: value for name, value in second.items() if not name.startswith("_")} == sinks.numbers(SECOND)
+    assert (first["_step"], second["_step"]) == (100, 200)
+
+
+def test_a_run_that_is_resumed_goes_on_in_its_wandb_run(offline: Path, tmp_path: Path) -> None:
+    run = small(tmp_path / "run")
+    for report in sinks.wandb(run, "poles"):
+        if report.weights_version == 4:
+            run.stop()
+    list(sinks.wandb(daskrl.resume(tmp_path / "run", progress=False), "poles"))
+    stopped, finished = logged(offline)
+    assert stopped["id"] == finished["id"] == run.store.run_id
+    assert (stopped["exit_code"], finished["exit_code"]) == (255, 0)
+    versions = [values["weights_version"] for part in (stopped, finished) for values in part["history"]]
+    assert versions == list(range(11))
+    assert stopped["config"]["algorithm"]["settings"]["hidden"] == [16]
+    assert stopped["config"]["seed"] == 0
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 255), (ArithmeticError, 1)])
+def test_wandb_says_how_a_run_ended(offline: Path, error: type[BaseException], code: int) -> None:
+    with pytest.raises(error):
+        list(sinks.wandb(interrupted(error)))
+    (run,) = logged(offline)
+    assert (run["exit_code"], len(run["history"])) == (code, 1)
+
+
+def test_wandb_that_cannot_log_is_one_warning_and_the_run_goes_on(
+    offline: Path, monkeypatch: pytest.MonkeyPatch, no_pause: None
+) -> None:
+    from wandb import Run
+
+    service = Away(monkeypatch, Run, "log")
+    with pytest.warns(UserWarning, match=r"sinks\.wandb could not write: OSError: .* The run goes on"):
+        assert with_a_gap(sinks.wandb(reports(4)), service) == [100, 200, 300, 400]
+    (run,) = logged(offline)
+    assert [values["_step"] for values in run["history"]] == [100, 400]
+
+
+def test_wandb_writes_where_it_is_told_and_says_what_it_cannot(tmp_path: Path, offline: Path) -> None:
+    list(sinks.wandb([FIRST], directory=tmp_path / "other", mode="offline"))
+    assert len(logged(tmp_path / "other" / "wandb")) == 1
+    assert not offline.exists()
+    with pytest.raises(ConfigError, match="mode: expected 'online', 'offline' or 'disabled', got 'ofline'"):
+        sinks.wandb([FIRST], mode="ofline")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="project: cannot begin a run of 'daskrl' in Weights & Biases"):
+        next(sinks.wandb([FIRST], directory=tmp_path / "file"))
+
+
+# -- CSV --------------------------------------------------------------------------------------------------
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_has_a_row_for_each_report_as_soon_as_it_was_passed_on(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "run.csv"
+    passed = sinks.csv([FIRST, SECOND], path)
+    assert next(passed) == FIRST
+    assert [row["env_steps"] for row in table(path)] == ["100"]
+    assert list(passed) == [SECOND]
+    assert path.read_text() == (
+        "env_steps,weights_version,learner_updates,episode_return,episodes,loss,policy_lag,replay_ratio,workers,seconds,"
+        "time_left,learner_busy,learner_waiting,fragments_per_second,env_steps_per_second,run_id\n"
+        "100,1,0,,0,,1,0.0,2,0.5,,,,,,\n"
+        "200,2,25,12.5,4,0.25,1,4.0,2,1.5,3.0,,,,,\n"
+    )
+
+
+def test_pandas_reads_a_csv_file_with_types(tmp_path: Path) -> None:
+    import pandas
+
+    list(sinks.csv([FIRST, SECOND], tmp_path / "run.csv"))
+    read = pandas.read_csv(tmp_path / "run.csv")
+    assert read["env_steps"].tolist() == [100, 200]
+    assert read["env_steps"].dtype == "int64"
+    assert read["loss"].isna().tolist() == [True, False]
+
+
+def test_csv_of_a_resumed_run_has_one_header_and_each_version_once_and_runs_may_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "_READ_EVERY", 0.0)
+    path, run, other = tmp_path / "all.csv", small(tmp_path / "run"), small(tmp_path / "other")
+    for report in sinks.csv(run, path):
+        if report.weights_version == 4:
+            break
+    list(sinks.csv(other, path))
+    whole = path.read_bytes()
+    # As a process leaves it that was killed while it wrote a row, and one that wrote more than was known afterwards.
+    path.write_bytes(whole + b"999,9")
+    list(sinks.csv(daskrl.resume(tmp_path / "run", progress=False), path))
+    assert path.read_bytes().startswith(whole)
+    rows = table(path)
+    for of in (run, other):
+        mine = [row for row in rows if row["run_id"] == of.store.run_id]
+        assert [row["weights_version"] for row in mine] == [str(version) for version in range(11)]
+        assert float(mine[-1]["env_steps_per_second"]) > 0
+    assert len(rows) == 22
+    list(sinks.csv(again(run), path))
+    assert len(table(path)) == 22
+
+
+def again(run: daskrl.Run) -> sinks.Passed:
+    """The reports of a run once more, as one gives them that was killed before it committed what it had written."""
+    return sinks.Passed(run, (dataclasses.replace(FIRST, weights_version=version) for version in (3,)))
+
+
+@pytest.mark.parametrize("cut", [1, 30, 230, 231, 240, 250], ids=lambda cut: f"after {cut} bytes")
+def test_a_csv_file_cut_off_anywhere_goes_on_whole(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "run.csv"
+    list(sinks.csv([FIRST], path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    list(sinks.csv([SECOND], path))
+    rows = table(path)
+    assert path.read_bytes().startswith(whole[: whole.index(b"\n") + 1])
+    assert rows[-1]["env_steps"] == "200"
+    assert all(row["run_id"] == "" for row in rows)  # every row is whole
+    assert len(rows) == 1 + (cut >= len(whole))
+
+
+def consume(passed: Iterator[daskrl.Report], full: dict[str, bool]) -> None:
+    for report in passed:
+        full["disk"] = report.env_steps in (100, 200)
+
+
+def test_csv_goes_on_with_a_whole_row_after_the_disk_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pause: None
+) -> None:
+    path, write, full = tmp_path / "run.csv", os.write, {"disk": False}
+
+    def half(file: int, data: bytes) -> int:
+        if full["disk"]:
+            write(file, data[:5])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data)
+
+    passed = sinks.csv(reports(4), path)
+    monkeypatch.setattr(os, "write", half)
+    with pytest.warns(UserWarning, match=r"sinks\.csv could not write: OSError: .*No space left.* The run goes on"):
+        consume(passed, full)
+    assert [row["env_steps"] for row in table(path)] == ["100", "400"]
+
+
+def test_a_file_with_other_columns_is_left_alone_and_one_with_fewer_keeps_them(tmp_path: Path) -> None:
+    thesis, fewer = tmp_path / "thesis.csv", tmp_path / "fewer.csv"
+    for text in ("a,b\n1,2\n", "five years of work", "env_steps,weights_version,mine\n1,2,3\n", "\xff\n"):
+        thesis.write_text(text, encoding="latin-1")
+        with pytest.raises(ConfigError, match=r"path: cannot write a CSV file at .*thesis\.csv"):
+            next(sinks.csv([FIRST], thesis))
+        assert thesis.read_text(encoding="latin-1") == text
+    fewer.write_text("weights_version,env_steps,loss\n1,100,\n")
+    list(sinks.csv([SECOND], fewer))
+    assert fewer.read_text() == "weights_version,env_steps,loss\n1,100,\n2,200,0.25\n"
+    with pytest.raises(ConfigError, match="path: cannot write a CSV file"):
+        next(sinks.csv([FIRST], tmp_path))
+
+
 # -- all --------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +422,7 @@ def test_mlflow_goes_on_with_the_run_of_the_same_training(tracked: Any, tmp_path
         ("tensorboard", "torch.utils.tensorboard", ("events",)),
         ("mlflow", "mlflow.entities", ()),
         ("prometheus", "prometheus_client", ()),
+        ("wandb", "wandb", ()),
     ],
 )
 def test_a_missing_package_is_named_before_anything_begins(
