@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -207,28 +208,39 @@ def _environment(
     store: Store, env: str | sources.EnvironmentFactory | None, env_kwargs: Mapping[str, Any] | None
 ) -> tuple[sources.EnvironmentSource, bool]:
     """What to play in, and whether it is another environment than the run's."""
-    kept = store.config.environment
-    if env is None and not env_kwargs:
+    kept, given = store.config.environment, dict(env_kwargs or {})
+    if env is None and not given:
         return same_environment(store, None), False
     if env is None and kept["kind"] != "id":
         raise ConfigError(f"env_kwargs go with an id; the run was made with the callable {kept['name']!r}. Bind them.")
     if env is None:
-        source = sources.source(kept["id"], **{**kept["kwargs"], **(env_kwargs or {})})
+        own = same_environment(store, None)
+        source = sources.source(kept["id"], **{**clips.kwargs_of(own), **given})
+    elif isinstance(env, str) or given:
+        source = sources.source(env, **given)
     else:
-        source = sources.source(env, **(env_kwargs or {}))
+        try:
+            return same_environment(store, env), False
+        except StoreMismatchError:
+            source = sources.source(env)
     if source.spec != store.spec:
-        names = ("observation", "action")
         differs = "; ".join(
             f"{name}: {list(getattr(source.spec, name))} (run: {list(getattr(store.spec, name))})"
-            for name in names
+            for name in ("observation", "action")
             if getattr(source.spec, name) != getattr(store.spec, name)
         )
         raise StoreMismatchError(
             f"env: {source.name!r} has other spaces than the run in {store.root}: {differs}. Expected an environment "
             "of the same spaces; wrap it."
         )
-    what = ("id", "kwargs") if source.identity["kind"] == "id" else ("source_sha256",)
-    return source, any(source.identity.get(name) != kept.get(name) for name in ("kind", *what))
+    ids = source.identity["kind"] == kept["kind"] == "id"
+    return source, not ids or _named(source.identity) != _named(kept)
+
+
+def _named(identity: Mapping[str, Any]) -> str:
+    """The id of an environment and what it is made with, but for how it is rendered."""
+    kwargs = {name: value for name, value in identity["kwargs"].items() if name != "render_mode"}
+    return json.dumps([identity["id"].rpartition(":")[2], kwargs], sort_keys=True, default=repr)
 
 
 def _shown(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,7 +203,7 @@ class Policy:
 
     # -- elsewhere ----------------------------------------------------------------------------------------
 
-    @cached_property
+    @functools.cached_property
     def module(self) -> GreedyModule:
         """The greedy policy as a ``torch.nn.Module`` of tensors; see `daskrl.greedy.GreedyModule`.
 
@@ -310,7 +310,7 @@ def policy(
         weights_version=found,
         about=belongs_to(store.config, store.spec, store.run_id, found),
         bounds=_bounds(store, env),
-        seen=lambda count: _stored(store, count),
+        seen=functools.partial(_stored, store.root),
     )
 
 
@@ -331,8 +331,9 @@ def _bounds(store: Store, env: Any) -> Bounds | None:
     return (space.low, space.high) if space.bounded_below.any() or space.bounded_above.any() else None
 
 
-def _stored(store: Store, count: int) -> dict[str, Array]:
-    """Observations out of the newest fragment, spread over its steps."""
+def _stored(root: Path, count: int) -> dict[str, Array]:
+    """Observations out of the newest fragment of a store, spread over its steps."""
+    store = Store.open(root)
     record = next((r for r in reversed(store.fragments())), None)
     if record is None:
         return {}

@@ -172,7 +172,7 @@ def rendered(found: EnvironmentSource, mode: str) -> EnvironmentFactory:
     which environments read when they render.
     """
     if found.identity["kind"] == "id":
-        return source(found.identity["id"], **{**_kwargs(found), "render_mode": mode}).factory
+        return source(found.identity["id"], **{**kwargs_of(found), "render_mode": mode}).factory
     make: Callable[..., Environment] = found.factory
 
     def made() -> Environment:
@@ -184,9 +184,10 @@ def rendered(found: EnvironmentSource, mode: str) -> EnvironmentFactory:
     return made
 
 
-def _kwargs(found: EnvironmentSource) -> Mapping[str, Any]:
-    kwargs: Mapping[str, Any] = found.factory.args[1]  # type: ignore[attr-defined]
-    return kwargs
+def kwargs_of(found: EnvironmentSource) -> Mapping[str, Any]:
+    """What an environment with an id is made with."""
+    kwargs: Mapping[str, Any] | None = getattr(found.factory, "kwargs", None)
+    return found.factory.args[1] if kwargs is None else kwargs  # type: ignore[attr-defined]
 
 
 def _takes(make: Callable[..., Any], name: str) -> bool:

@@ -28,6 +28,7 @@ def test_the_quickstart_runs_and_its_digests_are_equal(tmp_path: Path, monkeypat
         assert second is not None
         assert first[1] == second[1]
     assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any("<video" in output.get("data", {}).get("text/html", "") for output in outputs)
 
 
 def test_the_quickstart_is_stored_without_outputs_in_cells_of_about_ten_lines() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,16 @@ def test_older_versions_and_what_they_belong_to(stores: Any) -> None:
     assert "<table>" in first._repr_html_()
     with pytest.raises(errors.ConfigError, match="keeps weights versions"):
         store.policy(version=3)
+
+
+@pytest.mark.parametrize("name", ["dqn", "ppo of every space, lstm", "q-learning"])
+def test_a_policy_goes_to_other_processes(stores: Any, name: str) -> None:
+    policy, env = policy_of(stores, name), make(name)
+    seen, _ = env.reset(seed=3)
+    env.close()
+    sent = pickle.loads(pickle.dumps(policy))
+    assert sent.predict(seen)[0] == policy.predict(seen)[0]
+    assert sent.seen(5).keys() == policy.seen(5).keys()
 
 
 def test_the_threads_of_the_process_are_as_before(stores: Any) -> None:

@@ -200,8 +200,11 @@ def test_another_environment_of_the_same_spaces_is_played_and_the_result_says_so
         assert other.to_json()["other_environment"] is True
         for said in (repr(other), other._repr_html_()):
             assert "not the one the run learned in" in said
-    same = daskrl.evaluate(cartpole, episodes=3, env="CartPole-v1")
-    assert (same.returns, same.other_environment) == (own.returns, False)
+    for same in (
+        daskrl.evaluate(cartpole, episodes=3, env="CartPole-v1"),
+        daskrl.evaluate(cartpole, episodes=3, env_kwargs={"render_mode": "rgb_array"}),
+    ):
+        assert (same.returns, same.other_environment) == (own.returns, False)
 
 
 def test_other_code_is_another_environment_where_the_run_was_made_with_a_callable(store: Path) -> None:
