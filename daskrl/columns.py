@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import math
 import os
@@ -25,6 +26,7 @@ from daskrl.arithmetic import ALIGNMENT, aligned, zeros
 from daskrl.config import Schedule
 from daskrl.envs import final_name, state_name
 from daskrl.errors import DamagedError, StoreError, StoreFullError
+from daskrl.late import content, patiently
 from daskrl.spaces import Array, Leaf, SpaceSpec
 
 _ZSTD = Zstd(level=0)
@@ -250,6 +252,7 @@ def read_fragment(
     layout: Mapping[str, Column],
     record: Mapping[str, Any],
     only: tuple[str, ...] | None = None,
+    patience: float = 0.0,
 ) -> dict[str, Array]:
     """Read the chunks of one committed fragment, checking each against its commit record.
 
@@ -257,6 +260,7 @@ def read_fragment(
     ----------
     record : the fragment's commit record.
     only : names of the columns wanted; all by default.
+    patience : seconds to wait for a chunk that is not seen yet; see `daskrl.late`.
 
     Returns
     -------
@@ -277,10 +281,8 @@ def read_fragment(
             continue
         path = root / name / column.chunk_name(record["slot"])
         where = f"{path} (fragment {record['slot']}, column {name})"
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise DamagedError(f"{where} is committed but missing.") from None
+        look = functools.partial(content, path, where, nbytes=nbytes)
+        data = patiently(look, path, patience)
         if len(data) != nbytes:
             raise DamagedError(f"{where} has {len(data)} bytes, {nbytes} were committed.")
         if int.from_bytes(data[-_SUFFIX:], "little") != crc:
@@ -289,13 +291,15 @@ def read_fragment(
     return result
 
 
-def read_transitions(root: Path, layout: Mapping[str, Column], record: Mapping[str, Any]) -> dict[str, Array]:
+def read_transitions(
+    root: Path, layout: Mapping[str, Column], record: Mapping[str, Any], patience: float = 0.0
+) -> dict[str, Array]:
     """What a learner needs of one committed fragment, checked as by `read_fragment`.
 
     Last observations are left out unless an episode was truncated: nothing follows a termination.
     """
     last = tuple(name for name, column in layout.items() if column.optional)
-    fragment = read_fragment(root, layout, record, tuple(name for name in layout if name not in last))
+    fragment = read_fragment(root, layout, record, tuple(name for name in layout if name not in last), patience)
     if (fragment["truncated"] & ~fragment["terminated"]).any():
-        fragment.update(read_fragment(root, layout, record, last))
+        fragment.update(read_fragment(root, layout, record, last, patience))
     return fragment

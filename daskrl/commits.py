@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from daskrl.columns import FULL, crc32c
 from daskrl.errors import DamagedError, StoreError, StoreFullError, StoreLockedError
+from daskrl.late import LateError, content, patiently
 
 Record = dict[str, Any]
 
@@ -34,10 +35,11 @@ class CommitLog:
     Parameters
     ----------
     root : the store's directory.
+    patience : seconds to wait for a segment that is not seen yet; see `daskrl.late`.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, patience: float = 0.0) -> None:
+        self.root, self.patience = root, patience
         self.directory = root / ".commits"
 
     def path(self, number: int) -> Path:
@@ -61,16 +63,17 @@ class CommitLog:
             The file is missing or fails its checksum. Names the file.
         """
         path = self.path(number)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise DamagedError(f"{path} is missing: {number + 1} commits were made.") from None
-        body = data[data.find(b"[") : data.rfind(b"]") + 1]
-        try:
-            expected = int(json.loads(data)["crc32c"], 16)
-            records: list[Record] = json.loads(body)
-        except (ValueError, KeyError, TypeError):
-            raise DamagedError(f"{path} is not a commit: it cannot be read as JSON.") from None
+        missing = f"is missing: {number + 1} commits were made."
+
+        def look() -> tuple[bytes, int, list[Record]]:
+            data = content(path, str(path), missing)
+            body = data[data.find(b"[") : data.rfind(b"]") + 1]
+            try:
+                return body, int(json.loads(data)["crc32c"], 16), json.loads(body)
+            except (ValueError, KeyError, TypeError):
+                raise LateError(f"{path} is not a commit: it cannot be read as JSON.") from None
+
+        body, expected, records = patiently(look, path, self.patience)
         if crc32c(body) != expected:
             raise DamagedError(f"{path} fails its CRC-32C.")
         return records

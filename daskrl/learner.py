@@ -17,9 +17,10 @@ import numpy as np
 from daskrl import initial, seeding
 from daskrl.algorithms.base import Weights, staged
 from daskrl.arithmetic import aligned_all, pinned
-from daskrl.columns import Table, pack, read_transitions, unpack, write_atomic
+from daskrl.columns import Table, pack, unpack, write_atomic
 from daskrl.commits import Record
 from daskrl.errors import DamagedError, DivergedError
+from daskrl.late import look_anew
 from daskrl.session import Published, Session, find, get
 from daskrl.spaces import Array
 from daskrl.store import Layout, belongs_to, read_checked, safetensors, write_checked
@@ -274,6 +275,7 @@ class Standing:
         from safetensors.numpy import load
 
         newest = version + self.session.config.schedule.lag
+        look_anew(self.layout.root / ".checkpoints" / "of another node")
         for record in self.layout.log.backwards(head):
             if not record.get("checkpoint") or record["version"] > newest:
                 continue
@@ -316,7 +318,7 @@ def _take_published(arrays: dict[str, Array]) -> dict[int, tuple[Table, Array]]:
 
 
 def _read(session: Session, record: Record) -> dict[str, Array]:
-    fragment = read_transitions(session.layout.root, session.layout.columns, record)
+    fragment = session.layout.read_transitions(record)
     fragment["episode_step"] = np.asarray(record["episode_step"])
     fragment["continues"] = np.asarray(record["continues"])
     return aligned_all(fragment)

@@ -7,6 +7,7 @@ Import-light on purpose: the scheduler unpickles task functions, and must not im
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import gc
 import os
 import platform
@@ -22,18 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from daskrl import children, modules
+from daskrl import children, late, modules
 from daskrl.algorithms.base import Algorithm, Setup
 from daskrl.columns import Table
 from daskrl.config import Options, RunConfig
 from daskrl.envs import Environment, Stream
-from daskrl.errors import DaskrlError, StoreError
+from daskrl.errors import DamagedError, DaskrlError, StoreError
 from daskrl.spaces import Array
 from daskrl.store import Layout
 
 if TYPE_CHECKING:
     from daskrl.evaluations import Playing
     from daskrl.learner import Reader, Standing
+
+_PROBED = 3.0  # seconds to look for the driver's file; where the store is not shared, each worker takes them
 
 _DASKS_TRIM = "65536"  # MALLOC_TRIM_THRESHOLD_ as Dask's nannies set it unless they are told otherwise
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -217,6 +220,7 @@ def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
     token, layout, algorithm, factory, options = cloudpickle.loads(payload)
     if probe is not None:
         children.allow()
+        layout = dataclasses.replace(layout, patience=late.PATIENCE)
         _require_shared(layout.root, Path(probe))
     _keep_freed_memory()
     put(Session(token, layout, algorithm, factory, options))
@@ -239,10 +243,12 @@ def _keep_freed_memory() -> None:
 
 def _require_shared(root: Path, probe: Path) -> None:
     host = socket.gethostname()
-    if not probe.exists():
+    try:
+        late.patiently(lambda: late.content(probe, str(probe)), probe, _PROBED)
+    except DamagedError:
         raise StoreError(
             f"{host} does not see the driver's files in {root}. Put the store where all nodes see it, under one path."
-        )
+        ) from None
     mine = probe.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         mine.touch()

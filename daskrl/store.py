@@ -24,10 +24,11 @@ import numpy as np
 
 from daskrl import extras, seeding
 from daskrl.arithmetic import aligned_all
-from daskrl.columns import Column, columns, crc32c, decode, encode, read_fragment, write_atomic
+from daskrl.columns import Column, columns, crc32c, decode, encode, read_fragment, read_transitions, write_atomic
 from daskrl.commits import CommitLog, DriverLock, Record
 from daskrl.config import Options, RunConfig, plain, require_integer
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreMismatchError
+from daskrl.late import LateError, content, patiently
 from daskrl.schedule import Due, Rechecks
 from daskrl.spaces import Array, SpaceSpec
 
@@ -49,24 +50,40 @@ _EMPTY_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes":
 
 @dataclass(frozen=True)
 class Layout:
-    """What a task needs to read and write fragments: no zarr, no open files."""
+    """What a task needs to read and write fragments: no zarr, no open files.
+
+    Attributes
+    ----------
+    patience : seconds to wait for a committed file that is not seen yet; on Dask's workers, see `daskrl.late`.
+    """
 
     root: Path
     config: RunConfig
     spec: SpaceSpec
     columns: Mapping[str, Column]
     run_id: str
+    patience: float = 0.0
 
     @property
     def log(self) -> CommitLog:
-        return CommitLog(self.root)
+        return CommitLog(self.root, self.patience)
 
     def require_same_run(self) -> None:
         """Called by tasks before they write: raise `StoreMismatchError` where another run took this one's place.
 
         A task may outlive its driver, and the run be overwritten meanwhile.
         """
-        attributes = json.loads((self.root / "zarr.json").read_bytes())["attributes"]
+        path = self.root / "zarr.json"
+
+        def look() -> dict[str, Any]:
+            data = content(path, str(path), "is missing.")
+            try:
+                found: dict[str, Any] = json.loads(data)["attributes"]
+                return found
+            except (ValueError, KeyError, TypeError):
+                raise LateError(f"{path} cannot be read as JSON.") from None
+
+        attributes = patiently(look, path, self.patience)
         if attributes["run_id"] != self.run_id:
             raise StoreMismatchError(
                 f"{self.root} holds another run now; what was computed for the old one is dropped."
@@ -74,13 +91,17 @@ class Layout:
 
     def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
         """The columns of one committed fragment, checked."""
-        return read_fragment(self.root, self.columns, record, only)
+        return read_fragment(self.root, self.columns, record, only, self.patience)
+
+    def read_transitions(self, record: Record) -> dict[str, Array]:
+        """What a learner needs of one committed fragment, checked."""
+        return read_transitions(self.root, self.columns, record, self.patience)
 
     def initial(self) -> bytes:
         """The file of what the run began with, checked; see `daskrl.initial`."""
         for record in self.log.read(0):
             if record["kind"] == "init":
-                return read_checked(self.root, record["arrays"])
+                return read_checked(self.root, record["arrays"], self.patience)
         raise DamagedError(f"{self.log.path(0)} does not name what the run began with.")
 
     def find(self, slots: Sequence[int], head: int) -> dict[int, Record]:
@@ -739,15 +760,13 @@ def write_checked(root: Path, name: str, data: bytes) -> list[Any]:
     return [name, len(data), crc32c(data)]
 
 
-def read_checked(root: Path, written: Sequence[Any]) -> bytes:
+def read_checked(root: Path, written: Sequence[Any], patience: float = 0.0) -> bytes:
     """Read a file that `write_checked` wrote; raises `DamagedError` naming it."""
     name, nbytes, crc = written
-    try:
-        data: bytes = (root / name).read_bytes()
-    except FileNotFoundError:
-        raise DamagedError(f"{root / name} is committed but missing.") from None
+    path: Path = root / name
+    data = patiently(lambda: content(path, str(path), nbytes=nbytes), path, patience)
     if len(data) != nbytes or crc32c(data) != crc:
-        raise DamagedError(f"{root / name} is not the file that was committed: size or CRC-32C differs.")
+        raise DamagedError(f"{path} is not the file that was committed: size or CRC-32C differs.")
     return data
 
 

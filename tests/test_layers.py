@@ -27,6 +27,7 @@ LAYERS = [
     ["playing", "video"],
     ["described"],
     ["schedule"],
+    ["late"],
     ["columns"],
     ["commits"],
     ["store"],

@@ -1,0 +1,76 @@
+"""Files of other nodes that are committed and not seen yet: network file systems cache what a directory holds.
+
+NFS, by its defaults, may show a file up to a minute late. No event tells of it, so a task on a worker looks again, ever
+less often. Only for what is missing or short: a wrong checksum is damage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from daskrl.errors import DamagedError
+
+T = TypeVar("T")
+
+PATIENCE = 60.0  # seconds: acdirmax of NFS
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
+
+
+class LateError(DamagedError):
+    """A file is missing or short. Only within `patiently`: whoever calls that sees `DamagedError`."""
+
+
+def content(path: Path, where: str, missing: str = "is committed but missing.", nbytes: int | None = None) -> bytes:
+    """A file's bytes; `LateError` where it is missing, or shorter than ``nbytes``. ``where``: its name for messages."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+        raise LateError(f"{where} {missing}") from None
+    if nbytes is not None and len(data) < nbytes:
+        raise LateError(f"{where} has {len(data)} bytes, {nbytes} were committed.")
+    return data
+
+
+def patiently(look: Callable[[], T], path: Path, patience: float) -> T:
+    """What ``look`` returns, called again while it raises `LateError`.
+
+    Parameters
+    ----------
+    path : the file it looks at.
+    patience : seconds to go on for; 0 looks once.
+
+    Raises
+    ------
+    DamagedError
+        What it raised last.
+    """
+    began, pause = time.monotonic(), _FIRST_PAUSE
+    while True:
+        try:
+            return look()
+        except LateError as error:
+            if time.monotonic() - began >= patience:
+                waited = f" It was waited for, {patience:.0f} s." if patience else ""
+                raise DamagedError(f"{error}{waited}") from None
+        _pause(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+        look_anew(path)
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def look_anew(path: Path) -> None:
+    """Have the system ask the server for the directory again: it does where one is opened."""
+    for folder in (path.parent.parent, path.parent):
+        with contextlib.suppress(OSError):
+            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
