@@ -216,7 +216,7 @@ def wandb(
     return Passed(run, passed())
 
 
-# A row's columns; new ones are added at the end.
+# A row's columns. A file that another daskrl began keeps its own.
 _COLUMNS = ("env_steps", *(field.name for field in dataclasses.fields(Report) if field.name != "env_steps"), *_PACE)
 _RUN_COLUMN = "run_id"
 

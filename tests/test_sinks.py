@@ -317,9 +317,10 @@ def test_csv_has_a_row_for_each_report_as_soon_as_it_was_passed_on(tmp_path: Pat
     assert list(passed) == [SECOND]
     assert path.read_text() == (
         "env_steps,weights_version,learner_updates,episode_return,episodes,loss,policy_lag,replay_ratio,workers,seconds,"
-        "time_left,learner_busy,learner_waiting,fragments_per_second,env_steps_per_second,run_id\n"
-        "100,1,0,,0,,1,0.0,2,0.5,,,,,,\n"
-        "200,2,25,12.5,4,0.25,1,4.0,2,1.5,3.0,,,,,\n"
+        "time_left,evaluation_version,evaluation_return,best_version,best_return,"
+        "learner_busy,learner_waiting,fragments_per_second,env_steps_per_second,run_id\n"
+        "100,1,0,,0,,1,0.0,2,0.5,,,,,,,,,,\n"
+        "200,2,25,12.5,4,0.25,1,4.0,2,1.5,3.0,,,,,,,,,\n"
     )
 
 
@@ -362,7 +363,7 @@ def again(run: daskrl.Run) -> sinks.Passed:
     return sinks.Passed(run, (dataclasses.replace(FIRST, weights_version=version) for version in (3,)))
 
 
-@pytest.mark.parametrize("cut", [1, 30, 230, 231, 240, 250], ids=lambda cut: f"after {cut} bytes")
+@pytest.mark.parametrize("cut", [1, 30, 260, 261, 270, 1000], ids=lambda cut: f"after {cut} bytes")
 def test_a_csv_file_cut_off_anywhere_goes_on_whole(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "run.csv"
     list(sinks.csv([FIRST], path))
