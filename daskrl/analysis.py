@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from daskrl import extras
-from daskrl.names import suggests
+from daskrl.config import plain, require_integer
+from daskrl.errors import ConfigError, UnknownNameError
+from daskrl.figures import run_title
+from daskrl.names import did_you_mean, suggests
 from daskrl.spaces import Array
 from daskrl.store import Store
 
@@ -32,7 +36,9 @@ class LearningCurve:
     length: Array
 
     def smoothed(self, episodes: int = 100) -> Array:
-        """``[E]`` mean return of the newest ``episodes`` episodes at each one."""
+        """``[E]`` mean return of the newest ``episodes`` episodes at each one, or of those there are by then."""
+        episodes = plain(episodes)
+        require_integer("episodes", episodes, 1)
         total = np.cumsum(np.insert(self.episode_return, 0, 0.0))
         index = np.arange(1, len(self.episode_return) + 1)
         low = np.maximum(0, index - episodes)
@@ -43,7 +49,7 @@ class LearningCurve:
 @suggests
 def learning_curve(store: str | os.PathLike[str] | Store) -> LearningCurve:
     """The training episodes of a run. Independent of the workers it ran on."""
-    opened = store if isinstance(store, Store) else Store.open(store)
+    opened = _opened(store)
     schedule = opened.config.schedule
     rows = []
     for record in opened.fragments():
@@ -58,31 +64,69 @@ def learning_curve(store: str | os.PathLike[str] | Store) -> LearningCurve:
     return LearningCurve(table[:, 0].astype(np.int64), table[:, 1], table[:, 2].astype(np.int64))
 
 
-def plot_learning_curve(store: str | os.PathLike[str] | Store, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw the returns of training episodes and their mean over 100 episodes.
+def _opened(store: Any) -> Store:
+    """A store by its path, itself, or a `daskrl.Run`'s."""
+    store = getattr(store, "store", store)
+    return store if isinstance(store, Store) else Store.open(store)
+
+
+def plot_learning_curve(
+    store: str | os.PathLike[str] | Store | Sequence[str | os.PathLike[str] | Store],
+    ax: Axes | None = None,
+    *,
+    episodes: int = 100,
+    labels: Sequence[str] | None = None,
+    **style: Any,
+) -> Axes:
+    """Draw the returns of training episodes, faintly, and the mean of the newest ones at each.
+
+    Of several runs, given together or one after the other with the same ``ax``, each has a colour and a label.
 
     Parameters
     ----------
+    store : of a run, or those of several.
     ax : axes to draw in; by default those of a new pyplot figure, which Jupyter shows by itself. Needs
         ``daskrl[plot]``.
-    style : given to the line of the mean.
+    episodes : how many the mean is of.
+    labels : of each run in the legend; by default what it is, with its directory where that is the same for two.
+    style : given to the lines of the means, as matplotlib's ``color`` or ``linewidth``.
     """
-    opened = store if isinstance(store, Store) else Store.open(store)
-    curve = learning_curve(opened)
+    stores = [_opened(one) for one in (store if isinstance(store, list | tuple) else [store])]
+    if labels is None and "label" in style:
+        labels = [style.pop("label")] * len(stores)
+    if labels is not None and (isinstance(labels, str) or len(labels) != len(stores)):
+        raise ConfigError(f"labels: expected {len(stores)} of them, one for each run, got {labels!r}.")
+    episodes = plain(episodes)
+    require_integer("episodes", episodes, 1)
     if ax is None:
         with extras.needed("plot", "plots need matplotlib"):
             from matplotlib import pyplot
         _, ax = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    name = opened.config.environment.get("id") or opened.config.environment["name"]
-    ax.scatter(curve.env_steps, curve.episode_return, s=6, alpha=0.5, color="0.6", linewidths=0, label="episode")
-    settings = {"color": "C0", "label": "mean of 100 episodes", **style}
-    ax.plot(curve.env_steps, curve.smoothed(), **settings)
-    ax.set(
-        xlabel="env steps", ylabel="return",
-        title=f"{opened.config.algorithm['name']} on {name}, seed {opened.config.seed}",
-    )  # fmt: skip
+    titles = [run_title(opened.config) for opened in stores]
+    taken = [*(line.get_label() for line in ax.get_lines()), *titles]
+    for number, opened in enumerate(stores):
+        curve, label = learning_curve(opened), titles[number]
+        if labels is not None:
+            label = labels[number]
+        elif taken.count(label) > 1:
+            label = f"{label} ({os.path.relpath(opened.root)})"
+        try:
+            (line,) = ax.plot(
+                curve.env_steps, curve.smoothed(episodes), **{"label": label, "gid": titles[number], **style}
+            )
+        except AttributeError as error:  # no property of a line
+            meant = "".join(did_you_mean(name, ("ax", "episodes", "labels")) for name in style)
+            raise UnknownNameError(f"plot_learning_curve: {str(error).rstrip('.')}.{meant}") from error
+        color = line.get_color()
+        ax.scatter(curve.env_steps, curve.episode_return, s=6, alpha=0.25, color=color, linewidths=0, zorder=1)
+    of = [line.get_gid() for line in ax.get_lines()]
+    if len(of) == 1:
+        ax.set_title(titles[0])
+    elif ax.get_title() in of:  # it was that of the first run, drawn alone
+        ax.set_title("")
+    ax.set(xlabel="env steps", ylabel="return")
     ax.grid(alpha=0.3)
-    ax.legend(loc="best")
+    ax.legend(loc="best", title=f"mean of {episodes} episodes" if episodes > 1 else None)
     return ax
 
 

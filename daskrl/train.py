@@ -418,11 +418,11 @@ class Run:
             finally:
                 reports.close()  # type: ignore[attr-defined]
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The learning curve so far; see `daskrl.plot_learning_curve`."""
+    def plot(self, ax: Axes | None = None, **given: Any) -> Axes:
+        """The learning curve so far; see `daskrl.plot_learning_curve`, which takes what else is given."""
         from daskrl.analysis import plot_learning_curve
 
-        return plot_learning_curve(self.store, ax=ax)
+        return plot_learning_curve(self.store, ax=ax, **given)
 
     def __repr__(self) -> str:
         where = "in-process" if self.client is None else f"on {self.client!r}"

@@ -168,6 +168,63 @@ def test_a_run_without_an_episode_can_be_plotted(tmp_path: Path) -> None:
     assert len(fresh.plot(mpl.figure.Figure().subplots()).get_lines()) == 1
 
 
+def test_several_runs_on_one_axes_have_a_colour_and_a_label_each(tmp_path: Path, whole: daskrl.Run) -> None:
+    other = start(tmp_path / "other", seed=4, env_steps=4 * ROUND).wait()
+    fresh = start(tmp_path / "fresh", seed=5)
+    names = [f"DQN on tests.environments:Walk-v0, seed {seed}" for seed in (3, 4, 5)]
+    together = daskrl.plot_learning_curve([whole, other.store, str(fresh.store.root)], mpl.figure.Figure().subplots())
+    ax = mpl.figure.Figure().subplots()
+    for run in (whole, other, fresh):
+        assert run.plot(ax) is ax
+    for drawn in (together, ax):
+        legend = drawn.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == names
+        assert legend.get_title().get_text() == "mean of 100 episodes"
+        lines = drawn.get_lines()
+        assert len({line.get_color() for line in lines}) == 3
+        for line, points, run in zip(lines, drawn.collections, (whole, other, fresh), strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), daskrl.learning_curve(run.store).env_steps)
+            assert mpl.colors.same_color(np.asarray(points.get_facecolor())[0][:3], line.get_color())
+        assert drawn.get_title() == ""  # it would be one run's
+
+
+def test_labels_and_styles_of_several_runs_are_ones_own(tmp_path: Path, whole: daskrl.Run) -> None:
+    again = start(tmp_path / "again", env_steps=ROUND).wait()
+    ax = daskrl.plot_learning_curve([whole, again], mpl.figure.Figure().subplots(), labels=["a", "b"], linewidth=3)
+    assert [(line.get_label(), line.get_linewidth()) for line in ax.get_lines()] == [("a", 3), ("b", 3)]
+    ax = daskrl.plot_learning_curve((whole, again), mpl.figure.Figure().subplots())  # the same run but for its length
+    named = [str(line.get_label()) for line in ax.get_lines()]
+    assert [name.endswith(f"{run.store.root.name})") for name, run in zip(named, (whole, again), strict=True)] == [
+        True
+    ] * 2
+    assert whole.plot(mpl.figure.Figure().subplots(), label="mine").get_lines()[0].get_label() == "mine"
+    for labels in (["a"], "ab"):
+        with pytest.raises(errors.ConfigError, match="labels: expected 2 of them, one for each run"):
+            daskrl.plot_learning_curve([whole, again], ax, labels=labels)
+    with pytest.raises(errors.UnknownNameError, match=r"episode.*Did you mean episodes\?"):
+        daskrl.plot_learning_curve(whole, ax, episode=5)
+
+
+@pytest.mark.parametrize("episodes", [1, 7, 10_000, 25.0])
+def test_the_mean_is_of_any_number_of_episodes(whole: daskrl.Run, episodes: Any) -> None:
+    returns = daskrl.learning_curve(whole.store).episode_return
+    count = int(episodes)
+    naive = [returns[max(0, end - count) : end].mean() for end in range(1, len(returns) + 1)]
+    (line,) = whole.plot(mpl.figure.Figure().subplots(), episodes=episodes).get_lines()
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), naive)
+
+
+@pytest.mark.parametrize("episodes", [0, -1, 2.5, "100"])
+def test_a_mean_of_no_episodes_is_refused(whole: daskrl.Run, episodes: Any) -> None:
+    for call in (
+        daskrl.learning_curve(whole).smoothed,
+        lambda n: whole.plot(mpl.figure.Figure().subplots(), episodes=n),
+    ):
+        with pytest.raises(errors.ConfigError, match="episodes: expected an integer >= 1"):
+            call(episodes)
+
+
 @pytest.mark.parametrize("what", ["run", "store", "evaluation"])
 def test_html_shows_what_it_is_and_escapes_markup(tmp_path: Path, what: str) -> None:
     def make() -> Any:
