@@ -639,7 +639,8 @@ class Store:
 
         Needs ``daskrl[analysis]``. A slot below the last committed one that is itself not committed yet (a live run)
         reads as zeros; ``fragment.round`` is -1 there. ``.to_zarr(PATH)`` writes it, each chunk of Dask as one of
-        Zarr; netCDF takes no nested attributes: ``.drop_attrs().to_netcdf(PATH)``.
+        Zarr; netCDF takes no nested attributes: ``.drop_attrs().to_netcdf(PATH)``. Without daskrl it is
+        ``xarray.open_zarr(STORE, consolidated=False)``: metadata are not consolidated, which xarray else warns of.
 
         Parameters
         ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import re
 import shutil
@@ -238,7 +239,7 @@ def test_a_summary_is_for_json_and_says_what_each_of_its_keys_is(long):
     summary = long.summary()
     assert json.loads(json.dumps(summary)) == summary
     assert summary["config"] == long.config.to_json()
-    described = re.findall(r"^ {8}([a-z_0-9, ]+) : ", daskrl.Store.summary.__doc__, re.MULTILINE)
+    described = re.findall(r"^([a-z_0-9, ]+) : ", inspect.getdoc(daskrl.Store.summary), re.MULTILINE)
     assert {name for names in described for name in names.split(", ")} - {"begun_with"} == set(summary)
     assert set(summary) - set(long.rows()) == {"config", "newest_stored_weights"}
 
