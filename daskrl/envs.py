@@ -171,7 +171,12 @@ class Stream:
             value[env] = 0
 
     def step(self, env: int, action: Any) -> tuple[float, bool, bool]:
-        """Step one environment and push its observation; the caller resets it when the episode ended."""
+        """Step one environment and push its observation; the caller resets it when the episode ended.
+
+        Raises
+        ------
+        EnvironmentRaisedError, NonFiniteError
+        """
         try:
             value, reward, terminated, truncated, _ = self.envs[env].step(action)
             self._take(env, value)
@@ -179,6 +184,11 @@ class Stream:
         except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
         self._push(env)
+        floats = [(leaf.name, newest[env]) for leaf, _, newest in self._stacks if newest.dtype.kind == "f"]
+        for name, value in (("reward", np.float64(result[0])), *floats):
+            if not np.isfinite(value).all():
+                problem = RefusedError(f"{name} holds a value that is NaN or infinite: {value.tolist()}")
+                raise NonFiniteError(self._failure(env, "step", problem))
         self.age[env] += 1
         return result
 

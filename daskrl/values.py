@@ -13,6 +13,10 @@ Take = Callable[[int, Any], None]
 """Environment and what it returned for an observation: copied at once, for environments may use one array for all."""
 
 
+_NUMBERS = (float, int, np.floating, np.integer, np.bool_)
+_TRUTHS = (bool, np.bool_, type(None))
+
+
 class RefusedError(ValueError):
     """A value that its column cannot hold. Whoever stepped the environment says which one, where and when."""
 
@@ -71,7 +75,7 @@ def as_reward(value: Any) -> float:
     RefusedError
         It is not one real number.
     """
-    if isinstance(value, float | int | np.floating | np.integer | np.bool_):
+    if isinstance(value, _NUMBERS):
         return float(value)
     given = np.asarray(value)
     if given.dtype.kind not in "biuf" or given.size != 1:
@@ -87,7 +91,7 @@ def as_ending(name: str, value: Any) -> bool:
     RefusedError
         It is neither, nor 0 or 1.
     """
-    if isinstance(value, bool | np.bool_) or value is None:
+    if isinstance(value, _TRUTHS):
         return bool(value)
     given = np.asarray(value)
     if given.dtype.kind not in "biuf" or given.size != 1 or not ((given == 0) | (given == 1)).all():

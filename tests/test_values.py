@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from daskrl import envs
 from daskrl.errors import EnvironmentRaisedError, NonFiniteError
+from daskrl.playing import play_episodes
 from daskrl.spaces import Leaf, spec_of
 from daskrl.values import RefusedError, as_ending, as_reward, as_stored
 
@@ -169,6 +170,21 @@ def test_float64_beyond_float32_is_not_finite() -> None:
     space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     with pytest.warns(RuntimeWarning, match="overflow"), pytest.raises(NonFiniteError, match="observation"):
         stream_of(lambda: Says(space, np.zeros(1), np.array([1e300]))).rollout(zeros, 4)
+
+
+@pytest.mark.parametrize(("column", "reward", "first"), [("reward", np.inf, 0.0), ("observation", 0.0, np.nan)])
+def test_an_evaluation_does_not_go_on_with_what_is_not_finite(column, reward, first) -> None:
+    space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def make():
+        return Says(space, np.zeros(1, np.float32), np.array([first], np.float32), reward)
+
+    spec = spec_of(space, Says.action_space)
+    episodes = play_episodes(
+        make, spec, lambda observation, state: np.zeros(2, np.int64), episodes=2, seed=1, frame_stack=1
+    )
+    with pytest.raises(NonFiniteError, match=rf"{column} holds a value that is NaN or infinite(.|\n)*evaluation"):
+        list(episodes)
 
 
 BUFFER = np.zeros(2, np.float32)
