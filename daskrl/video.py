@@ -161,7 +161,11 @@ def clips(found: EnvironmentSource, mode: str, folder: Path | None, prefix: str,
     if mode != "human":  # a window would open
         _try(found.name, factory, folder is not None)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = error.strerror or error
+            raise ConfigError(f"video: expected a directory for clips, got {str(folder)!r}: {why}.") from error
     return Clips(factory, folder, prefix, episodes)
 
 

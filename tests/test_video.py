@@ -144,6 +144,12 @@ def test_what_cannot_be_rendered_is_refused_before_anything_is_played(tmp_path: 
     assert not (tmp_path / "clips").exists()
 
 
+def test_a_file_where_clips_are_to_go_is_refused(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "clips").write_text("a file")
+    with pytest.raises(errors.ConfigError, match="video: expected a directory"):
+        daskrl.evaluate(store, env=painted, video=tmp_path / "clips")
+
+
 def test_a_missing_encoder_names_the_extra(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(errors.ConfigError, match=r"pip install 'daskrl\[video\]'"):
