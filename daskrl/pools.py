@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
+import os
 import queue
 import socket
 import time
@@ -21,16 +23,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from daskrl import demand, evaluations, learner, members, rollout, schedule, session, workers
+from daskrl import demand, evaluations, fingerprint, learner, members, rollout, schedule, session, workers
 from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.commits import Record
 from daskrl.config import Options
 from daskrl.envs import EnvironmentFactory
-from daskrl.errors import DaskrlError, EnvironmentFailure, SchedulerLostError, WorkerMismatchError
+from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, SchedulerLostError, WorkerMismatchError
 from daskrl.store import Layout
 
 if TYPE_CHECKING:
     from distributed import Client, Future, Nanny
+
+_LOG = logging.getLogger(__name__)
 
 _TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory of them is cleared
 
@@ -93,12 +97,14 @@ class Pool(Protocol):
     in_flight : tasks submitted and not given back.
     arithmetic : record of what the run computes with, once known.
     promise_off : why the promise no longer holds; the driver commits and clears it.
+    notes : other records for the driver to commit and clear.
     """
 
     held: set[int]
     in_flight: set[Any]
     arithmetic: Record | None
     promise_off: list[str]
+    notes: list[Record]
 
     def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
         """Start as many as there is room for."""
@@ -155,25 +161,22 @@ def reference(info: Record, device: str) -> Record:
         "kind": "arithmetic",
         "device": device,
         "device_name": info["cuda_name"] if device == "cuda" else "cpu",
-        **{key: info[key] for key in ("cpu", "cuda", "versions", "settings")},
+        **{key: info[key] for key in ("cpu", "cuda", "probes", "versions", "settings") if key in info},
     }
 
 
 def mismatch(info: Record, run: Record, *, learns: bool) -> str | None:
     """How a process differs from what the run computes with, and what would align it; None where it does not."""
-    changed = [
-        f"{name} {info['versions'].get(name)} (run: {version})"
-        for name, version in run["versions"].items()
-        if info["versions"].get(name) != version
-    ]
+    changed, alike = fingerprint.other_versions(info, run)
     if changed:
         return f"other packages: {', '.join(changed)}. Install the run's versions there."
-    if info["cpu"] != run["cpu"]:
+    differs = ["its fixed network"] * (info["cpu"] != run["cpu"]) + fingerprint.other_results(info, run)
+    if differs:
+        versions = f" It has {', '.join(alike)}." if alike else ""
         return (
-            f"other arithmetic: its fixed network gives other bits. It has {_settings(info['settings'])}; the run "
-            f"has {_settings(run['settings'])}. Start it with the run's settings; between processors of different "
-            "kinds, start all with ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 and a new "
-            "run."
+            f"other arithmetic: {', and '.join(differs)} gives other bits.{versions} It has "
+            f"{_settings(info['settings'])}; the run has {_settings(run['settings'])}. Start it with the run's "
+            f"settings and versions; between processors of different kinds, start all with {_ALIGNING} and a new run."
         )
     if learns and run["device"] == "cuda" and info["cuda"] != run["cuda"]:
         return (
@@ -181,6 +184,27 @@ def mismatch(info: Record, run: Record, *, learns: bool) -> str | None:
             "the learner on the same kind of GPU."
         )
     return None
+
+
+# What has processors of different kinds compute the same: torch, MKL and oneDNN; OpenBLAS and NumPy.
+_ALIGNING = (
+    "ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell "
+    "NPY_DISABLE_CPU_FEATURES='X86_V4 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR'"
+)
+
+
+def note_on(info: Record, run: Record, who: str) -> Record | None:
+    """The record of a process whose versions are not the run's and whose bits are; None where they are the run's."""
+    _, alike = fingerprint.other_versions(info, run)
+    if not alike:
+        return None
+    return {
+        "kind": "versions",
+        "who": who,
+        "host": info.get("host"),
+        "versions": dict(info["versions"]),
+        "alike": alike,
+    }
 
 
 def _settings(settings: dict[str, Any]) -> str:
@@ -195,6 +219,7 @@ class InProcessPool:
         self.held: set[int] = set()
         self.in_flight: set[Any] = set()
         self.promise_off: list[str] = []
+        self.notes: list[Record] = []
         self._weights: dict[int, session.Published] = {}
         self._tasks: deque[tuple[Any, Callable[[], Record]]] = deque()
         payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
@@ -205,6 +230,7 @@ class InProcessPool:
             problem = mismatch(info, self.arithmetic, learns=True)
             if problem is not None:
                 self.promise_off.append(_refuse_or_warn(f"this process has {problem}", plan.options.strict))
+            _note(self.notes, info, self.arithmetic, "this process")
         except BaseException:
             self.close()
             raise
@@ -329,6 +355,7 @@ class DaskPool:
         self.in_flight: set[Any] = set()
         self.arithmetic = plan.arithmetic
         self.promise_off: list[str] = []
+        self.notes: list[Record] = []
         self._payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
         self._probe = (
             plan.layout.root / ".commits" / f".{self.token}.partial"
@@ -359,6 +386,8 @@ class DaskPool:
         self._client.subscribe_topic(demand.DRAINING, lambda event: self._queue.put(("draining", event[1])))
         self._client.subscribe_topic(demand.STATUS, lambda event: self._queue.put(("status", event[1])))
         try:
+            if plan.layout.config.torch_threads > 1 and self._address.startswith("inproc"):
+                raise _shared_process(plan.layout.config.torch_threads, "every worker of this cluster")
             self._probe.touch()
             install(self._client)
             self._reconcile()
@@ -669,13 +698,39 @@ class DaskPool:
     def _judge(self, worker: _Worker) -> None:
         if worker.info is None or self.arithmetic is None:
             return
-        problem = mismatch(worker.info, self.arithmetic, learns=False)
+        problem = mismatch(worker.info, self.arithmetic, learns=False) or self._other_bytecode(worker.info)
         if problem is None:
+            _note(self.notes, worker.info, self.arithmetic, f"worker {worker.name}", self._said)
             return
         if self.plan.options.strict:
             self._refuse(worker, f"has {problem} Or accept it with strict=False; the store will say so.")
         else:
             self.promise_off.append(_refuse_or_warn(f"worker {worker.name} has {problem}", strict=False))
+
+    def _other_bytecode(self, info: Record) -> str | None:
+        """Why the run's code cannot be run there, if it travels by value, as what stands in a notebook does."""
+        if info.get("bytecode", session.BYTECODE) == session.BYTECODE or not session.carries_code(self._payload):
+            return None
+        return (
+            f"another Python ({info['versions']['python']}), to which this one cannot send code. Use the driver's "
+            f"there ({session.versions()['python']}), or have environment and algorithm in an installed package."
+        )
+
+    def _require_own_process(self, worker: _Worker) -> None:
+        """Refuse to learn with several torch threads beside other tasks: rollouts compute with one.
+
+        Raises
+        ------
+        ConfigError
+        """
+        threads, info = self.plan.layout.config.torch_threads, worker.info or {}
+        if threads == 1:
+            return
+        place = (info.get("host"), info.get("pid"))
+        beside = [w for w in self._known.values() if w is not worker and w.info is not None]
+        shared = any((w.info["host"], w.info["pid"]) == place for w in beside if w.info is not None)
+        if worker.threads > 1 or shared or place == (socket.gethostname(), os.getpid()):
+            raise _shared_process(threads, f"worker {worker.name}")
 
     def _refuse(self, worker: _Worker, problem: str) -> None:
         worker.refused = problem
@@ -796,6 +851,7 @@ class DaskPool:
             return
         chosen = next((w for w in candidates if w is current), candidates[0])
         assert chosen.info is not None
+        self._require_own_process(chosen)
         if self.arithmetic is None:
             self.arithmetic = reference(chosen.info, self.plan.layout.config.device)
             for worker in self._known.values():
@@ -990,6 +1046,25 @@ def _is_learn(task: Any) -> bool:
 
 def _is_evaluate(task: Any) -> bool:
     return isinstance(task, schedule.Evaluate)
+
+
+def _shared_process(threads: int, who: str) -> ConfigError:
+    return ConfigError(
+        f"torch_threads={threads} needs a learner in a process of its own: {who} runs other tasks beside it, which "
+        "compute with one. Use processes=True or daskrl.clusters.local(), start the learner's worker with --nthreads 1 "
+        "--resources learner=1, or train with torch_threads=1."
+    )
+
+
+def _note(notes: list[Record], info: Record, run: Record, who: str, said: set[str] | None = None) -> None:
+    """Say, once for each set of versions, that others than the run's take part with the run's bits."""
+    note = note_on(info, run, who)
+    if note is None or (said is not None and str(note["alike"]) in said):
+        return
+    if said is not None:
+        said.add(str(note["alike"]))
+    _LOG.warning("%s has %s, and the run's bits: it takes part.", who, ", ".join(note["alike"]))
+    notes.append(note)
 
 
 def _refuse_or_warn(problem: str, strict: bool) -> str:

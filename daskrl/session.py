@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
+import importlib.util
 import os
 import platform
 import socket
@@ -126,6 +127,8 @@ class Session:
             one.close()
 
 
+BYTECODE = importlib.util.MAGIC_NUMBER.hex()  # of this Python's code: another minor version cannot run it
+
 _SESSIONS: dict[str, Session] = {}
 _LOCK = threading.Lock()  # around it: tasks of one process run in several threads
 _PACKING = threading.Lock()  # what cloudpickle takes by value is a setting of the whole process
@@ -206,6 +209,11 @@ def pack(
                 cloudpickle.unregister_pickle_by_value(module)
 
 
+def carries_code(payload: bytes) -> bool:
+    """Whether a packed session has functions or classes in it by value, as bytecode."""
+    return b"_make_function" in payload
+
+
 def _unwrapped(obj: Any) -> Any:
     return getattr(obj, "func", obj) if not isinstance(obj, type) else obj
 
@@ -261,6 +269,7 @@ def introduction(layout: Layout) -> dict[str, Any]:
     """What this process would compute a run with."""
     import torch
 
+    from daskrl.fingerprint import probes
     from daskrl.networks import arithmetic_settings, fingerprint
 
     cuda = torch.cuda.is_available()
@@ -269,7 +278,9 @@ def introduction(layout: Layout) -> dict[str, Any]:
         "cpu": fingerprint("cpu"),
         "cuda": fingerprint("cuda") if cuda else None,
         "cuda_name": torch.cuda.get_device_name() if cuda else None,
+        "probes": probes(),
         "settings": arithmetic_settings(),
+        "bytecode": BYTECODE,
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }

@@ -221,7 +221,9 @@ def _records(
                 stacklevel=2,
             )
     records.extend({"kind": "promise_off", "reason": reason} for reason in pool.promise_off)
+    records.extend(pool.notes)
     pool.promise_off.clear()
+    pool.notes.clear()
     return records
 
 
@@ -501,7 +503,8 @@ def train(
         that is stepped through again, may take as long.
     learner_timeout : seconds to wait for a worker that offers the resource ``learner`` or ``GPU``; then it learns
         beside the driver. None waits as long as it takes where the cluster has set one apart, elsewhere not at all.
-    strict : with False, go on where the promise cannot be kept; the store then says so.
+    strict : with False, go on where the promise cannot be kept: the result may then be another one each time, and the
+        store says so.
     strict_bounds : an observation outside the bounds of its space is an error; else one warning a run.
     overwrite : delete the run that is in ``store``.
     resume : go on with the run that is in ``store``, if it is this very run: what starts a job may start it again.

@@ -30,6 +30,7 @@ LAYERS = [
     ["late"],
     ["columns"],
     ["commits"],
+    ["fingerprint"],
     ["store"],
     ["window"],
     ["samplers"],
