@@ -156,7 +156,7 @@ def train(
         Seconds to wait for a worker with the resource learner or GPU; then it learns beside the driver. Unless said, as
         long as it takes where the cluster has set one apart, elsewhere not at all.
     strict
-        With --no-strict, go on where the promise cannot be kept: the result may be another each time. The store says so.
+        With --no-strict, go on where the promise cannot be kept: the result may differ each time. The store says so.
     strict_bounds
         An observation outside the bounds of its space is an error; else one warning a run.
     overwrite
@@ -247,7 +247,7 @@ def resume(
     env_steps
         A larger budget; the result is that of a run started with it.
     strict
-        With --no-strict, go on where the promise cannot be kept: the result may be another each time. The store says so.
+        With --no-strict, go on where the promise cannot be kept: the result may differ each time. The store says so.
     strict_bounds
         An observation outside the bounds of its space is an error from here on.
     rollout_timeout

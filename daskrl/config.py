@@ -118,7 +118,7 @@ class RunConfig:
 class Options:
     """How a run is carried out. None of these changes a bit of what a run with the promise gives.
 
-    A run that one of them stops, as ``strict``, ``strict_bounds`` or ``rollout_timeout`` may, has these bits up to there.
+    A run that one of them stops, as ``strict``, ``strict_bounds`` or ``rollout_timeout`` may, has them up to there.
     What goes on without the promise, as with ``strict=False`` where it cannot be kept, is another result, and the store
     says so.
 
