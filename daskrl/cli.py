@@ -86,6 +86,7 @@ def train(
     overwrite: bool = False,
     resume: Annotated[bool, Parameter(negative="")] = False,
     init: str | None = None,
+    init_replay: Annotated[bool, Parameter(negative="")] = False,
     tensorboard: Path | None = None,
     mlflow: str | None = None,
     prometheus: int | None = None,
@@ -166,6 +167,8 @@ def train(
     init
         Begin with the weights of another run instead of drawn ones: its store, STORE@VERSION or STORE@best; the newest
         kept unless said. Or with a file of safetensors.
+    init_replay
+        Begin with the newest rounds of that store in the learner's window, too.
     tensorboard
         Directory for TensorBoard, which gets the numbers of the run as it goes on. Needs daskrl[tensorboard].
     mlflow
@@ -194,7 +197,7 @@ def train(
             checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
             evaluate_every=evaluate_every, evaluate_episodes=evaluate_episodes,
             learner_timeout=learner_timeout, strict=strict, strict_bounds=strict_bounds, overwrite=overwrite,
-            resume=resume, **_init(init),
+            resume=resume, init_replay=init_replay, **_init(init),
         )  # fmt: skip
 
     on = _client(workers, scheduler, cluster, torch_threads)

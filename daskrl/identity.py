@@ -17,7 +17,7 @@ from daskrl.store import Store
 def require_same_run(store: Store, config: RunConfig) -> None:
     given, kept = json.loads(json.dumps(config.to_json())), json.loads(json.dumps(store.config.to_json()))
     for one in (given, kept):  # the bits alone: where they came from may be another place now
-        one["init"] = one["init"] and one["init"]["sha256"]
+        one["init"] = one["init"] and {key: one["init"].get(key) for key in ("sha256", "replay")}
     differs = [f"{name}: {given[name]!r} (store: {kept[name]!r})" for name in given if given[name] != kept[name]]
     if differs:
         raise StoreMismatchError(

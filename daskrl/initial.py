@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from daskrl import seeding
-from daskrl.algorithms.base import Algorithm, Setup
+from daskrl.algorithms.base import Algorithm, Setup, recurrent_state
 from daskrl.arithmetic import aligned_all, pinned
+from daskrl.columns import Column, columns
+from daskrl.commits import Record
 from daskrl.errors import ConfigError
 from daskrl.spaces import Array
 from daskrl.store import Store, read_checked
@@ -35,11 +40,13 @@ class Initial:
     others : what else the learner of the other run had learned by then (critics, counts of what was observed), as its
         checkpoint of that version names it; empty where there is none, or it is of another algorithm.
     origin : of a store ``run_id``, ``version``, ``digest``.
+    replay : the first content of the learner's window; None for none.
     """
 
     weights: dict[str, Array]
     others: dict[str, Array]
     origin: dict[str, Any]
+    replay: FirstReplay | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -48,7 +55,8 @@ class Initial:
         for name, value in sorted(self._named().items()):
             sha.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
             sha.update(np.ascontiguousarray(value).tobytes())
-        return {"sha256": sha.hexdigest(), "checkpoint": bool(self.others), **self.origin}
+        replay = {} if self.replay is None else {"replay": self.replay.identity}
+        return {"sha256": sha.hexdigest(), "checkpoint": bool(self.others), **self.origin, **replay}
 
     def _named(self) -> dict[str, Array]:
         weights = {f"{_WEIGHTS}{name}": value for name, value in self.weights.items()}
@@ -73,6 +81,38 @@ class Initial:
         return cls(under(_WEIGHTS), under(_OTHERS), {})
 
 
+@dataclass(frozen=True)
+class FirstReplay:
+    """Committed fragments of whole rounds of another run, in the order of their slots.
+
+    Attributes
+    ----------
+    root, layout : of the other run's store, and its columns.
+    """
+
+    root: Path
+    layout: Mapping[str, Column]
+    records: list[Record]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a config says of it: the checksums of all chunks are in the records."""
+        return {"fragments": len(self.records), "sha256": hashlib.sha256(self.to_bytes()).hexdigest()}
+
+    def to_bytes(self) -> bytes:
+        """The records, as JSON."""
+        return json.dumps(self.records, sort_keys=True, separators=(",", ":")).encode()
+
+    def copy(self, to: Path) -> None:
+        """Copy the chunks."""
+        for record in self.records:
+            for name, (nbytes, _) in record["columns"].items():
+                if nbytes:
+                    chunk = self.layout[name].chunk_name(record["slot"])
+                    (to / name).mkdir(exist_ok=True)
+                    shutil.copyfile(self.root / name / chunk, to / name / chunk)
+
+
 def begin(learner: Any, initial: Initial) -> None:
     """Have a new learner begin with these weights. Called wherever one is made, before it is given a round."""
     begin_with = getattr(learner, "begin_with", None)
@@ -84,12 +124,15 @@ def begin(learner: Any, initial: Initial) -> None:
     begin_with(initial.weights, initial.others)
 
 
-def take(init: Init, version: int | str | None, algorithm: Algorithm, setup: Setup, *, digest: bool = True) -> Initial:
+def take(
+    init: Init, version: int | str | None, algorithm: Algorithm, setup: Setup, *, replay: bool, digest: bool
+) -> Initial:
     """Read what a run is to begin with, and try it on a learner.
 
     Parameters
     ----------
     version : of a store's weights; None for the newest kept.
+    replay : begin with the newest rounds of the store's replay, too, as many as the learner's window takes.
     digest : record that of the store, which reads all of it.
 
     Raises
@@ -109,7 +152,46 @@ def take(init: Init, version: int | str | None, algorithm: Algorithm, setup: Set
             f"init: after begin_with, {type(learner).__name__}.weights() has other values of {', '.join(differ)} than "
             "it was given. A run's first weights are those it was given: mend begin_with."
         )
-    return fits
+    if not replay:
+        return fits
+    return dataclasses.replace(fits, replay=_replay(init, algorithm, setup, learner))
+
+
+def _replay(init: Init, algorithm: Algorithm, setup: Setup, learner: Any) -> FirstReplay:
+    """The newest rounds that are committed whole, as far as the learner looks back."""
+    from daskrl.algorithms.actor_critic import RoundLearner
+
+    if isinstance(learner, RoundLearner) or learner.memory < 1:
+        raise ConfigError(
+            f"init_replay: {type(algorithm).__name__} learns from no replay: it has no window. Leave init_replay out."
+        )
+    if isinstance(init, Mapping) or (not isinstance(init, Store) and not Store.exists(init)):
+        raise ConfigError("init_replay: expected init to be a run's store. Weights alone have no replay.")
+    store = init if isinstance(init, Store) else Store.open(init)
+    shape, other = setup.schedule, store.config.schedule
+    wanted = columns(
+        setup.spec, shape, setup.frame_stack, getattr(algorithm, "columns", {}), recurrent_state(algorithm, setup)
+    )
+    differs = [
+        f"{name} {getattr(other, name)} (this run: {getattr(shape, name)})"
+        for name in ("streams", "envs_per_stream", "fragment_steps")
+        if getattr(other, name) != getattr(shape, name)
+    ]
+    if store.config.frame_stack != setup.frame_stack:
+        differs.append(f"frame_stack {store.config.frame_stack} (this run: {setup.frame_stack})")
+    if not differs:
+        differs = [f"the column {name}" for name, column in wanted.items() if store.columns.get(name) != column]
+    if store.spec != setup.spec:
+        differs.append("the spaces of its environment")
+    if differs:
+        raise ConfigError(f"init_replay: {store.root} differs in {', '.join(differs)}. Begin with its weights alone.")
+    fragments = {record["slot"]: record for record in store.fragments()}
+    complete = 0
+    while all(shape.slot(stream, complete) in fragments for stream in range(shape.streams)):
+        complete += 1
+    slots = range(shape.slot(0, max(0, complete - learner.memory)), shape.slot(0, complete))
+    kept = ("slot", "stream", "round", "episode_step", "continues", "columns")
+    return FirstReplay(store.root, store.columns, [{key: fragments[slot][key] for key in kept} for slot in slots])
 
 
 def _found(init: Init, version: int | str | None, algorithm: Algorithm, digest: bool) -> Initial:

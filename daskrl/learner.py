@@ -6,6 +6,7 @@ before the version wanted; otherwise it is the newest checkpoint, and the rounds
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -177,7 +178,21 @@ class Reader:
     def _read(self, round_: int, records: Mapping[int, Record]) -> Fragments:
         schedule = self.session.config.schedule
         slots = (schedule.slot(stream, round_) for stream in range(schedule.streams))
-        fragments = [_read(self.session, records[slot]) for slot in slots]
+        layout = self.session.layout
+        fragments = [_read(layout, records[slot]) for slot in slots]
+        if round_ == 0 and (layout.config.init or {}).get("replay"):
+            for fragment in fragments:  # its episodes are not those of the run that the memory begins with
+                fragment["continues"] = np.asarray(False)
+        return self._staged(fragments)
+
+    def first(self, rounds: Sequence[Sequence[Record]]) -> Iterator[Fragments]:
+        """Rounds of the run that this one's memory begins with, as ``append`` takes them."""
+        layout = self.session.layout
+        copied = dataclasses.replace(layout, root=layout.root / ".init")
+        for records in rounds:
+            yield self._staged([_read(copied, record) for record in records])
+
+    def _staged(self, fragments: Fragments) -> Fragments:
         with pinned(self.session.config.torch_threads, self.device):
             return staged(self.learner, fragments)
 
@@ -201,6 +216,7 @@ class Standing:
         session.reader = self.reader = Reader(session, self.learner, device)
         if session.config.init is not None:
             initial.begin(self.learner, initial.Initial.from_bytes(session.layout.initial()))
+        self._first, self._remembers = session.layout.first_replay(), False
         self.version = 0
         self.loss: float | None = None
         self.published: dict[int, tuple[Table, Array]] = {0: pack(self.learner.weights())}
@@ -209,6 +225,8 @@ class Standing:
 
     def advance(self, version: int, head: int) -> None:
         """Learn the rounds from where the state stands up to ``version``."""
+        if not self._remembers and version > self.version:
+            self._remember(head)
         for fragments in self.reader.rounds(range(self.version, version), head):
             self.learner.append(fragments)
             del fragments  # the next ones are being read
@@ -292,12 +310,21 @@ class Standing:
                 self.published.update(older)
                 return
 
+    def _remember(self, head: int) -> None:
+        """Give the learner its memory: rounds of the run that this one began with come before its own."""
+        self._remembers, before = True, len(self._first)
+        first = max(0, before + self.version - self.learner.memory)
+        # Where these are not that run's first rounds, what is stacked with their first frames is not among them: as if
+        # one more round had come and gone, which leaves out the steps that need it.
+        self.learner.skip(first + (before > 0 and self._first[0][0]["round"] > 0))
+        for fragments in self.reader.first(self._first[first:]):
+            self.learner.append(fragments)
+        for fragments in self.reader.rounds(range(max(0, first - before), self.version), head):
+            self.learner.append(fragments)
+
     def _restore(self, record: Record, arrays: dict[str, Array], head: int) -> None:
         self.version, self.loss = record["version"], record["loss"]
-        first = max(0, self.version - self.learner.memory)
-        self.learner.skip(first)
-        for fragments in self.reader.rounds(range(first, self.version), head):
-            self.learner.append(fragments)
+        self._remember(head)
         self.learner.restore(arrays)
         self.published = {self.version: pack(self.learner.weights())}
 
@@ -317,8 +344,8 @@ def _take_published(arrays: dict[str, Array]) -> dict[int, tuple[Table, Array]]:
     return {version: pack(weights) for version, weights in found.items()}
 
 
-def _read(session: Session, record: Record) -> dict[str, Array]:
-    fragment = session.layout.read_transitions(record)
+def _read(layout: Layout, record: Record) -> dict[str, Array]:
+    fragment = layout.read_transitions(record)
     fragment["episode_step"] = np.asarray(record["episode_step"])
     fragment["continues"] = np.asarray(record["continues"])
     return aligned_all(fragment)

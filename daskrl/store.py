@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import xarray
     import zarr
 
+    from daskrl.initial import Initial
     from daskrl.policies import Policy
 
 FORMAT = "daskrl.replay"
@@ -98,10 +99,21 @@ class Layout:
         return read_transitions(self.root, self.columns, record, self.patience)
 
     def initial(self) -> bytes:
-        """The file of what the run began with, checked; see `daskrl.initial`."""
+        """The file of the weights that the run began with, checked; see `daskrl.initial`."""
+        return read_checked(self.root, self._init()["arrays"], self.patience)
+
+    def first_replay(self) -> list[list[Record]]:
+        """The rounds of another run that the learner's memory begins with, a record for each stream; none for most."""
+        if not (self.config.init or {}).get("replay"):
+            return []
+        records: list[Record] = json.loads(read_checked(self.root, self._init()["replay"], self.patience))
+        streams = self.config.schedule.streams
+        return [records[first : first + streams] for first in range(0, len(records), streams)]
+
+    def _init(self) -> Record:
         for record in self.log.read(0):
             if record["kind"] == "init":
-                return read_checked(self.root, record["arrays"], self.patience)
+                return record
         raise DamagedError(f"{self.log.path(0)} does not name what the run began with.")
 
     def find(self, slots: Sequence[int], head: int) -> dict[int, Record]:
@@ -230,7 +242,7 @@ class Store:
         options: Options,
         versions: Mapping[str, str],
         overwrite: bool = False,
-        initial: bytes | None = None,
+        initial: Initial | None = None,
     ) -> Store:
         """Make an empty store; the directory appears complete or not at all.
 
@@ -281,7 +293,11 @@ class Store:
             if initial is not None:
                 (making / ".init").mkdir()
                 (making / ".init" / "zarr.json").write_text(_EMPTY_GROUP)
-                begun = [{"kind": "init", "arrays": write_checked(making, ".init/weights.safetensors", initial)}]
+                arrays, replay = write_checked(making, ".init/weights.safetensors", initial.to_bytes()), None
+                if initial.replay is not None:
+                    initial.replay.copy(making / ".init")
+                    replay = write_checked(making, ".init/replay.json", initial.replay.to_bytes())
+                begun = [{"kind": "init", "arrays": arrays, "replay": replay}]
             CommitLog(making).append(0, [made, budget, *begun])
             if root.exists():
                 root.rmdir()
@@ -771,11 +787,11 @@ def read_checked(root: Path, written: Sequence[Any], patience: float = 0.0) -> b
     return data
 
 
-def read_weights(root: Path, written: Sequence[Any]) -> dict[str, Array]:
+def read_weights(root: Path, written: Sequence[Any], patience: float = 0.0) -> dict[str, Array]:
     """The arrays of a file of weights, by name; raises `DamagedError` naming it."""
     from safetensors.numpy import load
 
-    return aligned_all(load(read_checked(root, written)))
+    return aligned_all(load(read_checked(root, written, patience)))
 
 
 def _index_columns(config: RunConfig) -> list[Column]:

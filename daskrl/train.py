@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskrl import extras, schedule, sources
@@ -476,6 +477,7 @@ def train(
     resume: bool = False,
     init: Init | None = None,
     init_version: int | str | None = None,
+    init_replay: bool = False,
     evaluate_every: int = 0,
     evaluate_episodes: int = 10,
     progress: bool = True,
@@ -515,6 +517,9 @@ def train(
         without one, critics begin as drawn. Optimizers, priorities and counts of visits begin anew. The other run's
         digest is recorded, which reads all of it.
     init_version : of the store's weights; the newest kept by default, and ``"best"`` is that of `Store.best`.
+    init_replay : begin with the store's newest rounds in the learner's window, too, as if they had come before the
+        first round: learning starts at once. They are copied, as many as the window takes; streams, envs_per_stream,
+        fragment_steps, frame_stack and the spaces must be the same.
     evaluate_every : rounds between two versions that are evaluated while the run goes on, by tasks of the same workers
         for which no rollout waits; the last version is, too. 0 for none. It changes no bit of the run.
     evaluate_episodes : greedy episodes of each evaluation, those of ``daskrl.evaluate(store, version=, episodes=)``.
@@ -542,8 +547,9 @@ def train(
         recheck_every=recheck_every,
         device=device,
     )
-    if init is None and init_version is not None:
-        raise ConfigError(f"init_version: expected with init, got {init_version!r} alone.")
+    if init is None and (init_version is not None or init_replay):
+        name, value = ("init_replay", True) if init_replay else ("init_version", init_version)
+        raise ConfigError(f"{name}: expected with init, got {value!r} alone.")
     options = Options(
         checkpoint_every, weights_every, rollout_timeout, strict, learner_timeout, strict_bounds, evaluate_every,
         evaluate_episodes,
@@ -554,7 +560,11 @@ def train(
     going_on = resume and Store.exists(store)
     initial = None
     if init is not None:
-        initial = take_initial(init, init_version, algorithm, setup, digest=not going_on)
+        initial = take_initial(init, init_version, algorithm, setup, replay=init_replay, digest=not going_on)
+        if initial.replay is not None and overwrite and initial.replay.root == Path(store).absolute():
+            raise ConfigError(
+                "init_replay: the run in store= would be deleted before it is copied. Choose another store=."
+            )
         config = dataclasses.replace(config, init=initial.identity)
     if going_on:
         opened = Store.open(store)
@@ -566,7 +576,7 @@ def train(
             store, config, source.spec, extras=getattr(algorithm, "columns", {}),
             state=recurrent_state(algorithm, setup), env_steps=env_steps, options=options,
             versions=versions(config.packages), overwrite=overwrite,
-            initial=None if initial is None else initial.to_bytes(),
+            initial=initial,
         )  # fmt: skip
     except OSError as error:  # of the files of the arrays
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, StoreFullError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import daskrl
 from daskrl import clusters, errors
+from daskrl.columns import read_fragment
 from daskrl.learner import Standing
 from daskrl.session import Session
 from tests.promise import TroubledDQN
@@ -152,10 +154,13 @@ def test_critics_and_moments_go_on_where_the_version_has_a_checkpoint_and_begin_
     assert not torch.equal(begun[2].flat_online.weights, drawn.flat_online.weights)
 
 
+def standing_of(run: daskrl.Run) -> Standing:
+    return Standing(Session("test", run.store.layout, run.algorithm, run.source.factory, run.options), "cpu")
+
+
 def learner_of(run: daskrl.Run, restored: bool = False) -> Any:
     """The learner of a run as its worker makes it."""
-    session = Session("test", run.store.layout, run.algorithm, run.source.factory, run.options)
-    standing = Standing(session, "cpu")
+    standing = standing_of(run)
     if restored:
         standing.restore(run.store.published(), run.store.log.head())
     return standing.learner
@@ -170,6 +175,111 @@ def test_moments_taken_over_stay_what_they_were_after_the_first_round(tmp_path: 
     before, after, alone = (s.weights()[1]["normalise.deviations.0"] for s in (one, two, three))
     assert np.abs(after / before - 1).max() < 0.1
     assert np.abs(alone / before - 1).max() > np.abs(after / before - 1).max()
+
+
+WINDOWED = ["dqn", "c51", "r2d2", "sac", "stacked"]
+
+
+def windowed(name: str) -> tuple[Any, str, dict[str, Any]]:
+    """An algorithm with a window of 10 rounds that does not learn before the fourth."""
+    settings = {"learning_starts": 4 * ROUND}
+    if name == "stacked":
+        return daskrl.DQN(**{**REPLAY, **settings}, n_step=3), "CartPole-v1", {"frame_stack": 3}
+    algorithm, env = ALGORITHMS[name]
+    return dataclasses.replace(algorithm, **settings), env, {}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_first_replay_is_in_the_window_before_the_first_round_and_learned_from_at_once(
+    tmp_path: Path, name: str
+) -> None:
+    algorithm, env, options = windowed(name)
+    one = start(tmp_path / "one", algorithm, env, rounds=13, **options).wait().store
+    run = start(tmp_path / "two", algorithm, env, rounds=3, init=one, init_replay=True, seed=4, **options)
+    shutil.rmtree(tmp_path / "one" / "reward")  # it is the other run's no more
+    standing = standing_of(run)
+    standing._remember(1)
+    window, like = standing.learner.window, standing_of(start(tmp_path / "like", algorithm, env, **options)).learner
+    like.skip(3)
+    for round_ in range(3, 13):
+        like.append([fragment_of(run.store.root / ".init", one, stream, round_) for stream in range(2)])
+    assert window.rounds == 11
+    assert like.window.rounds == 13
+    assert len(window) == len(like.window)
+    everything = np.arange(len(window))
+    here, there = (of.gather(of.positions(everything)) for of in (window, like.window))
+    for column in ("action", "reward", "discount"):
+        assert torch.equal(getattr(here, column), getattr(there, column)), column
+    assert all(torch.equal(here.observation[leaf], there.observation[leaf]) for leaf in here.observation)
+    learned = [record["updates"] for record in run.wait().store.records("learn")]
+    assert learned[0] == 0
+    assert all(learned[1:])
+    alone = start(
+        tmp_path / "alone", algorithm, env, rounds=3, init=tmp_path / "two", init_version=0, seed=4, **options
+    )
+    assert not any(record["updates"] for record in alone.wait().store.records("learn"))
+    assert run.store.digest() != alone.store.digest()
+    assert run.store.config.init is not None
+    assert run.store.config.init["replay"]["fragments"] == 20
+
+
+def fragment_of(root: Path, store: daskrl.Store, stream: int, round_: int) -> dict[str, Any]:
+    record = next(r for r in store.fragments() if (r["stream"], r["round"]) == (stream, round_))
+    given = {"episode_step": np.asarray(record["episode_step"]), "continues": np.asarray(record["continues"])}
+    return {**read_fragment(root, store.columns, record), **given}
+
+
+def test_episodes_of_the_first_replay_are_cut_where_the_run_begins(tmp_path: Path) -> None:
+    """Else the last transitions of one run would be followed by the first observations of another."""
+    algorithm, env, _ = windowed("dqn")
+    one = start(tmp_path / "one", algorithm, env, rounds=5).wait().store
+    run = start(tmp_path / "two", algorithm, env, rounds=1, init=one, init_replay=True, seed=4).wait()
+    standing = standing_of(run)
+    standing.advance(1, run.store.log.head())
+    window = standing.learner.window
+    last = window.gather(window.positions_of_rows(79, 80))
+    expected = np.concatenate([one.read(record)["observation"][-1] for record in one.fragments()[-2:]])
+    ended = np.concatenate([one.read(record)["terminated"][-1] for record in one.fragments()[-2:]])
+    assert np.array_equal(last.discount.numpy() == 0, ended)
+    assert np.array_equal(last.next_observation["observation"].numpy()[~ended], expected[~ended])
+
+
+def test_first_replay_gives_the_same_digest_on_workers_killed_and_resumed(tmp_path: Path) -> None:
+    given = {"rounds": 8, "checkpoint_every": 5, "lag": 1, "init_replay": True}
+    one = start(tmp_path / "one", ALGORITHMS["dqn"][0], rounds=12).wait().store
+    plain = TroubledDQN(**REPLAY, target_update=5, priority_alpha=0.6)
+    expected = start(tmp_path / "here", plain, init=one, **given).wait().store.digest()
+    algorithm = TroubledDQN(**REPLAY, target_update=5, priority_alpha=0.6)
+    object.__setattr__(algorithm, "kills", (9,))
+    object.__setattr__(algorithm, "once_in", str(tmp_path))
+    with clusters.local(2) as cluster, Client(cluster) as client:
+        run = start(tmp_path / "there", algorithm, client=client, init=one, **given)
+        for report in run:
+            if report.weights_version == 6:
+                break
+    assert (tmp_path / "update-9").exists()
+    done = daskrl.resume(tmp_path / "there", algorithm=algorithm, progress=False).wait()
+    assert done.store.digest() == expected
+
+
+def test_a_replay_that_does_not_fit_is_refused_before_anything_is_made(tmp_path: Path, dqn: daskrl.Store) -> None:
+    algorithm, _ = ALGORITHMS["dqn"]
+    ppo = start(tmp_path / "ppo", ALGORITHMS["ppo"][0], rounds=1).wait().store
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (algorithm, {"init": dqn, "streams": 4}, r"streams 2 \(this run: 4\)"),
+        (algorithm, {"init": dqn, "fragment_steps": 32}, r"fragment_steps 16 \(this run: 32\)"),
+        (algorithm, {"init": dqn.weights()[1]}, "init_replay: expected init to be a run's store"),
+        (algorithm, {}, "init_replay: expected with init"),
+        (ALGORITHMS["ppo"][0], {"init": ppo}, "PPO learns from no replay"),
+    ]
+    for one, given, message in cases:
+        with pytest.raises(errors.ConfigError, match=message):
+            start(tmp_path / "run", one, init_replay=True, **given)
+    assert not (tmp_path / "run").exists()
+    shutil.copytree(dqn.root, tmp_path / "same")
+    with pytest.raises(errors.ConfigError, match="would be deleted"):
+        start(tmp_path / "same", algorithm, init=tmp_path / "same", init_replay=True, overwrite=True)
+    assert daskrl.Store.open(tmp_path / "same").digest() == dqn.digest()
 
 
 def changed(weights: Mapping[str, Any], **values: Any) -> dict[str, Any]:
