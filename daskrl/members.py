@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 RUNNING, PAUSED = "running", "paused"
+_PAUSES = 0.8  # distributed.worker.memory.pause
 _STOPPED = (PAUSED, "closing_gracefully", "closing", "stopping")  # of Dask's statuses; any other takes tasks
 
 MORE_MEMORY = (
@@ -91,6 +92,11 @@ class Pause:
 def takes_tasks(status: str) -> bool:
     """Whether Dask runs new tasks on a worker of this status."""
     return status not in _STOPPED
+
+
+def pauses_at(memory: Memory) -> int | None:
+    """Bytes at which Dask pauses a worker, as it does unless it is told otherwise; None where it has no limit."""
+    return None if memory.limit is None else int(_PAUSES * memory.limit)
 
 
 def why_stopped(workers: Iterable[tuple[str, str, Memory]]) -> str:

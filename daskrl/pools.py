@@ -211,6 +211,39 @@ def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
 
 
+def warn_of_window(plan: Plan, info: Record, device: str, limit: int | None = None) -> None:
+    """Say that the learner's window does not fit, before it fills the memory and the process is killed.
+
+    Parameters
+    ----------
+    info : what the learner's process said when it joined.
+    limit : bytes at which Dask pauses it, if it does.
+    """
+    needs = getattr(plan.algorithm, "window_bytes", None)
+    free = info.get("free", {}).get(device)
+    if needs is None or free is None:
+        return
+    where = f"on {info['host']}, where the learner runs"
+    if device == "cuda":
+        where = f"on the GPU of {info['host']}, where the learner runs"
+    elif limit is not None and limit - info["used"] < free:
+        free, where = limit - info["used"], f"on {info['host']} before Dask pauses the learner's worker"
+    config = plan.layout.config
+    needed = needs(Setup(plan.layout.spec, config.schedule, config.frame_stack))
+    if needed <= free:
+        return
+    smaller, window = "a smaller window", getattr(plan.algorithm, "window", 0)
+    round_steps = config.schedule.round_steps
+    fits = int(0.9 * window * max(0, free) / needed) // round_steps * round_steps
+    if fits:
+        smaller += f": window={fits}, on the command line -s window={fits}"
+    warnings.warn(
+        f"the window takes {members.size(needed)} once it is full, and {members.size(max(0, free))} are free {where}: "
+        f"the run may be killed on the way. Give the learner more memory, or start a new run with {smaller}.",
+        stacklevel=3,
+    )
+
+
 class InProcessPool:
     """Runs each task when the driver waits for it: the same functions, the same bits, no Dask."""
 
@@ -227,6 +260,7 @@ class InProcessPool:
         try:
             info = session.join(payload)
             self.arithmetic = plan.arithmetic or reference(info, plan.layout.config.device)
+            warn_of_window(plan, info, self.arithmetic["device"])
             problem = mismatch(info, self.arithmetic, learns=True)
             if problem is not None:
                 self.promise_off.append(_refuse_or_warn(f"this process has {problem}", plan.options.strict))
@@ -862,6 +896,8 @@ class DaskPool:
                 self.promise_off.append(
                     _refuse_or_warn(f"the learner's worker {chosen.name} has {problem}", self.plan.options.strict)
                 )
+        if chosen.address != self._learner:
+            warn_of_window(self.plan, chosen.info, self.arithmetic["device"], members.pauses_at(chosen.memory))
         if current is not None and chosen is not current and not current.takes_tasks:
             for key in [key for key, flight in self._flights.items() if flight.address == current.address]:
                 if _is_learn(self._flights[key].task):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from daskrl import children, late, modules
+from daskrl import children, late, memory, modules
 from daskrl.algorithms.base import Algorithm, Setup
 from daskrl.columns import Table
 from daskrl.config import Options, RunConfig
@@ -283,6 +283,8 @@ def introduction(layout: Layout) -> dict[str, Any]:
         "bytecode": BYTECODE,
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "free": {"cpu": memory.free(), "cuda": torch.cuda.mem_get_info()[0] if cuda else None},
+        "used": memory.used(),
     }
 
 

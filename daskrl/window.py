@@ -8,6 +8,7 @@ last reward has arrived.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from daskrl.config import Schedule
 from daskrl.envs import final_name
 from daskrl.errors import ConfigError
 from daskrl.networks import to_device
-from daskrl.spaces import Array, SpaceSpec
+from daskrl.spaces import Array, Leaf, SpaceSpec
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 _Where = Any  # Positions on the host, a tensor of them on another device
@@ -562,6 +563,22 @@ def _rows(column: torch.Tensor, where: _Where) -> _Where:
     if column.device.type == "cpu":
         return column.numpy().take(where, 0)
     return column.index_select(0, where)
+
+
+def needed_bytes(spec: SpaceSpec, schedule: Schedule, *, capacity: int, frame_stack: int = 1, n_step: int = 1) -> int:
+    """Bytes that a `Window` of these settings takes once it is full, with room for the first few last observations."""
+    rows = capacity // schedule.round_steps * schedule.fragment_steps + schedule.fragment_steps
+    ring, finals = rows * schedule.lanes, max(64, schedule.lanes)
+
+    def size(leaf: Leaf, dtype: torch.dtype) -> int:
+        return math.prod(leaf.shape) * dtype.itemsize
+
+    action = spec.action[0]
+    frames = 1 if frame_stack == 1 else frame_stack + 1 if n_step == 1 else 2 * frame_stack
+    transition = size(action, torch.int64 if action.kind == "discrete" else _torch_dtype(action.dtype))
+    transition += 2 * 4 + 8 * frames + 4 + 1 + 1 + 8  # of value, frames, reward, terminated, ended and final
+    observation = sum(size(leaf, _torch_dtype(leaf.dtype)) for leaf in spec.observation) + 8  # and previous
+    return ring * transition + (ring + finals) * observation
 
 
 def check_capacity(capacity: int, n_step: int, schedule: Schedule, frame_stack: int = 1) -> None:

@@ -126,6 +126,8 @@ class Algorithm(Protocol):
     - ``recurrent_state(setup)``: name -> shape of the recurrent state of one environment;
     - ``packages``: distributions whose versions decide what it computes, e.g. ``("tensorflow_cpu", "keras")``; all
       processes of a run must have the same. (torch and NumPy are always among them.)
+    - ``window_bytes(setup)``: bytes that what it keeps of the replay takes where the learner computes, to be compared
+      with what is free there;
     - ``lag``: the schedule's lag unless one is asked for;
     - ``outputs(policy, observation, state)``: of algorithms that use torch, what ``act`` decides by when it is greedy,
       as a function of tensors: ``{leaf: [N, ...]}``, ``{name: [N, *shape]}`` to ``[N, A]``, of which the largest is

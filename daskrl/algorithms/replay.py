@@ -19,7 +19,7 @@ from daskrl.errors import ConfigError
 from daskrl.names import suggests
 from daskrl.networks import to_device
 from daskrl.spaces import Array
-from daskrl.window import Batch, Positions, Window, check_capacity
+from daskrl.window import Batch, Positions, Window, check_capacity, needed_bytes
 
 _WARM_UP = 3  # updates of a kind before one is recorded
 _TOGETHER = 1 << 26  # bytes of observations that a GPU gathers at once, where batches are drawn ahead
@@ -86,6 +86,12 @@ class Replay(TorchSettings):
                 f"cuda_graphs: {type(self).__name__} does not say which of its updates are alike. Leave it out, or "
                 "give the class a method update_kind(updates)."
             )
+
+    def window_bytes(self, setup: Setup) -> int:
+        """Bytes that the window takes where the learner computes, once it is full."""
+        return needed_bytes(
+            setup.spec, setup.schedule, capacity=self.window, frame_stack=setup.frame_stack, n_step=self.n_step
+        )
 
     def update_kind(self, updates: int) -> Hashable:
         """Which kind of update follows after some: those of a kind are the same operations. None: not recorded."""
