@@ -47,8 +47,15 @@ def _converted(type_: Any, tokens: Sequence[Any]) -> Any:
     raise ValueError(f"expected an integer, got {token.value}")
 
 
+def _own_version() -> str:
+    import daskrl
+
+    return daskrl.__version__
+
+
 app = App(
     name="daskrl",
+    version=_own_version,
     default_parameter=Parameter(converter=_converted),
     help="Reinforcement learning on Dask: elastic in wall-clock, invariant in results.",
 )

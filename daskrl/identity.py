@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from daskrl import sources
+from daskrl import modules, sources
 from daskrl.algorithms.base import Algorithm, Setup, settings
 from daskrl.arithmetic import pinned
 from daskrl.config import RunConfig
@@ -89,10 +89,11 @@ def same_environment(store: Store, env: sources.EnvironmentFactory | None) -> so
             raise StoreMismatchError(f"{store.root} was made with the environment {kept['id']!r}; leave env= out.")
         source = sources.source(kept["id"], **kept["kwargs"])
     elif env is None:
+        name = kept["name"].rpartition(".")[2].replace("<lambda>", "...")
         raise StoreMismatchError(
             f"{store.root} was made with the callable {kept['name']!r}. Nothing is pickled in a store, so give it "
-            f"again: daskrl.resume({str(store.root)!r}, env={kept['name'].rpartition('.')[2]}), or on the command "
-            f"line --env MODULE:{kept['name']}"
+            f"again: daskrl.resume({str(store.root)!r}, env={name}), or on the command line "
+            f"{modules.option('env', kept['name'])}"
         )
     else:
         source = sources.source(env)
@@ -120,7 +121,7 @@ def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
             raise StoreMismatchError(
                 f"{store.root} was made with your own algorithm {kept['name']!r}. Nothing is pickled in a store, so "
                 f"give it again: daskrl.resume({str(store.root)!r}, algorithm={kept['name']}(...)), or on the command "
-                f"line --algorithm MODULE:{kept['name']}"
+                f"line {modules.option('algorithm', kept['name'])}"
             )
         made: Algorithm = by_class_name(kept["name"])(**stored_settings(store))
         return made

@@ -112,6 +112,23 @@ def _of_file(path: Path) -> ModuleType:
     return made
 
 
+def option(which: str, qualname: str) -> str:
+    """How the user's own is named on the command line, for messages: ``--env MODULE:make``.
+
+    A lambda, or what is defined within a function, has no name that can be imported: then how it gets one.
+
+    Parameters
+    ----------
+    which : ``"env"`` or ``"algorithm"``.
+    qualname : as stores keep it.
+    """
+    if "<" not in qualname:
+        return f"--{which} MODULE:{qualname}"
+    return (
+        f"--{which} FILE.py:NAME, where it is defined at the top of a file (a lambda, or within a function, it is not)"
+    )
+
+
 def local(name: str) -> ModuleType | None:
     """The loaded module of that name if it is the user's own: a file of no installed package, nor of daskrl."""
     if name == "__main__" or name.partition(".")[0] == "daskrl" or name not in sys.modules:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from daskrl import seeding
+from daskrl import modules, seeding
 from daskrl.algorithms.base import Moment, recurrent_state
 from daskrl.arithmetic import of_thread, pinned
 from daskrl.columns import checksums, unpack, write_fragment
@@ -205,8 +205,9 @@ def _run(
 def _own(config: RunConfig) -> str:
     """What a command must be given again of a run made with the user's own environment or algorithm."""
     env, algorithm = config.environment, config.algorithm
-    given = f" --env MODULE:{env['name']}" if env["kind"] == "callable" else ""
-    return given + (f" --algorithm MODULE:{algorithm['name']}" if algorithm["source_sha256"] else "")
+    own = [modules.option("algorithm", algorithm["name"])] if algorithm["source_sha256"] else []
+    own += [modules.option("env", env["name"])] if env["kind"] == "callable" else []
+    return "".join(f" {option}" for option in own)
 
 
 def within(seconds: float, function: Callable[[Callable[[], None]], T], where: str) -> T:

@@ -293,6 +293,13 @@ def test_help_is_the_docstring_of_the_command_and_names_every_parameter(
         assert text.split("  ")[0].rstrip(".") in shown
 
 
+@pytest.mark.parametrize("module", ["daskrl", "daskrl.cli"])
+def test_the_version_is_daskrls_whatever_it_is_started_as(tmp_path: Path, module: str) -> None:
+    typed = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == daskrl.__version__
+
+
 def test_the_installed_script_is_the_same_program(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("daskrl")
     done = subprocess.run([script, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -9,13 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
+import gymnasium
 import pytest
 
 import daskrl
-from daskrl import modules, sources
-from daskrl.errors import ConfigError
+from daskrl import modules, rollout, sources
+from daskrl.errors import ConfigError, StoreMismatchError
+from tests.promise import start
 from tests.test_cli import SMALL, Here, daskrl_, here  # noqa: F401  a fixture
 
 HELPER = """
@@ -213,6 +216,24 @@ def test_so_it_is_on_the_command_line_before_anything_is_made(
     assert message in said.stderr
     assert "Traceback" not in said.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_what_has_no_name_that_can_be_typed_is_not_given_one(tmp_path: Path) -> None:
+    def inner() -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("CartPole-v1")
+
+    class Inner(daskrl.DQN):  # type: ignore[misc, valid-type]
+        """Its name is as hard to type."""
+
+    for number, (env, algorithm) in enumerate([(lambda: gymnasium.make("CartPole-v1"), None), (inner, Inner())]):
+        run = start(tmp_path / str(number), env=env, algorithm=algorithm)
+        with pytest.raises(StoreMismatchError) as raised:
+            daskrl.resume(run.store.root)
+        assert "<" not in str(raised.value).replace(repr(sources._name(env)), "")
+        assert "on the command line --env FILE.py:NAME, where it is defined at the top of a file" in str(raised.value)
+    assert "resume(" in str(raised.value)
+    assert "env=inner)" in str(raised.value)
+    assert rollout._own(run.store.config).startswith(" --algorithm MODULE:Inner")
 
 
 def test_the_users_own_modules_are_those_of_no_package() -> None:
