@@ -223,7 +223,7 @@ def _environment(
             return same_environment(store, env), False
         except StoreMismatchError:
             source = sources.source(env)
-    if source.spec != store.spec:
+    if not source.spec.is_stored_as(store.spec):
         differs = "; ".join(
             f"{name}: {list(getattr(source.spec, name))} (run: {list(getattr(store.spec, name))})"
             for name in ("observation", "action")

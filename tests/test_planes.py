@@ -310,6 +310,8 @@ def test_a_store_without_bounds_goes_on_as_it_began(tmp_path: Path, monkeypatch:
     again = daskrl.resume(tmp_path / "part", env=Spot, env_steps=512, progress=False).wait()
     assert again.store.spec.observation[0].low == ()
     assert again.store.digest() == whole.digest() != new.digest()
+    own, other = (daskrl.evaluate(again.store, episodes=3, env=env) for env in (Spot, lambda: Spot()))
+    assert own.returns == other.returns  # another environment of the same spaces
 
 
 def test_bounds_that_changed_are_another_space_but_those_a_store_has_not_are_none() -> None:
