@@ -548,7 +548,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_learned(
     assert len(load_file(batch)["action"]) == SETTINGS["batch_size"]
     assert run.report is not None
     assert run.report.loss is None or abs(run.report.loss) < float("inf")
-    assert daskrl.evaluate(store, episodes=2).weights_version == 0
+    with pytest.warns(UserWarning, match="weights version 0 is the newest kept"):
+        assert daskrl.evaluate(store, episodes=2).weights_version == 0
     with pytest.raises(errors.DivergedError):  # the same settings diverge again, after every version kept
         daskrl.resume(store, progress=False).wait()
 
