@@ -985,7 +985,7 @@ def test_a_version_overtaken_on_another_worker_is_not_published_after_it(tmp_pat
     plan = pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options)
 
     class Silent:
-        arithmetic, promise_off = None, list[str]()
+        arithmetic, promise_off, notes = None, list[str](), list[Any]()
 
     finished = [(schedule.Learn(v), {"kind": "learn", "version": v}) for v in (6, 5, 7)]
     progress = Progress([7, 7, 7, 7], published=4)
