@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
-from daskrl.errors import ConfigError, DaskrlError, StoreMismatchError
+from daskrl.errors import ConfigError, DamagedError, DaskrlError, StoreMismatchError
 from daskrl.figures import Figures, Points, Tally, halves, page, rows, run_title
 from daskrl.identity import same_algorithm
 from daskrl.names import suggests
@@ -63,7 +63,7 @@ class Reader:
         """
         try:
             self.store.layout.require_same_run()
-        except (OSError, StoreMismatchError):
+        except (OSError, DamagedError, StoreMismatchError):
             raise StoreMismatchError(
                 f"{self.store.root} was deleted, or holds another run now. Open it again."
             ) from None
