@@ -880,7 +880,7 @@ def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any
         if kept is None or found != kept:  # an id that the file of the run's registers is all that is needed
             result["env"] = found if callable(found) else modules.imported(env)
     if algorithm is not None:
-        result["algorithm"] = _made(algorithm, stored_settings(Store.open(store)))
+        result["algorithm"] = _made(algorithm, stored_settings(Store.open(store), _algorithm(algorithm)))
     return result
 
 

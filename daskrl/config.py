@@ -70,7 +70,7 @@ class RunConfig:
     ----------
     seed : the only source of randomness, ``>= 0``.
     environment : how the environment is named: ``{"kind": "id", ...}`` or ``{"kind": "callable", ...}``.
-    algorithm : ``{"name": ..., "settings": {...}, "source_sha256": ..., "packages": [...]}``.
+    algorithm : ``{"name": ..., "settings": {...}, "source_sha256": ..., "packages": [...], "captured": {...}}``.
     schedule : see `Schedule`.
     frame_stack : newest frames an algorithm sees as one observation; each is stored once.
     torch_threads : torch threads of the learner. Rollouts always use one.
@@ -111,7 +111,9 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunConfig:
-        return cls(**{**data, "schedule": Schedule(**data["schedule"])})
+        """From a store, without the keys of a later daskrl: see `daskrl.store.Store.unknown_keys`."""
+        known = known_keys(cls, data)
+        return cls(**{**known, "schedule": Schedule(**known_keys(Schedule, known["schedule"]))})
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,17 @@ class Options:
             raise ConfigError(f"rollout_timeout: expected seconds > 0, got {self.rollout_timeout!r}.")
         if self.learner_timeout is not None and not self.learner_timeout >= 0:
             raise ConfigError(f"learner_timeout: expected None or seconds >= 0, got {self.learner_timeout!r}.")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Options:
+        """From a store, without the keys of a later daskrl."""
+        return cls(**known_keys(cls, data))
+
+
+def known_keys(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a store says that is a field of a dataclass: later versions of daskrl may say more."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: value for name, value in data.items() if name in names}
 
 
 def require_integer(name: str, value: object, low: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from daskrl.arithmetic import pinned
 from daskrl.columns import pack
 from daskrl.config import Options
 from daskrl.errors import ConfigError
-from daskrl.identity import same_algorithm, same_environment
+from daskrl.identity import require_known_keys, same_algorithm, same_environment
 from daskrl.learner import Standing
 from daskrl.names import suggests
 from daskrl.store import Store
@@ -76,6 +77,7 @@ def reproduce(
         The fragment lies beyond what the store can act out.
     """
     opened = store if isinstance(store, Store) else Store.open(store)
+    require_known_keys(opened)
     source, algorithm = same_environment(opened, env), same_algorithm(opened, algorithm)
     schedule = opened.config.schedule
     round_, stream = divmod(fragment, schedule.streams)
@@ -87,7 +89,7 @@ def reproduce(
             f"fragment: {opened.root} can act out fragments of rounds up to {min(committed) + schedule.lag}, as far as "
             f"each stream is committed; {fragment} is round {round_} of stream {stream}."
         )
-    options = Options(**{**opened.budget()["options"], "strict": True})
+    options = dataclasses.replace(Options.from_json(opened.budget()["options"]), strict=True)
     head = opened.log.head()
     token = f"reproduce-{os.getpid()}"
     made = session.Session(token, opened.layout, algorithm, source.factory, options)

@@ -195,7 +195,8 @@ def pack(
     token: str, layout: Layout, algorithm: Algorithm, factory: Callable[[], Environment], options: Options
 ) -> bytes:
     """A session as bytes for other processes. What was defined outside installed packages goes by value."""
-    names = {getattr(_unwrapped(obj), "__module__", None) for obj in (type(algorithm), factory)}
+    entry_point = getattr(getattr(factory, "spec", None), "entry_point", None)  # of an id
+    names = {getattr(_unwrapped(obj), "__module__", None) for obj in (type(algorithm), factory, entry_point)}
     with _PACKING:
         names -= cloudpickle.list_registry_pickle_by_value()  # the user's own wish, to be left standing
         local = [module for name in names if name and (module := modules.local(name)) is not None]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
+import copy
+import dataclasses
 import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
-import linecache
 import os
 import re
 import sysconfig
@@ -16,15 +16,22 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from daskrl import extras
+from daskrl.captured import Captured
+from daskrl.code import compiled, is_own_module, source_of_class, written
+from daskrl.codec import NotStoredError, decoded, encoded_arguments
 from daskrl.errors import ConfigError, UnknownEnvironmentError
 from daskrl.isolation import remembers, same_object
 from daskrl.spaces import SpaceSpec, spec_of
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvCreator
 
 Environment = gymnasium.Env[Any, Any]
 EnvironmentFactory = Callable[[], Environment]
@@ -34,7 +41,12 @@ _NAMESPACES = {"ALE": "ale_py", "MinAtar": "minatar.gym"}
 
 
 def atari(
-    id: str, obs_type: str = "grayscale", frameskip: int = 4, sound_obs: bool = False, **kwargs: Any
+    id: str,
+    obs_type: str = "grayscale",
+    frameskip: int = 4,
+    sound_obs: bool = False,
+    spec: EnvSpec | None = None,
+    **kwargs: Any,
 ) -> Environment:
     """An ALE game with the standard preprocessing, one 84x84 grayscale frame an observation.
 
@@ -48,6 +60,7 @@ def atari(
     id : with or without ``ale_py:``. Those of ``*NoFrameskip-v4`` and ``*-v4`` are preprocessed alike.
     obs_type : ``"rgb"`` keeps the colours, 84x84x3; ``"ram"`` is the console's memory after the same frames, 128 bytes.
     frameskip : frames of one step.
+    spec : what to make in place of what is registered.
     kwargs : what else ALE's environment takes: ``mode``, ``difficulty``, ``repeat_action_probability``,
         ``full_action_space``, ``render_mode``, ``continuous`` (a Box of actions; without no-ops, which ALE has none of
         then), ....
@@ -70,7 +83,7 @@ def atari(
                 f"as you want it: lambda: gymnasium.make({id!r}, {name}={value!r})"
             )
     screen = "rgb" if obs_type == "rgb" else "grayscale"
-    env = gymnasium.make(id, frameskip=1, disable_env_checker=True, obs_type=screen, **kwargs)
+    env = gymnasium.make(spec or id, frameskip=1, disable_env_checker=True, obs_type=screen, **kwargs)
     env = gymnasium.wrappers.AtariPreprocessing(
         env,
         noop_max=0 if kwargs.get("continuous") else 30,
@@ -142,11 +155,11 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
         return {"observation": observation, "action_mask": np.asarray(mask, np.int8)}
 
 
-def _make(id: str, kwargs: Mapping[str, Any]) -> Environment:
+def _make(id: str, kwargs: Mapping[str, Any], spec: EnvSpec | None) -> Environment:
     package = _register(id)
     if package == "ale_py":
-        return atari(id, **kwargs)
-    env = _unordered(gymnasium.make(id, disable_env_checker=True, **kwargs))
+        return atari(id, spec=spec, **kwargs)
+    env = _unordered(gymnasium.make(spec or id, disable_env_checker=True, **kwargs))
     return MinAtarReset(env) if package == "minatar" else env
 
 
@@ -179,6 +192,23 @@ def _canonical(id: str) -> str:
     """An id without the module that it is of anyway: ``ale_py:ALE/Pong-v5`` is the environment ``ALE/Pong-v5``."""
     given, _, name = id.rpartition(":")
     return name if given and given in ("ale_py", "minatar", "minatar.gym") else id
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Makes the environment of an id, also in a process where nobody registered it: it has what the registry says.
+
+    Attributes
+    ----------
+    spec : as registered when the run began; its entry point is the object itself where it is the user's own.
+    """
+
+    id: str
+    kwargs: Mapping[str, Any]
+    spec: EnvSpec
+
+    def __call__(self) -> Environment:
+        return _make(self.id, copy.deepcopy(dict(self.kwargs)), self.spec)
 
 
 @dataclass(frozen=True)
@@ -216,26 +246,33 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
     UnsupportedSpaceError
         A space has no fixed numeric shape.
     ConfigError
-        Two calls gave the same environment, or two that hold the same one.
+        Two calls gave the same environment, or two that hold the same one; a store cannot keep one of ``kwargs``; or
+        the callable holds a value that no other process can compare.
     """
     factory: EnvironmentFactory
     if isinstance(env, str):
         env = _canonical(env)
-        identity: dict[str, Any] = {"kind": "id", "id": env, "kwargs": dict(kwargs)}
-        factory = functools.partial(_make, env, dict(kwargs))
+        identity: dict[str, Any] = {"kind": "id", "id": env, "kwargs": _stored(env, kwargs)}
+        kwargs = {name: decoded(value) for name, value in identity["kwargs"].items()}  # what a resumed run has
+        probe = _probe(env, functools.partial(_make, env, copy.deepcopy(kwargs), None))
+        spec = _carried(gymnasium.registry[probe.unwrapped.spec.id])  # type: ignore[union-attr]
+        factory = Registered(env, kwargs, spec)
+        held = Captured(_of_spec(spec))
     elif callable(env):
         if kwargs:
             raise ConfigError(f"env_kwargs {sorted(kwargs)} go with an id; bind them: lambda: make(...).")
+        held = Captured({_name(env).rpartition(".")[2].strip("<>"): env})
         identity = {"kind": "callable", "name": _name(env), "source_sha256": source_sha256(env)}
         factory = env
+        probe = _probe(env, factory)
     else:
         raise ConfigError(
             f"env: expected a Gymnasium id ('CartPole-v1'), 'module:Id' or a callable that returns an "
             f"environment, got {env!r}."
         )
-    probe = _probe(env, factory)
     _require_own_objects(probe, factory)
-    identity["packages"] = _packages(probe)
+    held.ran(*_classes(probe))
+    identity.update(packages=_packages(probe), captured=held.table)
     try:
         return EnvironmentSource(
             identity=identity,
@@ -262,6 +299,43 @@ def _require_own_objects(probe: Environment, factory: EnvironmentFactory) -> Non
 
 def _shows_a_screen(env: Environment) -> bool:
     return isinstance(env, gymnasium.wrappers.AtariPreprocessing)
+
+
+def _stored(env: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return encoded_arguments(kwargs, "env_kwargs")
+    except NotStoredError as error:
+        given = ", ".join(f"{name}={name}" for name in kwargs)
+        raise NotStoredError(
+            f"{error} Give a callable that has the values, and nothing is kept but their hash: "
+            f"lambda: gymnasium.make({env!r}, {given})"
+        ) from None
+
+
+def _carried(spec: EnvSpec) -> EnvSpec:
+    """A registered environment as workers are given it: with the user's own entry point itself, not its name."""
+    if isinstance(spec.entry_point, str) and is_own_module(spec.entry_point.partition(":")[0]):
+        return dataclasses.replace(spec, entry_point=cast("EnvCreator", load_env_creator(spec.entry_point)))
+    return spec
+
+
+def _of_spec(spec: EnvSpec) -> dict[str, Any]:
+    """What the registry says that decides what an environment does."""
+    return {
+        "entry_point": spec.entry_point,
+        "registered.kwargs": spec.kwargs,
+        "registered.max_episode_steps": spec.max_episode_steps,
+        "registered.additional_wrappers": spec.additional_wrappers,
+    }
+
+
+def _classes(env: Environment) -> list[type]:
+    """Of an environment and its wrappers."""
+    classes: list[type] = [type(env)]
+    while isinstance(env, gymnasium.Wrapper):
+        env = env.env
+        classes.append(type(env))
+    return classes
 
 
 def _packages(env: Environment) -> list[str]:
@@ -318,34 +392,36 @@ def _name(obj: object) -> str:
 
 
 def source_sha256(obj: Any) -> str:
-    """A hash of what a callable or class says: its source where there is one, else its compiled code."""
+    """A hash of what a callable or class says: its source where there is one, else its compiled code.
+
+    Values that it holds are no part of it, see `daskrl.captured`.
+    """
     if isinstance(obj, functools.partial):
-        text = repr((source_sha256(obj.func), obj.args, sorted(obj.keywords.items())))
-    else:
-        if not (inspect.isclass(obj) or inspect.isroutine(obj)):
-            obj = type(obj)
-        try:
-            text = textwrap.dedent(_source(obj)).strip()
-        except (OSError, TypeError):
-            code = getattr(obj, "__code__", None)
-            if code is None:
-                raise ConfigError(
-                    f"{obj!r} has neither source nor Python code, so a resumed run could not check that it is "
-                    "the same. Wrap it in a function."
-                ) from None
-            text = repr((code.co_code, code.co_names, [c for c in code.co_consts if not inspect.iscode(c)]))
+        return source_sha256(obj.func)
+    if not (inspect.isclass(obj) or inspect.isroutine(obj)):
+        obj = type(obj)
+    try:
+        text = textwrap.dedent(source_of_class(obj) if inspect.isclass(obj) else inspect.getsource(obj)).strip()
+    except (OSError, TypeError):
+        text = _compiled(obj)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _source(obj: Any) -> str:
-    try:
-        return inspect.getsource(obj)
-    except (OSError, TypeError):
-        # Python does not find a class of a notebook cell; its methods know in which cell they were written.
-        for value in vars(obj).values() if inspect.isclass(obj) else ():
-            if inspect.isfunction(value) and value.__module__ == obj.__module__:
-                cell = "".join(linecache.getlines(inspect.unwrap(value).__code__.co_filename))
-                for node in ast.walk(ast.parse(cell)):
-                    if isinstance(node, ast.ClassDef) and node.name == obj.__name__:
-                        return ast.get_source_segment(cell, node) or ""
-        raise
+def old_source_sha256(obj: Any) -> str:
+    """The same as stores without ``captured`` have it: the arguments of a partial by their ``repr``."""
+    if not isinstance(obj, functools.partial):
+        return source_sha256(obj)
+    text = repr((old_source_sha256(obj.func), obj.args, sorted(obj.keywords.items())))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _compiled(obj: Any) -> str:
+    if inspect.isclass(obj) and (functions := written(obj)):
+        return repr(sorted((function.__name__, compiled(function.__code__)) for function in functions))
+    code = getattr(obj, "__code__", None)
+    if code is None:
+        raise ConfigError(
+            f"{obj!r} has neither source nor Python code, so a resumed run could not check that it is "
+            "the same. Wrap it in a function."
+        )
+    return repr((code.co_code, code.co_names, [c for c in code.co_consts if not inspect.iscode(c)]))

@@ -16,7 +16,7 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,11 +26,11 @@ from daskrl import extras, seeding
 from daskrl.arithmetic import aligned_all
 from daskrl.columns import Column, columns, crc32c, decode, encode, read_fragment, read_transitions, write_atomic
 from daskrl.commits import CommitLog, DriverLock, Record
-from daskrl.config import Options, RunConfig, plain, require_integer
+from daskrl.config import Options, RunConfig, Schedule, known_keys, plain, require_integer
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreMismatchError
 from daskrl.late import LateError, content, patiently
 from daskrl.schedule import Due, Rechecks
-from daskrl.spaces import Array, SpaceSpec
+from daskrl.spaces import Array, Leaf, SpaceSpec
 
 if TYPE_CHECKING:
     import xarray
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 FORMAT = "daskrl.replay"
 FORMAT_VERSION = 1
 _ATTRIBUTES = ("format", "format_version", "run_id", "created", "config", "spec", "columns", "versions")
+_ENVIRONMENT = {"kind", "id", "kwargs", "name", "source_sha256", "packages", "captured"}
+_ALGORITHM = {"name", "settings", "source_sha256", "packages", "captured"}
 _GROW = 1024  # slots added by one resize
 _INDEX_ROWS = 4096  # fragments in one chunk of an index column
 _INDEX_EVERY = 256  # commits between two writes of the index columns
@@ -216,7 +218,9 @@ class Store:
         self.config = RunConfig.from_json(attributes["config"])
         self.spec = SpaceSpec.from_json(attributes["spec"])
         self.columns = {
-            data["name"]: Column(**{**data, "shape": tuple(data["shape"]), "dims": tuple(data["dims"])})
+            data["name"]: Column(
+                **{**known_keys(Column, data), "shape": tuple(data["shape"]), "dims": tuple(data["dims"])}
+            )
             for data in attributes["columns"]
         }
         self.log = CommitLog(root)
@@ -488,6 +492,20 @@ class Store:
         """The columns of one committed fragment, checked against its record."""
         return read_fragment(self.root, self.columns, record, only)
 
+    def unknown_keys(self) -> list[str]:
+        """What the attributes say that this daskrl does not know, as ``config.schedule.NAME``: of a later version."""
+        config, spec = self.attributes["config"], self.attributes["spec"]
+        known: list[tuple[str, Mapping[str, Any], set[str]]] = [
+            ("config", config, _names(RunConfig)),
+            ("config.schedule", config["schedule"], _names(Schedule)),
+            ("config.environment", config["environment"], _ENVIRONMENT),
+            ("config.algorithm", config["algorithm"], _ALGORITHM),
+            ("spec", spec, _names(SpaceSpec)),
+            *((f"spec.{side}", leaf, _names(Leaf)) for side in ("observation", "action") for leaf in spec[side]),
+            *(("columns", column, _names(Column)) for column in self.attributes["columns"]),
+        ]
+        return sorted({f"{where}.{name}" for where, data, names in known for name in data if name not in names})
+
     def budget(self) -> Record:
         """The newest ``budget`` record: how many env steps the run is to take, and its options."""
         return list(self.records("budget"))[-1]
@@ -692,6 +710,10 @@ def _take_weights(kept: dict[int, list[Any]], record: Record) -> None:
     """Note the weights that a record of a version, or of a stop, says are on disk."""
     if record["kind"] in ("learn", "checkpoint") and record.get("weights"):
         kept.setdefault(record["version"], record["weights"])
+
+
+def _names(cls: Any) -> set[str]:
+    return {field.name for field in fields(cls)}
 
 
 def _attributes_crc32c(attributes: Mapping[str, Any]) -> int:

@@ -25,8 +25,8 @@ from daskrl.demand import Demand
 from daskrl.errors import ConfigError, NondeterministicError, StoreFullError
 from daskrl.identity import (
     algorithm_identity,
-    identity_in,
     require_algorithm,
+    require_known_keys,
     require_same_run,
     require_same_spec,
     same_algorithm,
@@ -568,7 +568,7 @@ def train(
         config = dataclasses.replace(config, init=initial.identity)
     if going_on:
         opened = Store.open(store)
-        require_same_run(opened, dataclasses.replace(config, algorithm=identity_in(opened, algorithm)))
+        require_same_run(opened, config, algorithm)
         require_same_spec(opened, source)
         return _resumed(opened, algorithm, source, env_steps, vars(options), client, progress)
     try:
@@ -625,6 +625,7 @@ def resume(
     """
     _require_client(client)
     opened = Store.open(store)
+    require_known_keys(opened)
     source = same_environment(opened, env)
     algorithm = same_algorithm(opened, algorithm)
     changes = {
@@ -647,11 +648,12 @@ def _resumed(
 ) -> Run:
     """Go on, with another budget and other options where they are not None."""
     budget = store.budget()
-    options = Options(**{**budget["options"], **{name: v for name, v in changes.items() if v is not None}})
+    before = Options.from_json(budget["options"])
+    options = dataclasses.replace(before, **{name: v for name, v in changes.items() if v is not None})
     _require_forgetful(source, options)
     steps = budget["env_steps"] if env_steps is None else plain(env_steps)
     require_integer("env_steps", steps, budget["env_steps"])
-    if vars(options) != budget["options"] or steps != budget["env_steps"]:
+    if options != before or steps != budget["env_steps"]:
         store.lock()
         try:
             store.commit([{"kind": "budget", "env_steps": steps, "options": dataclasses.asdict(options)}])

@@ -299,5 +299,5 @@ def test_settings_that_came_after_a_store_may_be_left_at_their_default(tmp_path:
     assert "cuda_graphs" not in kept
     same = daskrl.DQN(**{**kept, "hidden": tuple(kept["hidden"])})
     assert daskrl.resume(root, algorithm=same, progress=False) is not None
-    with pytest.raises(StoreMismatchError, match=r"^algorithm: .* cuda_graphs: True \(store: None\)"):
+    with pytest.raises(StoreMismatchError, match=r"^algorithm: .* cuda_graphs: True \(store: not there\)"):
         daskrl.resume(root, algorithm=dataclasses.replace(same, cuda_graphs=True), progress=False)

@@ -19,7 +19,7 @@ LAYERS = [
     ["errors"],
     ["extras", "names"],
     ["modules"],
-    ["config", "seeding", "spaces", "planes"],
+    ["config", "seeding", "spaces", "planes", "codec", "code", "captured"],
     ["arithmetic"],
     ["algorithms"],
     ["algorithms.base"],

@@ -12,6 +12,7 @@ it is given, and keeps nothing on itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -177,10 +178,26 @@ def transitions_per_update(algorithm: object, setup: Setup) -> float:
 
 
 def settings(algorithm: object) -> dict[str, Any]:
-    """The settings of an algorithm by name: a dataclass's fields, else its public attributes."""
-    if dataclasses.is_dataclass(algorithm) and not isinstance(algorithm, type):
-        return {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
-    return {name: value for name, value in vars(algorithm).items() if not name.startswith("_")}
+    """The settings of an algorithm by name: a dataclass's fields, and its other public attributes.
+
+    An attribute that a class without ``@dataclass`` adds to a built-in algorithm is one, too. What
+    `functools.cached_property` keeps is none, nor are names that begin with ``_``.
+    """
+    is_dataclass = dataclasses.is_dataclass(algorithm) and not isinstance(algorithm, type)
+    fields = [field.name for field in dataclasses.fields(algorithm)] if is_dataclass else []  # type: ignore[arg-type]
+    cls = type(algorithm)
+    slots = [name for base in cls.__mro__ for name in _slots(base) if hasattr(algorithm, name)]
+    others = [
+        name
+        for name in [*slots, *getattr(algorithm, "__dict__", {})]
+        if not name.startswith("_") and not isinstance(getattr(cls, name, None), functools.cached_property)
+    ]
+    return {name: getattr(algorithm, name) for name in dict.fromkeys([*fields, *others])}
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    slots = vars(cls).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def linear(start: float, end: float, over: int, at: int) -> float:
