@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -74,6 +75,7 @@ def train(
     scheduler: str | None = None,
     cluster: str | None = None,
     set_: Annotated[list[str] | None, Parameter(name=["--set", "-s"], negative="")] = None,
+    env_kwargs: Annotated[list[str] | None, Parameter(name="--env-kwargs", negative="")] = None,
     streams: int = 8,
     envs_per_stream: int = 4,
     fragment_steps: int = 32,
@@ -132,6 +134,9 @@ def train(
     set_
         A setting of the algorithm, NAME=VALUE, any number of times: -s n_step=3 -s learning_rate=1e-3
         -s hidden=64,64 -s precision=bfloat16.
+    env_kwargs
+        An argument of the environment, NAME=VALUE, any number of times: --env-kwargs size=3 --env-kwargs goal=(2,0).
+        Given to gymnasium.make, or to module:function.
     streams
         Vectors of environments: the unit of parallelism, part of the experiment.
     envs_per_stream
@@ -196,9 +201,11 @@ def train(
     made = _made(algorithm, _settings(algorithm, set_ or []))
     through = _sinks(tensorboard, mlflow, prometheus, csv, wandb)
 
+    environment, kwargs = _with_kwargs(_environment(env), _env_kwargs(env_kwargs))
+
     def begin(client: Client | None) -> Run:
         return daskrl.train(
-            made, _environment(env), store=store, env_steps=env_steps, seed=seed, client=client,
+            made, environment, store=store, env_kwargs=kwargs, env_steps=env_steps, seed=seed, client=client,
             streams=streams, envs_per_stream=envs_per_stream, fragment_steps=fragment_steps, lag=lag,
             frame_stack=frame_stack, device=device, torch_threads=torch_threads, recheck_every=recheck_every,
             checkpoint_every=checkpoint_every, weights_every=weights_every, rollout_timeout=rollout_timeout,
@@ -208,7 +215,7 @@ def train(
         )  # fmt: skip
 
     on = _client(workers, scheduler, cluster, torch_threads)
-    with _carried_out(on, begin, through, env, algorithm) as run:
+    with _carried_out(on, begin, through, env, algorithm, env_kwargs) as run:
         _show(run, episodes, as_json)
 
 
@@ -227,6 +234,7 @@ def resume(
     evaluate_every: int | None = None,
     evaluate_episodes: int | None = None,
     env: str | None = None,
+    env_kwargs: Annotated[list[str] | None, Parameter(name="--env-kwargs", negative="")] = None,
     algorithm: str | None = None,
     tensorboard: Path | None = None,
     mlflow: str | None = None,
@@ -272,6 +280,8 @@ def resume(
         Greedy episodes of each such evaluation.
     env
         Again the module:function or FILE.py:function the run was made with, where it was one.
+    env_kwargs
+        Again the arguments of that function, NAME=VALUE, any number of times.
     algorithm
         Again the module:Class or FILE.py:Class the run was made with, where it was your own.
     tensorboard
@@ -292,7 +302,7 @@ def resume(
     import daskrl
 
     opened = daskrl.Store.open(store)
-    given = _given(store, env, algorithm)
+    given = _given(store, env, algorithm, env_kwargs)
     through = _sinks(tensorboard, mlflow, prometheus, csv, wandb)
 
     def begin(client: Client | None) -> Run:
@@ -303,7 +313,7 @@ def resume(
         )  # fmt: skip
 
     on = _client(workers, scheduler, cluster, opened.config.torch_threads)
-    with _carried_out(on, begin, through, env, algorithm) as run:
+    with _carried_out(on, begin, through, env, algorithm, env_kwargs) as run:
         _show(run, episodes, as_json)
 
 
@@ -315,6 +325,7 @@ def evaluate(
     seed: int = 1,
     version: str | None = None,
     env: str | None = None,
+    env_kwargs: Annotated[list[str] | None, Parameter(name="--env-kwargs", negative="")] = None,
     algorithm: str | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
     video: Path | None = None,
@@ -338,6 +349,8 @@ def evaluate(
     env
         Again the module:function or FILE.py:function the run was made with, where it was one. Or another environment of
         the same spaces: Gymnasium id, module:Id, module:function or FILE.py:function.
+    env_kwargs
+        Arguments of that environment, or others than the run's own, NAME=VALUE, any number of times.
     algorithm
         Again the module:Class or FILE.py:Class the run was made with, where it was your own.
     max_episode_steps
@@ -356,7 +369,7 @@ def evaluate(
     result = daskrl.evaluate(
         store, episodes=episodes, seed=seed, version=_version(version), max_episode_steps=max_episode_steps or None,
         video=video, video_episodes=video_episodes, render_mode=render_mode,
-        **{**_given(store, None, algorithm), "env": None if env is None else _environment(env)},
+        **{**_given(store, None, algorithm), **_played_in(env, env_kwargs)},
     )  # fmt: skip
     if as_json:
         print(json.dumps(result.to_json()))
@@ -454,6 +467,7 @@ def reproduce(
     fragment: int,
     debug: bool = False,
     env: str | None = None,
+    env_kwargs: Annotated[list[str] | None, Parameter(name="--env-kwargs", negative="")] = None,
     algorithm: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -471,6 +485,8 @@ def reproduce(
         Stop in the debugger (pdb) where the rollout raises.
     env
         Again the module:function or FILE.py:function the run was made with, where it was one.
+    env_kwargs
+        Again the arguments of that function, NAME=VALUE, any number of times.
     algorithm
         Again the module:Class or FILE.py:Class the run was made with, where it was your own.
     as_json
@@ -479,7 +495,7 @@ def reproduce(
     import daskrl
 
     try:
-        result = daskrl.reproduce(store, fragment, **_given(store, env, algorithm))
+        result = daskrl.reproduce(store, fragment, **_given(store, env, algorithm, env_kwargs))
     except EnvironmentFailure as error:
         if debug:
             import pdb
@@ -661,12 +677,13 @@ def _sinks(
 def _carried_out(
     on: AbstractContextManager[Client | None], begin: Callable[[Client | None], Run],
     through: Callable[[Iterable[Report]], Iterable[Report]], env: str | None, algorithm: str | None,
+    env_kwargs: list[str] | None,
 ) -> Iterator[Run]:  # fmt: skip
     """The run that begins on a client, at its end. What is done with it then is left at a signal, to be done again."""
     with contextlib.ExitStack() as rest:
         with on as client:
             run = begin(client)
-            command = _command(run, env, algorithm)
+            command = _command(run, env, algorithm, env_kwargs)
             _carry_out(run, through, command)
             rest.enter_context(_given_up_at_signals(command))
         yield run
@@ -735,11 +752,13 @@ def _at_signals(act: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _command(run: Run, env: str | None, algorithm: str | None) -> str:
+def _command(run: Run, env: str | None, algorithm: str | None, env_kwargs: list[str] | None) -> str:
     """What to type to go on."""
     command = ["daskrl", "resume", os.path.relpath(run.store.root)]
     if env is not None and (run.source.identity["kind"] == "callable" or modules.is_file(modules.split(env)[0])):
         command += ["--env", env]
+        if run.source.identity["kind"] == "callable":
+            command += [word for pair in env_kwargs or [] for word in ("--env-kwargs", pair)]
     if algorithm is not None and run.store.config.algorithm["source_sha256"] is not None:
         command += ["--algorithm", algorithm]
     return shlex.join(command)
@@ -868,17 +887,24 @@ def _version(text: str | None) -> int | str | None:
     return int(text)
 
 
-def _given(store: Path, env: str | None, algorithm: str | None) -> dict[str, Any]:
+def _given(store: Path, env: str | None, algorithm: str | None, env_kwargs: list[str] | None = None) -> dict[str, Any]:
     """``env`` and ``algorithm`` of a run that was made with the user's own."""
     from daskrl.identity import stored_settings
     from daskrl.store import Store
 
     result: dict[str, Any] = {}
+    kwargs = _env_kwargs(env_kwargs)
     if env is not None:
         found = _environment(env)
         kept = Store.open(store).config.environment.get("id")
         if kept is None or found != kept:  # an id that the file of the run's registers is all that is needed
-            result["env"] = found if callable(found) else modules.imported(env)
+            same = isinstance(found, str) and kept is not None and found.rpartition(":")[2] == kept.rpartition(":")[2]
+            found = found if callable(found) or same else modules.imported(env)
+            result["env"], kwargs = _with_kwargs(found, kwargs)
+    if kwargs:
+        raise ConfigError(
+            "--env-kwargs go with --env MODULE:FUNCTION; those of an id are in the store. Leave them out."
+        )
     if algorithm is not None:
         result["algorithm"] = _made(algorithm, stored_settings(Store.open(store), _algorithm(algorithm)))
     return result
@@ -898,11 +924,37 @@ def _settings(algorithm: str, pairs: list[str]) -> dict[str, Any]:
                 f"--set {pair}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
                 f"{did_you_mean(name, known)}"
             )
-        try:
-            settings[name] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
-        except (ValueError, SyntaxError):
-            settings[name] = text  # a word; where it should not be one, the algorithm says so
+        settings[name] = _value(text)
     return settings
+
+
+def _value(text: str) -> Any:
+    """What was typed as a Python literal; a word is a string."""
+    try:
+        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text  # where it should not be one, whoever takes it says so
+
+
+def _played_in(env: str | None, pairs: list[str] | None) -> dict[str, Any]:
+    found, kwargs = _with_kwargs(None if env is None else _environment(env), _env_kwargs(pairs))
+    return {"env": found, "env_kwargs": kwargs}
+
+
+def _env_kwargs(pairs: list[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE`` strings as keyword arguments of an environment."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--env-kwargs {pair}: expected NAME=VALUE, e.g. --env-kwargs size=3.")
+        found[name] = _value(text)
+    return found
+
+
+def _with_kwargs(env: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A callable that has its arguments, or an id and those that are for ``gymnasium.make``."""
+    return (functools.partial(env, **kwargs), {}) if callable(env) and kwargs else (env, kwargs)
 
 
 def main(typed: Sequence[str] | None = None) -> None:

@@ -388,6 +388,8 @@ def _probe(env: object, factory: EnvironmentFactory) -> Environment:
 
 
 def _name(obj: object) -> str:
+    while isinstance(obj, functools.partial):
+        obj = obj.func
     return str(getattr(obj, "__qualname__", None) or type(obj).__qualname__)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import random
@@ -24,6 +24,19 @@ from tests import held
 
 def table(obj: Any) -> dict[str, str]:
     return Captured({"make": obj}).table
+
+
+@pytest.fixture
+def own() -> Any:
+    """The module once more: what a test changes in it is nobody else's."""
+    spec = importlib.util.spec_from_file_location("held_again", held.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["held_again"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["held_again"]
 
 
 @pytest.mark.parametrize("place", held.PLACES)
@@ -84,26 +97,26 @@ def test_two_lambdas_of_one_line_are_two() -> None:
     ],
 )  # fmt: skip
 def test_what_a_function_reads_of_its_module_counts_also_through_the_functions_it_calls(
-    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch, own: Any
 ) -> None:
-    before = table(held.in_closure(1.0))
+    before = table(own.in_closure(1.0))
     assert "REWARD" in before
-    monkeypatch.setattr(held, name, value)
-    assert differences(table(held.in_closure(1.0)), before)
+    monkeypatch.setattr(own, name, value)
+    assert differences(table(own.in_closure(1.0)), before)
 
 
-def test_of_an_object_only_the_attributes_that_are_read_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = table(held.in_closure(1.0))
-    monkeypatch.setattr(held.SETTINGS, "store", "runs/2")
-    assert table(held.in_closure(1.0)) == before
-    monkeypatch.setattr(held.SETTINGS, "scale", 3.0)
-    assert differences(table(held.in_closure(1.0)), before) == ["SETTINGS.scale: 3.0 (store: 2.0)"]
+def test_of_an_object_only_the_attributes_that_are_read_count(monkeypatch: pytest.MonkeyPatch, own: Any) -> None:
+    before = table(own.in_closure(1.0))
+    monkeypatch.setattr(own.SETTINGS, "store", "runs/2")
+    assert table(own.in_closure(1.0)) == before
+    monkeypatch.setattr(own.SETTINGS, "scale", 3.0)
+    assert differences(table(own.in_closure(1.0)), before) == ["SETTINGS.scale: 3.0 (store: 2.0)"]
 
 
-def test_a_base_class_of_the_users_own_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = table(held.Scaled)
-    monkeypatch.setattr(held.Base, "bonus", 0.75)
-    assert differences(table(held.Scaled), before) == ["Base.bonus: 0.75 (store: 0.5)"]
+def test_a_base_class_of_the_users_own_counts(monkeypatch: pytest.MonkeyPatch, own: Any) -> None:
+    before = table(own.Scaled)
+    monkeypatch.setattr(own.Base, "bonus", 0.75)
+    assert differences(table(own.Scaled), before) == ["Base.bonus: 0.75 (store: 0.5)"]
 
 
 def test_code_that_a_factory_imports_when_it_is_called_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,9 +156,9 @@ def test_what_no_other_process_can_compare_is_refused_with_its_path(place: str) 
             assert "0x" not in str(raised.value)
 
 
-def test_a_lock_of_a_module_is_no_reason_to_refuse_code_that_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held, "REWARD", threading.Lock())
-    assert table(held.in_closure(1.0))["REWARD"] == "a lock"
+def test_a_lock_of_a_module_is_no_reason_to_refuse_code_that_uses_it(monkeypatch: pytest.MonkeyPatch, own: Any) -> None:
+    monkeypatch.setattr(own, "REWARD", threading.Lock())
+    assert table(own.in_closure(1.0))["REWARD"] == "a lock"
 
 
 def test_an_object_may_leave_out_of_its_state_what_cannot_be_compared() -> None:
