@@ -17,7 +17,7 @@ import torch
 from distributed import Client, LocalCluster
 
 import daskrl
-from daskrl import arithmetic, clusters, session, workers
+from daskrl import arithmetic, clusters, rollout, session, workers
 from daskrl.config import Options
 from daskrl.errors import EnvironmentRaisedError
 from daskrl.networks import fingerprint
@@ -225,19 +225,12 @@ def test_settings_are_put_back_when_a_run_ends_badly(algorithm: Any, env: Any, e
         assert of_process() == before
 
 
-def test_a_rollout_that_hangs_leaves_no_setting_behind(tmp_path: Path) -> None:
+def test_a_rollout_that_hangs_leaves_no_setting_behind() -> None:
     go_on = threading.Event()
-
-    class Hangs(gymnasium.Wrapper):  # type: ignore[type-arg]
-        def step(self, action: Any) -> Any:
-            go_on.wait(60)
-            return super().step(action)
-
-    from daskrl import rollout
 
     before = of_process()
     with set_by(threads), pytest.raises(daskrl.errors.EnvironmentTimeoutError), arithmetic.pinned():
-        rollout.within(0.05, lambda: go_on.wait(60), "fragment 0")
+        rollout.within(0.05, lambda alive: go_on.wait(60), "fragment 0")
     go_on.set()
     assert of_process() == before
     assert not arithmetic._PROCESS.inside.total()
