@@ -44,7 +44,7 @@ for python in "$@"; do
     env=$made/$(basename "$python")
     # The reference's pip installs, as some Pythons come without one.
     "$python" -m venv --clear --without-pip "$env" &&
-        "$reference" -m pip --python "$env/bin/python" install -q pytest pytest-xdist hypothesis \
+        "$reference" -m pip --python "$env/bin/python" install -q pytest pytest-xdist hypothesis nbformat \
             ${REQUIREMENTS:-} -e ".[${EXTRAS:-test}]" || { echo "$python: cannot be installed"; failed=1; continue; }
     echo "== $("$env/bin/python" -V)"
     "$reference" -m pip --python "$env/bin/python" list --format=freeze 2> /dev/null |

@@ -87,7 +87,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def type_(*typed: str, cwd: Path, code: int = 0) -> Said:
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.setenv("COLUMNS", "300")  # read once, by the first command
+        monkeypatch.setenv("COLUMNS", "300")  # of consoles made from here on; the command line's own was made before
+        monkeypatch.setattr(cli.console, "width", 300)
         capsys.readouterr()
         try:
             cli.main(typed)
