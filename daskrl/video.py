@@ -19,7 +19,7 @@ import numpy as np
 
 from daskrl import extras
 from daskrl.errors import ConfigError
-from daskrl.sources import Environment, EnvironmentFactory, EnvironmentSource, source
+from daskrl.sources import Environment, EnvironmentFactory, EnvironmentSource, Registered, source
 from daskrl.spaces import Array
 
 _SMALLEST = 240  # pixels of a clip's shorter side: grids of a few pixels are drawn larger
@@ -190,8 +190,8 @@ def rendered(found: EnvironmentSource, mode: str) -> EnvironmentFactory:
 
 def kwargs_of(found: EnvironmentSource) -> Mapping[str, Any]:
     """What an environment with an id is made with."""
-    kwargs: Mapping[str, Any] | None = getattr(found.factory, "kwargs", None)
-    return found.factory.args[1] if kwargs is None else kwargs  # type: ignore[attr-defined]
+    assert isinstance(found.factory, Registered)
+    return found.factory.kwargs
 
 
 def _takes(make: Callable[..., Any], name: str) -> bool:
