@@ -119,6 +119,7 @@ class Captured:
         self._forms: dict[int, tuple[Any, str]] = {}  # the objects are kept: an id may be another's later
         self._above: dict[int, str] = {}
         self._code: dict[int, tuple[Any, str]] = {}
+        self._followed: set[str] = set()
         self._imports: list[tuple[str, tuple[str, ...]]] = []
         self._lenient = 0  # above 0: what cannot be compared is known by its type alone
         try:
@@ -149,13 +150,15 @@ class Captured:
         text = self.form(path, value)
         built_in = type(value) in (dict, list, tuple)
         parts = self._parts(path, value) if depth < _DEPTH and (len(text) > _SHORT or not built_in) else []
-        if path in self._rows or id(value) in self._above:
+        if id(value) in self._above or text in (f"function {path}", f"class {path}"):
             return
         if not parts:
+            if path in self._rows:  # of the code that the value holds
+                path += ".<value>"
             hide = _SECRET.search(path) and type(value) in (str, bytes)
             self._rows[path] = text if len(text) <= _SHORT and not hide else _hashed(value, text)
             return
-        self._rows[path] = _brief(value)
+        self._rows.setdefault(path, _brief(value))
         self._above[id(value)] = path
         for name, part in parts:
             self.record(name, part, depth + 1)
@@ -478,7 +481,8 @@ class Captured:
                     break
             if chain and chain[-1] in _WRITES and isinstance(found, list | deque | set):
                 continue  # is written, not read
-            if name not in self._rows:
+            if name not in self._followed:
+                self._followed.add(name)
                 self.record(name, found)
 
     def _imported(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -75,6 +76,15 @@ def test_the_table_names_the_value_that_differs_and_both_its_values() -> None:
                        table(held.in_keyword({"a": [1, 3], "long": "x" * 99}))) == [
         "make.held['a']: [1, 2] (store: [1, 3])"
     ]  # fmt: skip
+
+
+def scaled(held_: float = 0.0) -> Any:
+    return held.Scaled(held_)
+
+
+def test_arguments_of_a_partial_count_where_the_function_has_the_name_of_the_path() -> None:
+    one, other = (Captured({"scaled": functools.partial(scaled, held_=value)}).table for value in (1.0, 5.0))
+    assert differences(other, one) == ["scaled.held_: 5.0 (store: 1.0)"]
 
 
 def test_a_secret_is_not_written_out() -> None:
