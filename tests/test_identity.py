@@ -26,6 +26,8 @@ from daskrl.errors import ConfigError, StoreMismatchError, UnknownEnvironmentErr
 from daskrl.store import Store, _attributes_crc32c
 from tests import held
 
+pytestmark = pytest.mark.filterwarnings("ignore:no worker offers the resource learner")
+
 SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 8, "progress": False}
 SMALL: dict[str, Any] = {"hidden": (8,), "learning_starts": 0, "batch_size": 4, "replay_ratio": 0.5, "window": 100}
 ROUND = 2 * 2 * 8
