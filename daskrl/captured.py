@@ -187,7 +187,7 @@ class Captured:
         """The attributes of an instance that has nothing else."""
         if isinstance(value, type | ModuleType | FunctionType | np.ndarray | gymnasium.Space):
             return None
-        if not hasattr(value, "__dict__"):
+        if not hasattr(value, "__dict__") or type(value).__module__.partition(".")[0] == "pandas":  # see _pandas
             return None
         try:
             parts: Any = _reduced(value)
