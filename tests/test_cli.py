@@ -517,3 +517,41 @@ def test_resume_with_a_larger_budget_gives_the_digest_of_a_run_made_with_it(
     here("resume", "run", "--workers", "0", "--episodes", "0", "--env-steps", "320", cwd=tmp_path)
     place, _ = trained
     assert daskrl.Store.open(tmp_path / "run").digest() == daskrl.Store.open(place / "run").digest()
+
+
+SCALED = """
+import gymnasium
+
+def env(scale, goal=None):
+    return gymnasium.wrappers.TransformReward(gymnasium.make("CartPole-v1"), lambda reward: reward * scale)
+"""
+
+
+def test_arguments_of_an_environment_are_typed_as_values(tmp_path: Path, here: Here) -> None:
+    lake = ["--env-kwargs", "is_slippery=False", "--env-kwargs", "map_name=8x8"]
+    here("train", "FrozenLake-v1", *lake, "--store", "run", "--episodes", "0", *steps(320), cwd=tmp_path)
+    store = daskrl.Store.open(tmp_path / "run")
+    assert store.config.environment["kwargs"] == {"is_slippery": False, "map_name": "8x8"}
+    assert store.spec.observation[0].sizes == (64,)
+    other = [*lake, "--env-kwargs", "is_slippery=True"]
+    typed = ["train", "FrozenLake-v1", *other, "--store", "run", "--resume", *steps(320)]
+    assert "env_kwargs is_slippery: True (store: False)" in here(*typed, cwd=tmp_path, code=2).stderr
+    said = here("train", "FrozenLake-v1", "--env-kwargs", "map", "--store", "new", *steps(320), cwd=tmp_path, code=2)
+    assert "expected NAME=VALUE" in said.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_on_a_function_with_arguments_goes_on_with_the_same_alone(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "scaled.py").write_text(SCALED)
+    given = ["--env-kwargs", "scale=2.0", "--env-kwargs", "goal=(2, 0)"]
+    here("train", "scaled:env", *given, "--store", "run", "--episodes", "0", *steps(160), cwd=tmp_path)
+    fragment = daskrl.Store.open(tmp_path / "run")
+    assert fragment.read(fragment.fragments()[0])["reward"].max() == 2.0
+    again = ["resume", "run", "--env", "scaled:env", "--workers", "0", "--episodes", "0", "--env-steps", "320"]
+    other = here(*again, "--env-kwargs", "scale=3.0", "--env-kwargs", "goal=(2, 0)", cwd=tmp_path, code=2)
+    assert "scale: 3.0 (store: 2.0)" in other.stderr
+    here(*again, *given, cwd=tmp_path)
+    here("train", "scaled:env", *given, "--store", "whole", "--episodes", "0", *steps(320), cwd=tmp_path)
+    digests = [daskrl.Store.open(tmp_path / name).digest() for name in ("run", "whole")]
+    assert digests[0] == digests[1]
+    assert "the same" in here("reproduce", "run", "--fragment", "3", "--env", "scaled:env", *given, cwd=tmp_path).stdout
