@@ -17,7 +17,7 @@ import dask
 import distributed
 import pytest
 
-from daskrl import clusters, demand, pools, schedule, session
+from daskrl import demand, pools, schedule, session
 from daskrl.errors import EnvironmentFailure, SchedulerLostError, WorkerMismatchError
 from daskrl.store import Progress
 from daskrl.train import _records
