@@ -201,14 +201,20 @@ class Registered:
     Attributes
     ----------
     spec : as registered when the run began; its entry point is the object itself where it is the user's own.
+    wrappers : what the registry says is put around it, with arguments, where one of them is the user's own: a spec
+        names them by module, which workers may not have.
     """
 
     id: str
     kwargs: Mapping[str, Any]
     spec: EnvSpec
+    wrappers: tuple[tuple[EnvCreator, Mapping[str, Any]], ...] = ()
 
     def __call__(self) -> Environment:
-        return _make(self.id, copy.deepcopy(dict(self.kwargs)), self.spec)
+        env = _make(self.id, copy.deepcopy(dict(self.kwargs)), self.spec)
+        for wrapper, kwargs in self.wrappers:
+            env = wrapper(env=env, **copy.deepcopy(dict(kwargs)))
+        return env
 
 
 @dataclass(frozen=True)
@@ -255,9 +261,8 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
         identity: dict[str, Any] = {"kind": "id", "id": env, "kwargs": _stored(env, kwargs)}
         kwargs = {name: decoded(value) for name, value in identity["kwargs"].items()}  # what a resumed run has
         probe = _probe(env, functools.partial(_make, env, copy.deepcopy(kwargs), None))
-        spec = _carried(gymnasium.registry[probe.unwrapped.spec.id])  # type: ignore[union-attr]
-        factory = Registered(env, kwargs, spec)
-        held = Captured(_of_spec(spec))
+        factory = _carried(env, kwargs, gymnasium.registry[probe.unwrapped.spec.id])  # type: ignore[union-attr]
+        held = Captured(_of_registry(factory))
     elif callable(env):
         if kwargs:
             raise ConfigError(f"env_kwargs {sorted(kwargs)} go with an id; bind them: lambda: make(...).")
@@ -312,20 +317,33 @@ def _stored(env: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         ) from None
 
 
-def _carried(spec: EnvSpec) -> EnvSpec:
-    """A registered environment as workers are given it: with the user's own entry point itself, not its name."""
-    if isinstance(spec.entry_point, str) and is_own_module(spec.entry_point.partition(":")[0]):
-        return dataclasses.replace(spec, entry_point=cast("EnvCreator", load_env_creator(spec.entry_point)))
-    return spec
+def _carried(id: str, kwargs: Mapping[str, Any], spec: EnvSpec) -> Registered:
+    """A registered environment as workers are given it: with what is the user's own itself, not its name."""
+    if isinstance(spec.entry_point, str) and _is_own(spec.entry_point):
+        spec = dataclasses.replace(spec, entry_point=_creator(spec.entry_point))
+    wrappers = spec.additional_wrappers
+    if not any(_is_own(wrapper.entry_point) for wrapper in wrappers):
+        return Registered(id, kwargs, spec)
+    made = tuple((_creator(wrapper.entry_point), wrapper.kwargs or {}) for wrapper in wrappers)
+    return Registered(id, kwargs, dataclasses.replace(spec, additional_wrappers=()), made)
 
 
-def _of_spec(spec: EnvSpec) -> dict[str, Any]:
+def _creator(entry_point: str) -> EnvCreator:
+    return cast("EnvCreator", load_env_creator(entry_point))
+
+
+def _is_own(entry_point: str) -> bool:
+    return is_own_module(entry_point.partition(":")[0])
+
+
+def _of_registry(registered: Registered) -> dict[str, Any]:
     """What the registry says that decides what an environment does."""
+    spec = registered.spec
     return {
         "entry_point": spec.entry_point,
         "registered.kwargs": spec.kwargs,
         "registered.max_episode_steps": spec.max_episode_steps,
-        "registered.additional_wrappers": spec.additional_wrappers,
+        "registered.additional_wrappers": registered.wrappers or spec.additional_wrappers,
     }
 
 
@@ -418,8 +436,8 @@ def old_source_sha256(obj: Any) -> str:
 
 
 def _compiled(obj: Any) -> str:
-    if inspect.isclass(obj) and (functions := written(obj)):
-        return repr(sorted((function.__name__, compiled(function.__code__)) for function in functions))
+    if inspect.isclass(obj):  # made by a call, perhaps with no function of its own: its bases are among the values
+        return repr(sorted((function.__name__, compiled(function.__code__)) for function in written(obj)))
     code = getattr(obj, "__code__", None)
     if code is None:
         raise ConfigError(

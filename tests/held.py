@@ -177,6 +177,27 @@ def in_cached(held: Any) -> Any:
 PLACES = {name: made for name, made in list(globals().items()) if name.startswith("in_")}
 
 
+class Plain:
+    """No repr but its address."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+
+def in_object(scale: float) -> Any:
+    return functools.partial(Scaled, Plain(scale))
+
+
+def in_frame(last: float) -> Any:
+    """An environment of gym-anytrading on a frame in which one number differs."""
+    import gym_anytrading  # type: ignore[import-untyped]  # noqa: F401 - registers stocks-v0
+
+    columns = ["Open", "High", "Low", "Close"]
+    df = pandas.DataFrame({name: np.linspace(1, 2, 40) + i for i, name in enumerate(columns)})
+    df.iloc[20, 3] += last
+    return lambda: gymnasium.make("stocks-v0", df=df, window_size=5, frame_bound=(5, 40))
+
+
 def _torch() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())

@@ -61,8 +61,8 @@ def finished(store: Path, env: Any, algorithm: Any = None, **options: Any) -> st
     return run.wait().store.digest()
 
 
-def python(code: str, *arguments: object, folder: Path, fails: bool = False) -> str:
-    """What another process printed, its errors included."""
+def python(code: str, *arguments: object, folder: Path) -> str:
+    """What another process printed."""
     script = folder / "script.py"
     script.write_text(textwrap.dedent(code))
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -70,8 +70,8 @@ def python(code: str, *arguments: object, folder: Path, fails: bool = False) -> 
         [sys.executable, str(script), *map(str, arguments)], cwd=folder, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "random"},
     )  # fmt: skip
-    assert (ran.returncode != 0) == fails, ran.stdout + ran.stderr
-    return ran.stdout + ran.stderr
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 def without_captured(store: Path) -> Path:
@@ -121,32 +121,32 @@ def test_a_large_array_that_differs_in_its_middle_is_another_and_so_told(tmp_pat
     daskrl.resume(store, env=functools.partial(held.Scaled, one.copy()))
 
 
-HELD = """
+AGAIN = """
     import sys
     import daskrl
     from tests import held
 
-    class Plain:  # has no repr but its address
-        def __init__(self, scale): self.scale = scale
-
-    env = held.in_partial(Plain(float(sys.argv[2])))
-    shape = dict(streams=2, envs_per_stream=2, fragment_steps=8, progress=False)
-    dqn = daskrl.DQN(hidden=(8,), learning_starts=0, batch_size=4, replay_ratio=0.5, window=100)
-    if __name__ == "__main__":
-        if daskrl.Store.exists(sys.argv[1]):
-            print(daskrl.resume(sys.argv[1], env=env, progress=False).wait().store.digest())
-        else:
-            for report in daskrl.train(dqn, env, store=sys.argv[1], env_steps=128, **shape):
-                if report.weights_version >= 1:
-                    break
+    make = getattr(held, sys.argv[2])
+    for value in (5.0, 1.0):
+        try:
+            print(daskrl.resume(sys.argv[1], env=make(value), progress=False).wait().store.digest())
+        except daskrl.errors.StoreMismatchError as error:
+            print("refused:", error)
 """
 
 
-def test_an_object_without_a_repr_is_the_same_in_a_new_process_and_another_is_not(tmp_path: Path) -> None:
-    python(HELD, tmp_path / "run", 1.0, folder=tmp_path)
-    said = python(HELD, tmp_path / "run", 5.0, folder=tmp_path, fails=True)
-    assert "Scaled.held.scale: 5.0 (store: 1.0)" in said or ".scale: 5.0 (store: 1.0)" in said
-    python(HELD, tmp_path / "run", 1.0, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("make", "said"), [("in_object", "scale: 5.0 (store: 1.0)"), ("in_frame", "df: DataFrame, sha256")]
+)
+def test_an_object_without_a_repr_and_a_frame_are_the_same_in_a_new_process_and_others_are_not(
+    tmp_path: Path, make: str, said: str
+) -> None:
+    expected = finished(tmp_path / "whole", getattr(held, make)(1.0))
+    store = begun(tmp_path / "run", getattr(held, make)(1.0))
+    refused, resumed = python(AGAIN, store, make, folder=tmp_path).splitlines()
+    assert refused.startswith("refused:")
+    assert said in refused
+    assert resumed == expected
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -173,6 +173,16 @@ def test_a_store_made_before_values_counted_is_resumed_by_the_source_alone(tmp_p
     changed(store, metadata)
     without_captured(store)
     assert daskrl.resume(store, env=env, progress=False).wait().store.digest() == expected
+
+
+def test_a_class_made_by_a_call_with_no_method_of_its_own_is_known_by_its_values(tmp_path: Path) -> None:
+    def made(bonus: float) -> Any:
+        return type("Made", (held.Base,), {"bonus": bonus})
+
+    store = begun(tmp_path / "run", made(0.25))
+    with pytest.raises(StoreMismatchError, match=r"bonus: 2\.0 \(store: 0\.25\)"):
+        daskrl.resume(store, env=made(2.0))
+    daskrl.resume(store, env=made(0.25))
 
 
 # -- algorithms -------------------------------------------------------------------------------------------
@@ -343,39 +353,13 @@ def test_a_frame_is_refused_by_name_with_a_callable_as_the_way_out(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-TRADING = """
-    import sys
-    import gym_anytrading, gymnasium, numpy as np, pandas
-    import daskrl
-
-    columns = ["Open", "High", "Low", "Close"]
-    df = pandas.DataFrame({name: np.linspace(1, 2, 40) + i for i, name in enumerate(columns)})
-    df.iloc[20, 3] += float(sys.argv[2])
-    env = lambda: gymnasium.make("stocks-v0", df=df, window_size=5, frame_bound=(5, 40))
-    shape = dict(streams=2, envs_per_stream=2, fragment_steps=8, progress=False)
-    dqn = daskrl.DQN(hidden=(8,), learning_starts=0, batch_size=4, replay_ratio=0.5, window=100)
-    if __name__ == "__main__":
-        run = daskrl.train(dqn, env, store=sys.argv[1], env_steps=128, resume=True, **shape)
-        for report in run:
-            if len(sys.argv) > 3 and report.weights_version >= 1:
-                break
-        print(daskrl.evaluate(sys.argv[1], env=env, episodes=1).returns)
-"""
-
-
-def test_a_run_on_a_frame_is_resumed_in_a_new_process_with_this_frame_alone(tmp_path: Path) -> None:
-    python(TRADING, tmp_path / "run", 0.0, "stop", folder=tmp_path)
-    said = python(TRADING, tmp_path / "run", 0.5, folder=tmp_path, fails=True)
-    assert "df: DataFrame, sha256" in said
-    python(TRADING, tmp_path / "run", 0.0, folder=tmp_path)
-
-
 # -- ids that a script registered -------------------------------------------------------------------------
 
 SCRIPT = """
-    import sys
+    import json, sys
     import gymnasium
-    from distributed import Client, LocalCluster
+    from distributed import Client
+    from gymnasium.envs.registration import WrapperSpec
     import daskrl
     from tests.held import Scaled
 
@@ -386,60 +370,75 @@ SCRIPT = """
             observation, reward, *rest = super().step(action)
             return observation, reward + BONUS, *rest
 
-    gymnasium.register("Here-v0", entry_point={entry}, max_episode_steps={steps}, kwargs={{"held": 2.0}})
-    if __name__ == "__main__":
+    class Doubled(gymnasium.RewardWrapper):
+        def reward(self, reward):
+            return 2 * reward
+
+    doubled = WrapperSpec("Doubled", f"{{__name__}}:Doubled", {{}})
+    for number, entry in enumerate([Here, f"{{__name__}}:Here", lambda **kwargs: Here(**kwargs)]):
+        gymnasium.register(f"Here-v{{number}}", entry_point=entry, max_episode_steps={steps}, kwargs={{"held": 2.0}},
+                           additional_wrappers=(doubled,))
+
+    def digest(store, id, client=None, *, stop=False):
         shape = dict(streams=2, envs_per_stream=2, fragment_steps=8, progress=False)
         dqn = daskrl.DQN(hidden=(8,), learning_starts=0, batch_size=4, replay_ratio=0.5, window=100)
-        def digest(client, *, stop=False):
-            run = daskrl.train(dqn, "Here-v0", store=sys.argv[1], env_steps=128, client=client, resume=True, **shape)
-            for report in run:
-                if stop and report.weights_version >= 1:
-                    break
-            return run.store.digest()
-        if sys.argv[2] == "here":
-            print(digest(None))
-        else:
-            with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-                with Client(cluster) as client:
-                    print(digest(client, stop=sys.argv[2] == "stop"))
-            print(daskrl.evaluate(sys.argv[1], episodes=1).returns)
+        run = daskrl.train(dqn, id, store=store, env_steps=128, client=client, resume=True, **shape)
+        for report in run:
+            if stop and report.weights_version >= 1:
+                break
+        return run.store.digest()
+
+    if __name__ == "__main__":
+        name, __file__ = __file__, None  # workers have no such __main__, as those of a notebook or of other machines
+        with daskrl.clusters.local(2) as cluster, Client(cluster) as client:
+            __file__ = name
+            ids = [f"Here-v{{number}}" for number in range(3)]
+            here = [digest(f"{{id}}-here", id) for id in ids]
+            there = [digest(f"{{id}}-there", id, client) for id in ids]
+            digest("stopped", "Here-v0", client, stop=True)
+        print(json.dumps([here, there, daskrl.evaluate("Here-v0-there", episodes=1).returns]))
 """
 
 
-def script(*, bonus: float = 1.0, entry: str = "Here", steps: int = 3) -> str:
-    return SCRIPT.format(bonus=bonus, entry=entry, steps=steps)
+def script(*, bonus: float = 1.0, steps: int = 3) -> str:
+    return textwrap.dedent(SCRIPT.format(bonus=bonus, steps=steps))
 
 
-@pytest.mark.parametrize("entry", ["Here", '"__main__:Here"', "lambda **kwargs: Here(**kwargs)"])
-def test_an_id_registered_in_a_script_is_trained_on_workers_with_the_same_bits(tmp_path: Path, entry: str) -> None:
-    here = python(script(entry=entry), tmp_path / "here", "here", folder=tmp_path)
-    there = python(script(entry=entry), tmp_path / "there", "there", folder=tmp_path)
-    assert here.strip() in there
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str], list[float]]:
+    """Where a script has run, and the digests of its runs in its process and on workers: class, name and lambda."""
+    folder = tmp_path_factory.mktemp("scripted")
+    return (folder, *json.loads(python(script(), folder=folder)))
 
 
-def test_an_id_registered_in_a_script_is_resumed_with_the_same_registration_alone(tmp_path: Path) -> None:
-    here = python(script(), tmp_path / "here", "here", folder=tmp_path)
-    store = tmp_path / "run"
-    python(script(), store, "stop", folder=tmp_path)
-    assert "BONUS: 2.0 (store: 1.0)" in python(script(bonus=2.0), store, "there", folder=tmp_path, fails=True)
-    assert "registered.max_episode_steps: 4 (store: 3)" in python(
-        script(steps=4), store, "there", folder=tmp_path, fails=True
-    )
+def test_ids_registered_in_a_script_are_trained_on_workers_with_the_same_bits(
+    scripted: tuple[Path, list[str], list[str], list[float]],
+) -> None:
+    _, here, there, returns = scripted
+    assert there == here
+    assert len(returns) == 1
+
+
+def test_an_id_registered_in_a_script_is_resumed_with_the_same_registration_alone(
+    tmp_path: Path, scripted: tuple[Path, list[str], list[str], list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, here, *_ = scripted
+    store = folder / "stopped"
+    monkeypatch.syspath_prepend(tmp_path)
+    for number in range(3):
+        monkeypatch.delitem(gymnasium.registry, f"Here-v{number}", raising=False)
     with pytest.raises(UnknownEnvironmentError, match=r"Register it here, too, .*--env MODULE:Here-v0"):
         daskrl.resume(store)
-    python(script(), folder=tmp_path, fails=True)  # leaves script.py as it was
-    assert here.strip() in python("""
-        import sys, daskrl
-        sys.path.insert(0, ".")
-        import shutil; shutil.copy("kept.py", "my_script.py")
-        print(daskrl.evaluate(sys.argv[1], env="my_script:Here-v0", episodes=1).returns)
-        print(daskrl.resume(sys.argv[1], env="my_script:Here-v0", progress=False).wait().store.digest())
-    """, store, folder=kept(tmp_path))  # fmt: skip
-
-
-def kept(folder: Path) -> Path:
-    (folder / "kept.py").write_text((folder / "script.py").read_text())
-    return folder
+    for module, changes, said in (
+        ("other_bonus", {"bonus": 2.0}, r"BONUS: 2\.0 \(store: 1\.0\)"),
+        ("other_steps", {"steps": 4}, r"registered\.max_episode_steps: 4 \(store: 3\)"),
+    ):
+        (tmp_path / f"{module}.py").write_text(script(**changes))
+        with pytest.raises(StoreMismatchError, match=said):
+            daskrl.resume(store, env=f"{module}:Here-v0")
+    (tmp_path / "my_script.py").write_text(script())
+    assert daskrl.evaluate(store, env="my_script:Here-v0", episodes=1).returns
+    assert daskrl.resume(store, env="my_script:Here-v0", progress=False).wait().store.digest() == here[0]
 
 
 def test_an_id_whose_registration_was_changed_is_told_from_what_it_was(
