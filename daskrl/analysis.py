@@ -16,6 +16,7 @@ from daskrl.figures import run_title
 from daskrl.names import did_you_mean, suggests
 from daskrl.spaces import Array
 from daskrl.store import Store
+from daskrl.store import opened as opened_store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +50,7 @@ class LearningCurve:
 @suggests
 def learning_curve(store: str | os.PathLike[str] | Store) -> LearningCurve:
     """The training episodes of a run. Independent of the workers it ran on."""
-    opened = _opened(store)
+    opened = opened_store(store)
     schedule = opened.config.schedule
     rows = []
     for record in opened.fragments():
@@ -62,12 +63,6 @@ def learning_curve(store: str | os.PathLike[str] | Store) -> LearningCurve:
     rows.sort(key=lambda row: row[0])
     table = np.array(rows, np.float64).reshape(-1, 3)
     return LearningCurve(table[:, 0].astype(np.int64), table[:, 1], table[:, 2].astype(np.int64))
-
-
-def _opened(store: Any) -> Store:
-    """A store by its path, itself, or a `daskrl.Run`'s."""
-    store = getattr(store, "store", store)
-    return store if isinstance(store, Store) else Store.open(store)
 
 
 def plot_learning_curve(
@@ -91,13 +86,17 @@ def plot_learning_curve(
     labels : of each run in the legend; by default what it is, with its directory where that is the same for two.
     style : given to the lines of the means, as matplotlib's ``color`` or ``linewidth``.
     """
-    stores = [_opened(one) for one in (store if isinstance(store, list | tuple) else [store])]
+    stores = [opened_store(one) for one in (store if isinstance(store, list | tuple) else [store])]
     if labels is None and "label" in style:
         labels = [style.pop("label")] * len(stores)
     if labels is not None and (isinstance(labels, str) or len(labels) != len(stores)):
         raise ConfigError(f"labels: expected {len(stores)} of them, one for each run, got {labels!r}.")
     episodes = plain(episodes)
     require_integer("episodes", episodes, 1)
+    if not stores:
+        raise ConfigError("store: expected that of a run, or those of several, got none.")
+    if ax is not None and not callable(getattr(ax, "get_lines", None)):
+        raise ConfigError(f"ax: expected matplotlib's Axes, got {ax!r:.200}. Several runs are given as a list.")
     if ax is None:
         with extras.needed("plot", "plots need matplotlib"):
             from matplotlib import pyplot

@@ -456,7 +456,8 @@ class Captured:
         self._lenient += 1
         try:
             for name, chains in sorted(names.items()):
-                if name in space and not name.startswith("__"):
+                # No identifiers are what pytest writes into the tests' own modules: @pytest_ar.
+                if name in space and not name.startswith("__") and name.isidentifier():
                     self._follow(self._named_in(module, name), space[name], chains)
         finally:
             self._lenient -= 1

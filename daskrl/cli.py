@@ -383,8 +383,9 @@ def export(
     *,
     format: str,
     output: Path | None = None,
-    version: int | None = None,
+    version: str | None = None,
     env: str | None = None,
+    env_kwargs: Annotated[list[str] | None, Parameter(name="--env-kwargs", negative="")] = None,
     algorithm: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
@@ -400,11 +401,14 @@ def export(
     output
         The file; STORE-version-V.onnx, .pt or .safetensors beside the store unless said.
     version
-        Weights version; the newest by default.
+        Weights version, or best: that with the highest mean return of those evaluated while the run went on
+        (--evaluate-every). The newest kept by default.
     env
-        Again the module:function the run was made with, where actions are bounded on one side only.
+        Again the module:function or FILE.py:function the run was made with, where actions are bounded on one side only.
+    env_kwargs
+        Again the arguments of that function, NAME=VALUE, any number of times.
     algorithm
-        Again the module:Class the run was made with, where it was your own.
+        Again the module:Class or FILE.py:Class the run was made with, where it was your own.
     as_json
         Print JSON.
     """
@@ -414,7 +418,7 @@ def export(
     if format not in FORMATS:
         raise ConfigError(f"--format {format}: expected one of {', '.join(FORMATS)}.")
     opened = Store.open(store)
-    policy = opened.policy(version, **_given(store, env, algorithm))
+    policy = opened.policy(_version(version), **_given(store, env, algorithm, env_kwargs))
     name = f"{opened.root.name}-version-{policy.weights_version}{FORMATS[format]}"
     done = policy.export(output or opened.root.with_name(name), format)
     if as_json:
@@ -903,7 +907,7 @@ def _given(store: Path, env: str | None, algorithm: str | None, env_kwargs: list
             result["env"], kwargs = _with_kwargs(found, kwargs)
     if kwargs:
         raise ConfigError(
-            "--env-kwargs go with --env MODULE:FUNCTION; those of an id are in the store. Leave them out."
+            "--env-kwargs go with --env MODULE:FUNCTION; those of an id are in the store. Add --env, or leave them out."
         )
     if algorithm is not None:
         result["algorithm"] = _made(algorithm, stored_settings(Store.open(store), _algorithm(algorithm)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ import numpy as np
 from daskrl import playing, sources
 from daskrl import video as clips
 from daskrl.algorithms.base import Algorithm, Setup
+from daskrl.algorithms.base import shown as leaves_shown
 from daskrl.config import plain, require_integer
 from daskrl.errors import ConfigError, StoreMismatchError
 from daskrl.identity import same_algorithm, same_environment
 from daskrl.names import suggests
 from daskrl.playing import MAX_EPISODE_STEPS
+from daskrl.spaces import Leaf
 from daskrl.store import Store, html_table, shown
+from daskrl.store import opened as opened_store
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,6 +135,7 @@ def evaluate(
 
     Parameters
     ----------
+    store : of the run, by its directory or opened, or the `daskrl.Run` itself.
     episodes : how many; episode ``i`` starts from a seed derived from (``seed``, i).
     version : a stored version of the weights; the newest kept by default, with a warning where a newer one was
         published. ``"best"`` is that of `Store.best`.
@@ -166,7 +170,7 @@ def evaluate(
     require_integer("video_episodes", video_episodes, 1)
     if max_episode_steps is not None:
         require_integer("max_episode_steps", max_episode_steps, 1)
-    opened = store if isinstance(store, Store) else Store.open(store)
+    opened = opened_store(store)
     source, other = _environment(opened, env, env_kwargs)
     algorithm = same_algorithm(opened, algorithm)
     caveat = _caveat(opened, source)
@@ -225,9 +229,10 @@ def _environment(
             source = sources.source(env)
     if not source.spec.is_stored_as(store.spec):
         differs = "; ".join(
-            f"{name}: {list(getattr(source.spec, name))} (run: {list(getattr(store.spec, name))})"
+            f"{said} (run: {kept})"
             for name in ("observation", "action")
-            if getattr(source.spec, name) != getattr(store.spec, name)
+            for said, kept in [_differing(getattr(source.spec, name), getattr(store.spec, name))]
+            if said != kept
         )
         raise StoreMismatchError(
             f"env: {source.name!r} has other spaces than the run in {store.root}: {differs}. Expected an environment "
@@ -235,6 +240,16 @@ def _environment(
         )
     ids = source.identity["kind"] == kept["kind"] == "id"
     return source, not ids or _named(source.identity) != _named(kept)
+
+
+def _differing(played: Sequence[Leaf], kept: Sequence[Leaf]) -> tuple[str, str]:
+    """Two spaces as messages name them: in short where that says how they differ."""
+
+    def short(leaves: Sequence[Leaf]) -> str:
+        return leaves_shown(leaves) + "".join(f" of {list(leaf.sizes)}" for leaf in leaves if leaf.sizes)
+
+    said = short(played), short(kept)
+    return said if said[0] != said[1] else (str(list(played)), str(list(kept)))
 
 
 def _named(identity: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import io
 import json
 import logging
@@ -89,7 +90,7 @@ def export(policy: Policy, path: Path, format: str | None = None) -> Exported:
     Raises
     ------
     ConfigError
-        The algorithm cannot be exported so; the message says what can.
+        The algorithm cannot be exported so; the message says what can. Or there can be no file at ``path``.
     ExportError
         The file acts otherwise than the run's policy; it is removed.
     """
@@ -97,14 +98,23 @@ def export(policy: Policy, path: Path, format: str | None = None) -> Exported:
         format = {suffix: name for name, suffix in FORMATS.items()}.get(path.suffix)
     if format not in FORMATS:
         raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {format or path.suffix!r}.")
-    if format == "safetensors":
-        return _weights(policy, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return _weights(policy, path) if format == "safetensors" else _module(policy, path, format)
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"export: expected a path where a file can be written, got {str(path)!r}: {why}.") from error
+
+
+def _module(policy: Policy, path: Path, format: str) -> Exported:
+    """The whole greedy policy."""
     module = policy.module
     acting = copy.deepcopy(ActingModule(module, policy.setup, policy.bounds)).eval().requires_grad_(False)
     inputs = _inputs(policy)
     outputs = ["action", "output", *(f"after.{name}" for name in module.states)]
     write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_torchscript, _read_torchscript)
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = {**policy.about, "inputs": json.dumps(module.inputs), "outputs": json.dumps(outputs)}
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -196,7 +206,6 @@ def _ties(policy: Policy, decided: Array, tolerance: float) -> Array:
 def _weights(policy: Policy, path: Path) -> Exported:
     from safetensors.numpy import load
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = safetensors(policy.weights, policy.about)
     back = load(data)
     inputs = _inputs(policy)

@@ -140,6 +140,7 @@ def take(
     ConfigError
         There is nothing at that path, or it is not what this algorithm has: the message names the arrays.
     """
+    init = getattr(init, "store", init)  # of a `daskrl.Run`
     found = _found(init, version, algorithm, digest)
     with pinned():
         learner = algorithm.learner(setup, seeding.generator(0, "initialise"))
@@ -200,6 +201,11 @@ def _found(init: Init, version: int | str | None, algorithm: Algorithm, digest: 
             raise ConfigError(f"init_version: expected with a store alone, got {version!r} with arrays. Leave it out.")
         return Initial({str(name): np.asarray(value) for name, value in init.items()}, {}, {})
     if not isinstance(init, Store):
+        if not isinstance(init, str | os.PathLike):
+            raise ConfigError(
+                "init: expected a run's store, a file of safetensors, or a mapping of names to arrays, got "
+                f"{init!r:.200}."
+            )
         path = Path(init)
         if path.is_file():
             if version is not None:

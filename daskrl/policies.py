@@ -114,6 +114,8 @@ class Policy:
                 "deterministic=False draws numbers. Type: predict(..., deterministic=False, "
                 "random=np.random.default_rng(seed)), with one generator for all steps."
             )
+        if random is not None and not isinstance(random, np.random.Generator):
+            raise ConfigError(f"random: expected a generator, e.g. np.random.default_rng(seed), got {random!r:.200}.")
         import torch
 
         newest, many = self._rows(observation)
@@ -169,11 +171,22 @@ class Policy:
         count, depth = len(next(iter(newest.values()))), self.setup.frame_stack
         begins = np.full(count, state is None)
         if episode_start is not None:
-            begins |= np.broadcast_to(np.asarray(episode_start, np.bool_), (count,))
+            starts = np.asarray(episode_start)
+            if starts.dtype != np.bool_ or starts.shape not in ((), (count,)):
+                raise ConfigError(
+                    f"episode_start: expected a bool, or {count} of them, one for each observation; got "
+                    f"{episode_start!r:.200}."
+                )
+            begins |= starts
         frames = {name: np.repeat(rows[:, None], depth, axis=1) for name, rows in newest.items()}
         recurrent = {name: np.zeros((count, *shape), np.float32) for name, shape in self._recurrent.items()}
         if state is None:
             return frames, recurrent
+        if not isinstance(state, PolicyState):
+            raise ConfigError(
+                f"state: expected None at an episode's first step, else what came with the action before it, a "
+                f"PolicyState; got {state!r:.200}."
+            )
         for given, made in ((state.frames, frames if depth > 1 else {}), (state.recurrent, recurrent)):
             if {name: x.shape for name, x in given.items()} != {name: x.shape for name, x in made.items()}:
                 raise ConfigError(
@@ -279,7 +292,7 @@ def _least(leaf: Leaf, lead: tuple[int, ...]) -> Array:
 @suggests
 def policy(
     store: Store,
-    version: int | None = None,
+    version: int | str | None = None,
     *,
     env: str | sources.EnvironmentFactory | None = None,
     algorithm: Algorithm | None = None,
@@ -288,7 +301,8 @@ def policy(
 
     Parameters
     ----------
-    version : the newest kept by default.
+    version : the newest kept by default, with a warning where a newer one was published; ``"best"`` is that of
+        `Store.best`.
     env : again the callable the run was made with; only needed where the action's Box is not bounded on all sides, for
         its bounds.
     algorithm : again the instance the run was made with, where not built in.

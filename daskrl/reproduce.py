@@ -19,6 +19,7 @@ from daskrl.identity import require_known_keys, same_algorithm, same_environment
 from daskrl.learner import Standing
 from daskrl.names import suggests
 from daskrl.store import Store
+from daskrl.store import opened as opened_store
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def reproduce(
     ConfigError
         The fragment lies beyond what the store can act out.
     """
-    opened = store if isinstance(store, Store) else Store.open(store)
+    opened = opened_store(store)
     require_known_keys(opened)
     source, algorithm = same_environment(opened, env), same_algorithm(opened, algorithm)
     schedule = opened.config.schedule

@@ -322,11 +322,15 @@ class Store:
 
         Raises
         ------
+        ConfigError
+            ``path`` is no path.
         StoreMismatchError
             There is no store at ``path``, or its format is not one this version reads.
         DamagedError
             Its attributes are not those it was made with.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigError(f"expected the directory of a run's store, got {path!r:.200}.")
         root = Path(path).absolute()
         try:
             attributes = json.loads((root / "zarr.json").read_text())["attributes"]
@@ -567,6 +571,8 @@ class Store:
             version = max(kept, default=-1)
             if -1 < version < published:
                 warnings.warn(f"{self.root}: {older_weights(version, published)}", stacklevel=2)
+        if not kept:
+            raise ConfigError(f"{self.root} has no weights yet: the run has to go on. Type: daskrl resume {self.root}")
         if version not in kept:
             raise ConfigError(f"{self.root} keeps weights versions {sorted(kept)}, not {version}.")
         assert isinstance(version, int)
@@ -574,7 +580,7 @@ class Store:
 
     if TYPE_CHECKING:  # `daskrl.policies.policy`, put here by that module: it knows the algorithms, the store does not
 
-        def policy(self, version: int | None = None, **again: Any) -> Policy: ...
+        def policy(self, version: int | str | None = None, **again: Any) -> Policy: ...
 
     def digest(self) -> str:
         """SHA-256 over every committed transition and the newest weights.
@@ -880,3 +886,9 @@ def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[st
 def environment_seeds(config: RunConfig, stream: int, first_episode: Sequence[int]) -> list[int]:
     """The reset seed of each environment's episode at the start of a fragment."""
     return [seeding.environment_seed(config.seed, stream, env, episode) for env, episode in enumerate(first_episode)]
+
+
+def opened(store: Any) -> Store:
+    """A store by its path, itself, or a `daskrl.Run`'s."""
+    store = getattr(store, "store", store)
+    return store if isinstance(store, Store) else Store.open(store)

@@ -115,7 +115,6 @@ def _writer(path: Path, frame: Array, fps: float) -> Generator[None, Any, None]:
     import imageio_ffmpeg
 
     height, width = frame.shape[:2]
-    # H.264 as browsers show it has an even number of rows and columns; ffmpeg scales where there is an odd one.
     writer: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
         str(path), (width, height), fps=fps, macro_block_size=2, ffmpeg_log_level="error"
     )
@@ -124,7 +123,7 @@ def _writer(path: Path, frame: Array, fps: float) -> Generator[None, Any, None]:
 
 
 def picture(frame: Any) -> Array:
-    """A rendered frame as ``[H, W, 3]`` bytes, C-contiguous; small ones drawn larger, pixel by pixel."""
+    """A rendered frame as ``[H, W, 3]`` bytes, C-contiguous, of even sides; small ones drawn larger, pixel by pixel."""
     if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3):
         raise ConfigError(
             f"video: expected render() to return an array of height x width x 3, got {type(frame).__name__}."
@@ -136,7 +135,8 @@ def picture(frame: Any) -> Array:
         frame = np.rint(np.clip(frame, 0, 1) * 255.0)
     times = math.ceil(_SMALLEST / min(frame.shape[:2])) if min(frame.shape[:2]) < _SMALLEST // 2 else 1
     frame = frame.astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
-    return np.ascontiguousarray(frame)
+    # H.264 as browsers show it has an even number of rows and columns: the last of an odd number is drawn twice.
+    return np.ascontiguousarray(np.pad(frame, ((0, len(frame) % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge"))
 
 
 def clips(found: EnvironmentSource, mode: str, folder: Path | None, prefix: str, episodes: int) -> Clips:

@@ -203,8 +203,37 @@ def test_labels_and_styles_of_several_runs_are_ones_own(tmp_path: Path, whole: d
     for labels in (["a"], "ab"):
         with pytest.raises(errors.ConfigError, match="labels: expected 2 of them, one for each run"):
             daskrl.plot_learning_curve([whole, again], ax, labels=labels)
+    with pytest.raises(errors.ConfigError, match=r"ax: expected matplotlib's Axes, .* given as a list"):
+        daskrl.plot_learning_curve(whole, again)  # type: ignore[arg-type]
+    with pytest.raises(errors.ConfigError, match="expected that of a run, or those of several, got none"):
+        daskrl.plot_learning_curve([], ax)
     with pytest.raises(errors.UnknownNameError, match=r"episode.*Did you mean episodes\?"):
         daskrl.plot_learning_curve(whole, ax, episode=5)
+
+
+def test_a_run_stands_for_its_store(tmp_path: Path, whole: daskrl.Run) -> None:
+    played = {"episodes": 1, "progress": False}
+    assert daskrl.evaluate(whole, **played).returns == daskrl.evaluate(whole.store, **played).returns  # type: ignore[arg-type]
+    assert daskrl.reproduce(whole, 0).differs == ()  # type: ignore[arg-type]
+    begun = start(tmp_path / "begun", init=whole)
+    assert begun.store.config.init is not None
+    assert begun.store.config.init["run_id"] == whole.store.run_id
+
+
+def test_what_is_no_path_is_no_store(tmp_path: Path) -> None:
+    for take in (daskrl.evaluate, daskrl.resume, daskrl.Store.open, daskrl.learning_curve):
+        with pytest.raises(errors.ConfigError, match="expected the directory of a run's store, got 5"):
+            take(5)  # type: ignore[operator]
+    with pytest.raises(errors.ConfigError, match=r"init: expected a run's store, a file .* got 5"):
+        start(tmp_path / "run", init=5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_has_not_begun_has_no_weights_yet(tmp_path: Path) -> None:
+    fresh = start(tmp_path / "run")
+    for take in (daskrl.evaluate, daskrl.Store.weights, daskrl.Store.policy):
+        with pytest.raises(errors.ConfigError, match=r"has no weights yet.*Type: daskrl resume"):
+            take(fresh.store)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("episodes", [1, 7, 10_000, 25.0])

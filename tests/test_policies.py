@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import subprocess
@@ -465,6 +466,32 @@ def test_algorithms_of_ones_own_in_any_framework_can_be_used(tmp_path: Path) -> 
     assert policy.export(tmp_path / "own.onnx").same_actions > 0
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"state": 3}, "state: expected None at an episode's first step"),
+        ({"state": (None, None)}, "PolicyState"),
+        ({"episode_start": [True, False]}, "episode_start: expected a bool, or 1 of them"),
+        ({"episode_start": "yes"}, "episode_start: expected a bool"),
+        ({"deterministic": False, "random": 0}, "random: expected a generator"),
+    ],
+)
+def test_what_is_no_state_start_or_generator_is_refused_by_name(stores: Any, given: Any, says: str) -> None:
+    policy = policy_of(stores, "ppo in a box, lstm")
+    with pytest.raises(errors.ConfigError, match=says):
+        policy.predict(np.zeros(3, np.float32), **given)
+
+
+@pytest.mark.parametrize("name", ["q.onnx", "q.pt", "q.safetensors"])
+def test_a_path_where_no_file_can_be_written_is_refused_by_name(stores: Any, tmp_path: Path, name: str) -> None:
+    policy = policy_of(stores, "dqn")
+    (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / name, tmp_path / "file" / name):
+        with pytest.raises(errors.ConfigError, match="expected a path where a file can be written"):
+            policy.export(path)
+
+
 # -- the command line -----------------------------------------------------------------------------------------
 
 
@@ -481,3 +508,22 @@ def test_the_command_exports_and_says_how_it_compared(stores: Any, tmp_path: Pat
     assert Path(f"{root}-version-0.safetensors").exists()
     refused = daskrl_("export", root, "--format", "h5", cwd=tmp_path, code=2)
     assert "onnx, torchscript, safetensors" in " ".join(refused.stderr.split())
+
+
+def half_open(number: int = 0) -> HalfOpen:
+    return HalfOpen()
+
+
+def test_the_command_exports_the_best_version_of_an_environment_with_arguments(tmp_path: Path) -> None:
+    algorithm, env = daskrl.PPO(hidden=(8,)), functools.partial(half_open, number=2)
+    given = {**SHAPE, "evaluate_every": 1, "evaluate_episodes": 1}
+    store = daskrl.train(algorithm, env, store=tmp_path / "run", env_steps=48, **given).wait().store
+    best = store.best()
+    assert best is not None
+    again = ("--env", f"{__name__}:half_open", "--env-kwargs")
+    typed = ("export", str(store.root), "--format", "torchscript", "--version", "best", *again)
+    cwd = Path(__file__).parent.parent
+    printed = json.loads(daskrl_(*typed, "number=2", "--json", cwd=cwd).stdout)
+    assert printed["path"].endswith(f"run-version-{best.version}.pt")
+    assert "number: 3 (store: 2)" in " ".join(daskrl_(*typed, "number=3", cwd=cwd, code=2).stderr.split())
+    assert store.policy("best", env=env).weights_version == best.version

@@ -133,6 +133,10 @@ def test_small_pictures_are_drawn_larger_and_shades_of_grey_and_fractions_are_pi
     assert large[2 * 24 + 23, 5 * 24].tolist() == [255, 128, 0]
     assert video.picture(np.full((200, 300), 7, np.uint8)).shape == (200, 300, 3)
     assert video.picture(np.full((200, 300, 4), 7, np.uint8)).shape == (200, 300, 3)
+    odd = video.picture(np.arange(201 * 301, dtype=np.uint8).reshape(201, 301))  # no such clip is shown by browsers
+    assert odd.shape == (202, 302, 3)
+    assert (odd[201] == odd[200]).all()
+    assert (odd[:, 301] == odd[:, 300]).all()
     with pytest.raises(errors.ConfigError, match="height x width x 3, got str"):
         video.picture("a frame")
 
@@ -223,7 +227,11 @@ def test_other_code_is_another_environment_where_the_run_was_made_with_a_callabl
 
 
 def test_an_environment_of_other_spaces_is_refused_by_name(cartpole: Path) -> None:
-    with pytest.raises(errors.StoreMismatchError, match="'Acrobot-v1' has other spaces than the run"):
+    with pytest.raises(
+        errors.StoreMismatchError,
+        match=r"'Acrobot-v1' has other spaces than the run .*: observation: box\[6\] \(run: observation: box\[4\]\); "
+        r"action: discrete\[\] of \[3\] \(run: action: discrete\[\] of \[2\]\)\.",
+    ):
         daskrl.evaluate(cartpole, env="Acrobot-v1")
 
 
