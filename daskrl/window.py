@@ -173,7 +173,13 @@ class Window:
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=self.device)
         # NumPy asks the kernel for huge pages, torch does not: rows read at random are then found 1.3x faster.
-        return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+        try:
+            return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+        except MemoryError as error:
+            raise ConfigError(
+                f"window: {self.window_rows * self.lanes} transitions do not fit into the memory of the learner's "
+                f"machine: {error}. Type: -s window=..., with a smaller number, for a new run."
+            ) from error
 
     def _readers(self) -> None:
         """Make the functions that read rows of each column; again whenever a column was allocated."""

@@ -16,6 +16,7 @@ from gymnasium import spaces
 import daskrl
 from daskrl import memory
 from daskrl.config import Schedule
+from daskrl.errors import ConfigError
 from daskrl.spaces import spec_of
 from daskrl.window import Window, needed_bytes
 from tests.promise import SETTINGS, start
@@ -40,6 +41,12 @@ def test_a_window_takes_as_much_as_is_said(observation: Any, action: Any, frame_
     taken = sum(a.nbytes for a in arrays if isinstance(a, torch.Tensor | np.ndarray))
     assert needed_bytes(spec, shape, **given) == taken
     assert needed_bytes(spec, shape, **{**given, "capacity": 10**12}) > 10**12  # nothing is allocated for it
+
+
+def test_a_window_that_no_machine_has_memory_for_is_refused_by_name() -> None:
+    spec = spec_of(spaces.Box(-1, 1, (5,), np.float32), spaces.Discrete(3))
+    with pytest.raises(ConfigError, match=r"window: 1\d+ transitions do not fit .* -s window="):
+        Window(spec, Schedule(4, 2, 8, 1), capacity=10**15)
 
 
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str]) -> None:
