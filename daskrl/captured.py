@@ -278,7 +278,7 @@ class Captured:
         library = kind.__module__.partition(".")[0]
         if library == "torch" and hasattr(value, "untyped_storage"):
             return self._tensor(value, path)
-        if library == "pandas" and hasattr(value, "to_numpy"):
+        if library == "pandas" and hasattr(value, "to_numpy") and hasattr(value, "__len__"):  # a Timestamp has none
             return self._pandas(path, value)
         return self._instance(path, value)
 

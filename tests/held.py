@@ -248,6 +248,17 @@ VALUES: dict[str, tuple[Any, Any]] = {
         pandas.DataFrame({"a": [1]}, index=pandas.to_datetime(["2024-01-01"])),
         pandas.DataFrame({"a": [1]}, index=pandas.to_datetime(["2024-01-02"])),
     ),
+    "timestamp": (pandas.Timestamp("2024-01-01"), pandas.Timestamp("2024-01-02")),
+    "time zone of a timestamp": (
+        pandas.Timestamp("2024-01-01", tz="UTC"),
+        pandas.Timestamp("2024-01-01", tz="Europe/Berlin"),
+    ),
+    "timedelta of pandas": (pandas.Timedelta(days=1), pandas.Timedelta(days=2)),
+    "no time": (pandas.NaT, None),
+    "time zone of a frame's dates": (
+        pandas.DataFrame({"a": pandas.to_datetime(["2024-01-01"]).tz_localize("UTC")}),
+        pandas.DataFrame({"a": pandas.to_datetime(["2024-01-01"]).tz_localize("Europe/Berlin")}),
+    ),
     "categories": (pandas.Series(["a", "b"], dtype="category"), pandas.Series(["a", "c"], dtype="category")),
     "enum": (Mode.EASY, Mode.HARD),
     "dataclass": (Config(3), Config(4)),
