@@ -56,6 +56,8 @@ _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, 
 _NEW = vars(copyreg)["__newobj__"]
 _OF_CLASSES = {"_abc_impl", "_abc_registry", "_abc_cache"}
 _WRITES = {"append", "appendleft", "extend", "add", "put", "put_nowait"}
+_CHANGES = "changes when an environment is made"
+_DRAWS = re.compile(r"(Generator|RandomState|Random)\b")
 
 
 class _NotComparableError(Exception):
@@ -64,7 +66,8 @@ class _NotComparableError(Exception):
 
 def differences(given: Mapping[str, str], kept: Mapping[str, str]) -> list[str]:
     """What differs between two tables, as messages say it: values first, then code."""
-    changed = [name for name in {**given, **kept} if given.get(name) != kept.get(name)]
+    state = [name for table in (given, kept) for name, text in table.items() if text == _CHANGES]
+    changed = [name for name in {**given, **kept} if given.get(name) != kept.get(name) and not _is_within(name, state)]
     code = [name for name in changed if all(_is_code(table.get(name)) for table in (given, kept))]
     values = [name for name in changed if name not in code]
     return [
@@ -73,11 +76,31 @@ def differences(given: Mapping[str, str], kept: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _is_within(name: str, paths: list[str]) -> bool:
+    return any(name == path or name.startswith((f"{path}[", f"{path}:")) for path in paths)
+
+
+def changing(before: Table, after: Table) -> Table:
+    """The table ``before``, with what is another in ``after`` as state: a cache that is filled, a counter.
+
+    State says nothing about which run it is, as it depends on how many environments were made before in this process.
+    A generator of random numbers is none: where making an environment draws, it is another environment each time.
+    """
+    draws = [name for name, text in before.items() if _DRAWS.match(text)]
+    changed = sorted(name for name in {**before, **after} if before.get(name) != after.get(name))
+    state: list[str] = []
+    for name in changed:
+        if not _is_within(name, [*state, *draws]):
+            state.append(name)
+    kept = {name: text for name, text in before.items() if not _is_within(name, state)}
+    return dict(sorted({**kept, **dict.fromkeys(state, _CHANGES)}.items()))
+
+
 def _is_code(text: str | None) -> bool:
     return text is not None and text.startswith(("function, sha256 ", "class, sha256 "))
 
 
-def _sha256(text: str | bytes) -> str:
+def _sha256(text: str | bytes | np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).hexdigest()
 
 
@@ -105,6 +128,7 @@ class Captured:
     Parameters
     ----------
     named : name, as paths begin, and object.
+    lenient : know by its type alone what no other process can compare.
 
     Raises
     ------
@@ -112,7 +136,7 @@ class Captured:
         A value that no other process can compare: an open file, a lock, a socket. The message has its path.
     """
 
-    def __init__(self, named: Mapping[str, Any]) -> None:
+    def __init__(self, named: Mapping[str, Any], *, lenient: bool = False) -> None:
         self._rows: Table = {}
         # Names go without these modules: a script is ``__main__`` or not.
         self._known = {_module_of(obj) for obj in named.values()}
@@ -121,7 +145,7 @@ class Captured:
         self._code: dict[int, tuple[Any, str]] = {}
         self._followed: set[str] = set()
         self._imports: list[tuple[str, tuple[str, ...]]] = []
-        self._lenient = 0  # above 0: what cannot be compared is known by its type alone
+        self._lenient = int(lenient)  # above 0: what cannot be compared is known by its type alone
         try:
             for name, obj in named.items():
                 self.record(name, obj)
@@ -289,7 +313,8 @@ class Captured:
 
     def _items(self, path: str, value: Mapping[Any, Any]) -> Iterator[str]:
         for key, item in value.items():
-            yield f"{self._short(f'{path}.<keys>', key)}: {self._short(f'{path}[{key!r}]', item)}"
+            text = self._short(f"{path}.<keys>", key)  # the ``repr`` of a key may hold an address
+            yield f"{text}: {self._short(f'{path}[{text}]', item)}"
 
     def _named(self, path: str, value: Mapping[str, Any]) -> str:
         """Attributes: their order is that in which they were set, and decides nothing."""
@@ -308,7 +333,8 @@ class Captured:
         text = repr(value.tolist()) if value.size <= 8 and value.dtype.kind in "biufSU" else ""
         if 0 < len(text) <= _SHORT:
             return text if value.ndim == 0 else f"array {kind} {value.shape} {text}"
-        return f"array {kind} {value.shape} sha256 {_sha256(np.ascontiguousarray(value).tobytes())}"
+        flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)  # without a copy: it may be larger than memory
+        return f"array {kind} {value.shape} sha256 {_sha256(flat)}"
 
     def _tensor(self, value: Any, path: str) -> str:
         torch = sys.modules["torch"]
@@ -419,6 +445,8 @@ class Captured:
         own = is_own_file(code.co_filename)
         if id(function) in self._code:
             return self._code[id(function)][1]
+        if {"registry", "dispatch", "_clear_cache"} <= set(vars(function)):  # its cache says what was called before
+            return f"singledispatch {self._short(path, dict(vars(function)['registry']))}"
         if not own and not function.__closure__:
             return f"function {function.__module__}.{function.__qualname__}"
         key = path if in_class else self._key(function, path)

@@ -23,7 +23,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from daskrl import extras
-from daskrl.captured import Captured
+from daskrl.captured import Captured, changing
 from daskrl.code import compiled, is_own_module, source_of_class, written
 from daskrl.codec import NotStoredError, decoded, encoded_arguments
 from daskrl.errors import ConfigError, UnknownEnvironmentError
@@ -262,11 +262,13 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
         kwargs = {name: decoded(value) for name, value in identity["kwargs"].items()}  # what a resumed run has
         probe = _probe(env, functools.partial(_make, env, copy.deepcopy(kwargs), None))
         factory = _carried(env, kwargs, gymnasium.registry[probe.unwrapped.spec.id])  # type: ignore[union-attr]
-        held = Captured(_of_registry(factory))
+        named = _of_registry(factory)
+        held = Captured(named)
     elif callable(env):
         if kwargs:
             raise ConfigError(f"env_kwargs {sorted(kwargs)} go with an id; bind them: lambda: make(...).")
-        held = Captured({_name(env).rpartition(".")[2].strip("<>"): env})
+        named = {_name(env).rpartition(".")[2].strip("<>"): env}
+        held = Captured(named)
         identity = {"kind": "callable", "name": _name(env), "source_sha256": source_sha256(env)}
         factory = env
         probe = _probe(env, factory)
@@ -275,9 +277,11 @@ def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
             f"env: expected a Gymnasium id ('CartPole-v1'), 'module:Id' or a callable that returns an "
             f"environment, got {env!r}."
         )
-    _require_own_objects(probe, factory)
     held.ran(*_classes(probe))
-    identity.update(packages=_packages(probe), captured=held.table)
+    _require_own_objects(probe, factory)
+    again = Captured(named, lenient=True)
+    again.ran(*_classes(probe))
+    identity.update(packages=_packages(probe), captured=changing(held.table, again.table))
     try:
         return EnvironmentSource(
             identity=identity,

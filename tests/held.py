@@ -210,6 +210,15 @@ def _large(middle: float) -> Any:
 
 
 # A value, and another of its kind that must be told from it.
+def _by_type(value: Any) -> Any:
+    @functools.singledispatch
+    def of(x: Any) -> Any:
+        return None
+
+    of.register(int, lambda x: value)
+    return of
+
+
 VALUES: dict[str, tuple[Any, Any]] = {
     "float": (1.0, 5.0),
     "int or float": (1, 1.0),
@@ -278,6 +287,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "function of the library": (np.sin, np.cos),
     "built-in function": (len, max),
     "class": (Config, Slotted),
+    "function by a key with an address": ({reward_of: lambda: 1}, {reward_of: lambda: 2}),
+    "function by type": (_by_type(1), _by_type(2)),
     "method": (Maker(1).build, Maker(2).build),
     "space": (gymnasium.spaces.Box(0, 1, (2,)), gymnasium.spaces.Box(0, 2, (2,))),
     "wrapper": (Scaled(1.0), Scaled(2.0)),

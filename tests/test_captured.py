@@ -115,6 +115,133 @@ def test_what_a_function_reads_of_its_module_counts_also_through_the_functions_i
     assert differences(table(own.in_closure(1.0)), before)
 
 
+ON_DEMAND = """
+import collections, functools, itertools
+import numpy as np
+from tests.held import Base
+
+CACHE, DATA, COUNT, LOG, KINDS, TABLE = {}, None, 0, [], itertools.count(), collections.defaultdict(list)
+RNG = np.random.default_rng(SEED)
+
+def cache():
+    if "x" not in CACHE:
+        CACHE["x"] = np.arange(99)
+    return Base()
+
+def _data():
+    global DATA
+    if DATA is None:
+        DATA = np.arange(99)
+    return DATA
+
+def data():
+    return Base() if _data() is not None else None
+
+def count():
+    global COUNT
+    COUNT += 1
+    return Base()
+
+def log():
+    LOG.append(1)
+    return Base() if len(LOG) else None
+
+def kinds():
+    next(KINDS)
+    return Base()
+
+def table():
+    TABLE["made"].append(1)
+    return Base()
+
+def own():
+    own.calls = getattr(own, "calls", 0) + 1
+    return Base()
+
+class Class(Base):
+    bonus = SCALE
+    data, made, cache = None, 0, {}
+    def __init__(self):
+        Class.made += 1
+        self.cache["x"] = type(self).late = 1
+        if Class.data is None:
+            Class.data = np.arange(99)
+
+def within():
+    return (lambda: Class)()()
+
+class Made:
+    def __init__(self):
+        self.data, self.scale = None, SCALE
+    def __call__(self):
+        self.data = np.arange(99) if self.data is None else self.data
+        return Base()
+
+made = Made()
+
+def by_type():
+    return _by_type(1)
+
+@functools.singledispatch
+def _by_type(x):
+    return Base()
+
+_by_type.register(int, lambda x: Base())
+
+def draws():
+    RNG.integers(9)
+    return Base()
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["cache", "data", "count", "log", "kinds", "table", "own", "Class", "within", "made", "by_type"]
+)
+def test_what_is_made_on_demand_and_counted_makes_no_other_run(name: str, scripted: Any) -> None:
+    make = scripted("SEED, SCALE = 1, 1.0" + ON_DEMAND, name)
+    first = sources.source(make).identity["captured"]
+    for _ in range(2):
+        used = sources.source(make).identity["captured"]  # in the process that made some already
+        assert not differences(used, first)
+        assert not differences(first, used)
+
+
+@pytest.mark.parametrize("name", ["Class", "within", "made"])
+def test_what_is_not_changed_counts_beside_what_is(name: str, scripted: Any) -> None:
+    one, other = (sources.source(scripted(f"SEED, SCALE = 1, {scale}{ON_DEMAND}", name)) for scale in (1.0, 5.0))
+    told = differences(other.identity["captured"], one.identity["captured"])
+    assert any("5.0 (store: 1.0)" in each for each in told)
+
+
+def test_a_generator_that_a_factory_draws_from_counts(scripted: Any) -> None:
+    one, other = (
+        sources.source(scripted(f"SEED, SCALE = {seed}, 1.0{ON_DEMAND}", "draws")).identity["captured"]
+        for seed in (1, 2)
+    )
+    assert any("RNG" in each for each in differences(other, one))
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Any:
+    """A function that runs a text as a module and gives one of its names."""
+    names = []
+
+    def get(text: str, name: str) -> Any:
+        file = tmp_path / str(len(names)) / "on_demand.py"
+        file.parent.mkdir()
+        file.write_text(text)
+        spec = importlib.util.spec_from_file_location("on_demand", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules["on_demand"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        names.append(module)
+        return getattr(module, name)
+
+    yield get
+    sys.modules.pop("on_demand", None)
+
+
 def test_of_an_object_only_the_attributes_that_are_read_count(monkeypatch: pytest.MonkeyPatch, own: Any) -> None:
     before = table(own.in_closure(1.0))
     monkeypatch.setattr(own.SETTINGS, "store", "runs/2")
