@@ -100,7 +100,7 @@ def _is_code(text: str | None) -> bool:
     return text is not None and text.startswith(("function, sha256 ", "class, sha256 "))
 
 
-def _sha256(text: str | bytes | np.ndarray[Any, Any]) -> str:
+def _sha256(text: str | bytes | memoryview) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).hexdigest()
 
 
@@ -334,7 +334,7 @@ class Captured:
         if 0 < len(text) <= _SHORT:
             return text if value.ndim == 0 else f"array {kind} {value.shape} {text}"
         flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)  # without a copy: it may be larger than memory
-        return f"array {kind} {value.shape} sha256 {_sha256(flat)}"
+        return f"array {kind} {value.shape} sha256 {_sha256(flat.data)}"
 
     def _tensor(self, value: Any, path: str) -> str:
         torch = sys.modules["torch"]
