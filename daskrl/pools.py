@@ -255,10 +255,10 @@ class InProcessPool:
         self.notes: list[Record] = []
         self._weights: dict[int, session.Published] = {}
         self._tasks: deque[tuple[Any, Callable[[], Record]]] = deque()
-        payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
+        here = session.Session(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
         self.arithmetic: Record | None = plan.arithmetic
         try:
-            info = session.join(payload)
+            info = session.begin(here)
             self.arithmetic = plan.arithmetic or reference(info, plan.layout.config.device)
             warn_of_window(plan, info, self.arithmetic["device"])
             problem = mismatch(info, self.arithmetic, learns=True)

@@ -222,6 +222,9 @@ def _unwrapped(obj: Any) -> Any:
 def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
     """Take part in a run: the first task on every worker. Says what this process computes with.
 
+    Not called in the driver's own process where that can be helped: unpickling a class by value where it was defined
+    replaces its methods, and the new ones do not see when a global of its module is changed (cloudpickle 3.1).
+
     Parameters
     ----------
     probe : a file of the driver's in the store, which this process must see, and be able to make one beside.
@@ -231,9 +234,14 @@ def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
         children.allow()
         layout = dataclasses.replace(layout, patience=late.PATIENCE)
         _require_shared(layout.root, Path(probe))
+    return begin(Session(token, layout, algorithm, factory, options))
+
+
+def begin(session: Session) -> dict[str, Any]:
+    """Take part in a run whose algorithm and environment this process has. Says what it computes with."""
     _keep_freed_memory()
-    put(Session(token, layout, algorithm, factory, options))
-    return introduction(layout)
+    put(session)
+    return introduction(session.layout)
 
 
 def _keep_freed_memory() -> None:

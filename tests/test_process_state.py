@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -382,3 +384,41 @@ def test_dasks_configuration_keeps_what_a_user_set_meanwhile() -> None:
     held.close()
     assert dask.config.get(name) == 77
     dask.config.set({name: before})
+
+
+def test_a_run_in_this_process_leaves_the_classes_of_its_environment_as_they_are(tmp_path: Path) -> None:
+    # Sent and received in one process, their methods would be replaced by others that see no later change.
+    (tmp_path / "tuned.py").write_text(TUNED)
+    script = tmp_path / "script.py"
+    script.write_text(CHANGED)
+    told = [sys.executable, str(script)]
+    printed = subprocess.run(told, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["1.0", "2.0"]
+
+
+TUNED = """
+import daskrl, gymnasium
+
+SCALE = 1.0
+
+class Env(gymnasium.Wrapper):
+    def __init__(self):
+        super().__init__(gymnasium.make("CartPole-v1"))
+
+    def step(self, action):
+        observation, reward, *rest = self.env.step(action)
+        return observation, reward * SCALE, *rest
+"""
+CHANGED = """
+import daskrl, tuned
+
+def highest(store):
+    algorithm = daskrl.DQN(hidden=8, learning_starts=999)
+    shape = {"streams": 1, "envs_per_stream": 1, "fragment_steps": 4, "env_steps": 8, "progress": False}
+    run = daskrl.train(algorithm, tuned.Env, store=store, **shape).wait()
+    return run.store.read(run.store.fragments()[0])["reward"].max()
+
+print(highest("one"))
+tuned.SCALE = 2.0
+print(highest("two"))
+"""
