@@ -116,15 +116,21 @@ class Session:
         if other is not None:
             other.close()
 
-    def close(self) -> None:
+    def let_go(self) -> None:
+        """Close all environments that are kept, and forget the policies."""
         with self.lock:
-            self.closed = True
             live: list[Stream | Playing] = [stream for _, stream in self.streams.values()]
             live += self.evaluations.values()
             self.streams.clear()
             self.evaluations.clear()
+            self.policies.clear()
         for one in live:
             one.close()
+
+    def close(self) -> None:
+        with self.lock:
+            self.closed = True
+        self.let_go()
 
 
 BYTECODE = importlib.util.MAGIC_NUMBER.hex()  # of this Python's code: another minor version cannot run it
@@ -175,17 +181,10 @@ def forget(token: str) -> None:
 
 def ease(token: str) -> None:
     """Let go of a session's environments and policies, and give the memory back: they can be rebuilt elsewhere."""
-    session = _SESSIONS.get(token)
+    session = find(token)
     if session is None:
         return
-    with session.lock:
-        live: list[Stream | Playing] = [stream for _, stream in session.streams.values()]
-        live += session.evaluations.values()
-        session.streams.clear()
-        session.evaluations.clear()
-        session.policies.clear()
-    while live:
-        live.pop().close()
+    session.let_go()
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
