@@ -390,7 +390,8 @@ class DaskPool:
         self.arithmetic = plan.arithmetic
         self.promise_off: list[str] = []
         self.notes: list[Record] = []
-        self._payload = session.pack(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
+        given = (self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
+        self._payload = session.pack(*given)
         self._probe = (
             plan.layout.root / ".commits" / f".{self.token}.partial"
         )  # removed by the next driver at the latest
@@ -405,7 +406,7 @@ class DaskPool:
         self._evaluators: dict[int, str] = {}  # weights version -> the worker that has begun to evaluate it
         self._deaths: Counter[Any] = Counter()
         self._submitted = 0
-        self._rechecked_at = 0  # commits when a recheck was asked for last
+        self._rechecks: dict[Recheck, int] = {}  # asked for and not answered -> commits when they were asked for
         self._asked: tuple[int, str | None, list[str]] | None = None
         self._cluster = client.cluster
         self._since: dict[str, float] = {}  # when it was found that something is missing
@@ -422,6 +423,7 @@ class DaskPool:
         try:
             if plan.layout.config.torch_threads > 1 and self._address.startswith("inproc"):
                 raise _shared_process(plan.layout.config.torch_threads, "every worker of this cluster")
+            session.offer(self._payload, given)
             self._probe.touch()
             install(self._client)
             self._reconcile()
@@ -467,16 +469,29 @@ class DaskPool:
             self._start(ahead.prefix(task.version, head), task, self._learner, ahead.learn, args, _LEARN)
 
     def submit_recheck(self, task: Recheck, head: int) -> None:
-        slots, self._rechecked_at = self._slots(), head
-        record = json.loads(task.record)
-        homes = sorted(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
-        if slots and task.environment is not None:
-            self._start(
-                "recheck", task, homes[0], rollout.retrace, (self.token, record, task.environment, head), _ROLLOUT
-            )
-        elif slots and task.weights_version in self._weights:
-            args = (self.token, self._weights[task.weights_version].future, record, head)
-            self._start("recheck", task, homes[0], rollout.recheck, args, _ROLLOUT, task.weights_version)
+        self._rechecks[task] = head
+        self._start_rechecks()
+
+    def _start_rechecks(self) -> None:
+        """Start those that are on no worker: new ones, and those that were lost with theirs, which nobody asks again."""
+        flying = {flight.task for flight in self._flights.values()}
+        for task, head in self._rechecks.items():
+            weights = None if task.environment is not None else self._weights.get(task.weights_version)
+            if task in flying:
+                continue
+            if task.environment is None and weights is None:
+                self.in_flight.discard(task)  # they may be learned again; `release` drops it where they will not
+                continue
+            self.in_flight.add(task)  # a run is not over before it is made
+            if slots := self._slots():
+                record = json.loads(task.record)
+                address = min(slots, key=lambda address: (address == self._homes.get(record["stream"]), address))
+                if weights is None:
+                    args = (self.token, record, task.environment, head)
+                    self._start("recheck", task, address, rollout.retrace, args, _ROLLOUT)
+                else:
+                    args = (self.token, weights.future, record, head)
+                    self._start("recheck", task, address, rollout.recheck, args, _ROLLOUT, task.weights_version)
 
     def submit_evaluations(
         self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
@@ -590,6 +605,7 @@ class DaskPool:
         if joined:
             self._reconcile()
         self._take_back()
+        self._start_rechecks()
         self._say_what_is_missing()
         return outcomes
 
@@ -602,6 +618,7 @@ class DaskPool:
             self._weights[flight.task.version] = flight
             self.held.add(flight.task.version)
         self._taken_back = {key: other for key, other in self._taken_back.items() if other.task != flight.task}
+        self._rechecks.pop(flight.task, None)
         if record.get("kind") == "evaluation":
             self._evaluators.pop(record["version"], None)
         outcomes.append(Outcome(flight.task, record))
@@ -694,8 +711,6 @@ class DaskPool:
                 continue
             if others and isinstance(flight.task, schedule.Rollout | Recheck):
                 self._take_back_one(key)
-                if isinstance(flight.task, Recheck):  # the driver asks for it once
-                    self.submit_recheck(flight.task, self._rechecked_at)
             elif isinstance(flight.task, Checkpoint | schedule.Evaluate):
                 self._take_back_one(key)
 
@@ -936,7 +951,7 @@ class DaskPool:
                     self._died_under(flight.task)
 
     def _died_under(self, task: Any) -> None:
-        if not isinstance(task, schedule.Rollout | schedule.Learn | schedule.Evaluate):
+        if not isinstance(task, schedule.Rollout | schedule.Learn | schedule.Evaluate | Recheck):
             return
         self._deaths[task] += 1
         if self._deaths[task] <= _DEATHS:
@@ -953,9 +968,12 @@ class DaskPool:
                 "its process. Everything committed is kept. Resume the run without evaluations, evaluate_every=0 "
                 "(--evaluate-every 0)."
             )
-        slot = self.plan.layout.config.schedule.slot(task.stream, task.round)
+        shape = self.plan.layout.config.schedule
+        slot = task.slot if isinstance(task, Recheck) else shape.slot(task.stream, task.round)
+        round_, stream = divmod(slot, shape.streams)
+        again = " a second time" if isinstance(task, Recheck) else ""
         raise EnvironmentFailure(
-            f"{_DEATHS} workers died while they had fragment {slot} (stream {task.stream}, round {task.round}): its "
+            f"{_DEATHS} workers died while they had fragment {slot} (stream {stream}, round {round_}){again}: its "
             f"environment probably kills its process. Type: daskrl reproduce {self.plan.layout.root} --fragment {slot}"
         )
 
@@ -964,8 +982,12 @@ class DaskPool:
     def release(self, needed: set[int]) -> None:
         self.held &= needed
         in_use = {flight.weights_version for flight in self._flights.values()}
+        in_use |= {task.weights_version for task in self._rechecks if task.environment is None}
         for version in [v for v in self._weights if v not in needed and v not in in_use]:
             self._weights.pop(version).future.release()
+        for task in [t for t in self._rechecks if t.environment is None]:
+            if task.weights_version not in needed and task.weights_version not in self._weights:
+                del self._rechecks[task]  # they were lost, and nobody learns them again
         for task in [t for t in self._deaths if t not in self.in_flight]:
             if len(self._deaths) > 1000:
                 del self._deaths[task]
@@ -1022,6 +1044,7 @@ class DaskPool:
                     wait(forgets, timeout=5)  # asks the current client, which is not always the user's
                 fire_and_forget([future for future in forgets if future.status == "pending"])
         self._end_beside()
+        session.withdraw(self._payload)
         self._client.close(timeout=5)
         with contextlib.suppress(OSError):
             self._probe.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
+import hashlib
 import importlib.util
 import os
 import platform
@@ -44,6 +45,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 Published = tuple[dict[str, Any], Table, Array]
 """What ``learn`` publishes: its record with at least ``version``, and the weights as made by `daskrl.columns.pack`."""
+
+Given = tuple[str, Layout, Algorithm, Callable[[], Environment], Options]
+"""Token, layout, algorithm, factory and options: what a session is made of."""
 
 
 @dataclass
@@ -136,6 +140,7 @@ class Session:
 BYTECODE = importlib.util.MAGIC_NUMBER.hex()  # of this Python's code: another minor version cannot run it
 
 _SESSIONS: dict[str, Session] = {}
+_OFFERED: dict[tuple[int, bytes], Given] = {}
 _LOCK = threading.Lock()  # around it: tasks of one process run in several threads
 _PACKING = threading.Lock()  # what cloudpickle takes by value is a setting of the whole process
 
@@ -218,17 +223,35 @@ def _unwrapped(obj: Any) -> Any:
     return getattr(obj, "func", obj) if not isinstance(obj, type) else obj
 
 
+def offer(payload: bytes, given: Given) -> None:
+    """Have workers that are threads of this process take what was packed as it is, until `withdraw`.
+
+    Unpickling a class by value where it was defined replaces its methods, and the new ones do not see when a global of
+    its module is changed (cloudpickle 3.1).
+    """
+    with _LOCK:
+        _OFFERED[_offer_key(payload)] = given
+
+
+def withdraw(payload: bytes) -> None:
+    with _LOCK:
+        _OFFERED.pop(_offer_key(payload), None)
+
+
+def _offer_key(payload: bytes) -> tuple[int, bytes]:
+    return os.getpid(), hashlib.sha256(payload).digest()  # a process that was forked from this one is another
+
+
 def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
     """Take part in a run: the first task on every worker. Says what this process computes with.
-
-    Not called in the driver's own process where that can be helped: unpickling a class by value where it was defined
-    replaces its methods, and the new ones do not see when a global of its module is changed (cloudpickle 3.1).
 
     Parameters
     ----------
     probe : a file of the driver's in the store, which this process must see, and be able to make one beside.
     """
-    token, layout, algorithm, factory, options = cloudpickle.loads(payload)
+    with _LOCK:
+        given = _OFFERED.get(_offer_key(payload))
+    token, layout, algorithm, factory, options = given or cloudpickle.loads(payload)
     if probe is not None:
         children.allow()
         layout = dataclasses.replace(layout, patience=late.PATIENCE)

@@ -589,6 +589,100 @@ def test_a_recheck_on_a_worker_that_is_paused_is_made_on_another(cluster: Cluste
     assert recheck in pool.in_flight
 
 
+def rechecking(cluster: Cluster, pool: pools.DaskPool, environment: int | None) -> tuple[pools.Recheck, str]:
+    """A recheck that has begun, and the worker that it is on."""
+    recheck = pools.Recheck(0, 0, json.dumps({"stream": 0}), environment)
+    pool.submit_recheck(recheck, 7)
+    return recheck, rechecked_on(cluster)
+
+
+def rechecked_on(cluster: Cluster) -> str:
+    """The worker of the one recheck under way, which looks at as many commits as the driver said."""
+    (future,) = cluster.pending("recheck")
+    ((address, args),) = ((address, args) for other, address, _, args in cluster.tasks if other is future)
+    assert args[-1] == 7
+    return address
+
+
+@pytest.mark.parametrize("environment", [None, 1], ids=["whole", "alone"])
+def test_a_recheck_that_is_lost_with_its_worker_is_made_on_another(
+    cluster: Cluster, tmp_path: Path, environment: int | None
+) -> None:
+    pool = pausing(cluster, tmp_path, "b")
+    recheck, address = rechecking(cluster, pool, environment)
+    cluster.remove(address)
+    pool.wait()
+    assert rechecked_on(cluster) == ({"a", "b"} - {address}).pop()
+    assert recheck in pool.in_flight
+    answer = {"kind": "recheck", "slot": 0, "problem": None}
+    cluster.tell(cluster.pending("recheck")[0], answer)
+    assert [outcome.record for outcome in pool.wait() if outcome.task == recheck] == [answer]
+    cluster.remove(({"a", "b"} - {address}).pop())
+    pool.wait()
+    assert not cluster.pending("recheck")  # it is answered
+    assert recheck not in pool.in_flight
+
+
+def test_a_recheck_waits_for_a_worker_and_a_run_is_not_over_before_it_is_made(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pausing(cluster, tmp_path)
+    recheck, _ = rechecking(cluster, pool, 1)
+    cluster.remove("a")
+    cluster.has_status("l", "paused")
+    with pytest.warns(UserWarning, match="paused the learner's worker l"):
+        pool.wait()
+    assert recheck in pool.in_flight
+    assert not cluster.pending("recheck")
+    join(cluster, pool, "b")
+    assert rechecked_on(cluster) == "b"
+
+
+@pytest.mark.parametrize("lost", ["answer", "session"])
+def test_a_recheck_whose_answer_or_session_was_lost_is_made_again(cluster: Cluster, tmp_path: Path, lost: str) -> None:
+    pool = pausing(cluster, tmp_path)
+    recheck, _ = rechecking(cluster, pool, 1)
+    (task,) = cluster.pending("recheck")
+    if lost == "answer":
+        task.done("finished")
+    else:
+        task.done("error", session.NotJoinedError("no session"))
+    pool.wait()
+    assert cluster.pending("recheck") != [task]
+    assert rechecked_on(cluster) == ("a" if lost == "answer" else "l")
+    assert recheck in pool.in_flight
+
+
+def test_a_recheck_whose_weights_are_lost_waits_for_them_and_is_given_up_where_nobody_learns_them_again(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = pausing(cluster, tmp_path)
+    recheck, _ = rechecking(cluster, pool, None)
+    cluster.remove("l")
+    pool.wait()
+    assert not cluster.pending("recheck")
+    assert recheck not in pool.in_flight  # a run that is over does not wait for it
+    pool.release({0, 1})
+    learn(cluster, pool, 0)
+    assert rechecked_on(cluster) == "a"
+    pool.release({1})  # nobody acts with them any more, and the recheck does
+    assert not pool._weights[0].future.released
+    cluster.remove("a")
+    pool.wait()
+    pool.release({1})
+    join(cluster, pool, "b")
+    learn(cluster, pool, 0)
+    assert not cluster.pending("recheck")
+
+
+def test_a_recheck_under_which_workers_die_is_named_with_what_to_type(cluster: Cluster, tmp_path: Path) -> None:
+    pool = pausing(cluster, tmp_path)
+    rechecking(cluster, pool, 1)
+    with pytest.raises(EnvironmentFailure, match=r"had fragment 0 \(stream 0, round 0\) a second time.*--fragment 0"):
+        for i in range(pools._DEATHS + 1):
+            join(cluster, pool, f"more-{i}")
+            cluster.remove(rechecked_on(cluster))
+            pool.wait()
+
+
 def test_others_are_asked_for_beside_a_paused_worker(cluster: Cluster, tmp_path: Path) -> None:
     pool = pausing(cluster, tmp_path)
     pool.want(2)

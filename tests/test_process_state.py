@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import subprocess
 import sys
 import threading
@@ -353,6 +354,47 @@ def test_threads_of_one_process_as_workers_leave_its_settings_alone(
         digest = run.store.digest()
         assert of_process() == before
     assert digest == plain[0]
+
+
+OWN = """
+import daskrl
+from tests.environments import Walk
+
+BONUS = 0.0
+
+class Game(Walk):
+    def bonus(self):
+        return BONUS
+
+class Own(daskrl.DQN):
+    def bonus(self):
+        return BONUS
+
+def make():
+    return Game()
+"""
+
+
+@pytest.mark.parametrize("protocol", ["inproc", "tcp"])
+def test_threads_of_one_process_as_workers_leave_the_users_classes_alone(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"own_{protocol}.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module(f"own_{protocol}")
+    methods = own.Game.bonus, own.Own.bonus
+    algorithm = own.Own(hidden=(17,), learning_starts=32, batch_size=11, window=128)
+    options: dict[str, Any] = {"processes": False, "protocol": protocol, "dashboard_address": None}
+    options["resources"] = {"learner": 1}  # else the learner has a process of its own, where it can
+    with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
+        run = daskrl.train(algorithm, own.make, store=tmp_path / "run", client=client, **TINY)
+        run.wait()
+        assert not session._OFFERED  # nothing is kept of a run that has ended
+    own.BONUS = 5.0
+    assert (own.Game.bonus, own.Own.bonus) == methods
+    assert (own.Game().bonus(), algorithm.bonus()) == (5.0, 5.0)
+    again = daskrl.train(algorithm, own.make, store=tmp_path / "again", **TINY).wait()
+    assert again.store.digest() == run.store.digest()
 
 
 # -- Dask's configuration --------------------------------------------------------------------------------------------
