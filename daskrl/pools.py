@@ -473,7 +473,7 @@ class DaskPool:
         self._start_rechecks()
 
     def _start_rechecks(self) -> None:
-        """Start those that are on no worker: new ones, and those that were lost with theirs, which nobody asks again."""
+        """Start those that are on no worker: new ones, and those that were lost with theirs. The driver asks once."""
         flying = {flight.task for flight in self._flights.values()}
         for task, head in self._rechecks.items():
             weights = None if task.environment is not None else self._weights.get(task.weights_version)
@@ -709,9 +709,8 @@ class DaskPool:
         for key, flight in list(self._flights.items()):
             if flight.address not in stopped:
                 continue
-            if others and isinstance(flight.task, schedule.Rollout | Recheck):
-                self._take_back_one(key)
-            elif isinstance(flight.task, Checkpoint | schedule.Evaluate):
+            moves = others and isinstance(flight.task, schedule.Rollout | Recheck)
+            if moves or isinstance(flight.task, Checkpoint | schedule.Evaluate):
                 self._take_back_one(key)
 
     def _take_back_one(self, key: str) -> None:

@@ -676,11 +676,13 @@ def test_a_recheck_whose_weights_are_lost_waits_for_them_and_is_given_up_where_n
 def test_a_recheck_under_which_workers_die_is_named_with_what_to_type(cluster: Cluster, tmp_path: Path) -> None:
     pool = pausing(cluster, tmp_path)
     rechecking(cluster, pool, 1)
+    for i in range(pools._DEATHS):
+        join(cluster, pool, f"more-{i}")
+        cluster.remove(rechecked_on(cluster))
+        pool.wait()
+    cluster.remove(rechecked_on(cluster))
     with pytest.raises(EnvironmentFailure, match=r"had fragment 0 \(stream 0, round 0\) a second time.*--fragment 0"):
-        for i in range(pools._DEATHS + 1):
-            join(cluster, pool, f"more-{i}")
-            cluster.remove(rechecked_on(cluster))
-            pool.wait()
+        pool.wait()
 
 
 def test_others_are_asked_for_beside_a_paused_worker(cluster: Cluster, tmp_path: Path) -> None:
