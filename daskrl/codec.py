@@ -19,6 +19,8 @@ import numpy as np
 from daskrl.errors import ConfigError
 
 LIMIT = 1 << 20  # bytes of JSON; every task reads the attributes of its store
+_INT = 10**4000  # Python reads no text of more than 4,300 digits as a number
+_DEEPEST = 50  # what holds what holds ...: Python's functions that call themselves end at some hundreds
 
 
 class NotStoredError(ConfigError):
@@ -70,6 +72,8 @@ def decoded(data: Any) -> Any:
 
 def _encode(value: Any, where: str, above: tuple[int, ...]) -> Any:
     kind = type(value)
+    if kind is int and abs(value) >= _INT:
+        raise NotStoredError(f"{where}: a whole number of more digits than JSON is read with.")
     if value is None or kind in (bool, int, str):
         return value
     if kind is float:
@@ -79,6 +83,8 @@ def _encode(value: Any, where: str, above: tuple[int, ...]) -> Any:
         return {tag: write(value)}
     if id(value) in above:
         raise NotStoredError(f"{where}: it holds itself.")
+    if len(above) == _DEEPEST:
+        raise NotStoredError(f"{where:.80}...: nested more than {_DEEPEST} deep.")
     above = (*above, id(value))
     if kind in (list, tuple):
         items = [_encode(item, f"{where}[{i}]", above) for i, item in enumerate(value)]

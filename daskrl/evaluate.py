@@ -212,11 +212,15 @@ def _environment(
     store: Store, env: str | sources.EnvironmentFactory | None, env_kwargs: Mapping[str, Any] | None
 ) -> tuple[sources.EnvironmentSource, bool]:
     """What to play in, and whether it is another environment than the run's."""
-    kept, given = store.config.environment, dict(env_kwargs or {})
+    kept, given = store.config.environment, sources.arguments(env_kwargs)
     if env is None and not given:
         return same_environment(store, None), False
     if env is None and kept["kind"] != "id":
-        raise ConfigError(f"env_kwargs go with an id; the run was made with the callable {kept['name']!r}. Bind them.")
+        bound = f"{kept['name'].rpartition('.')[2].replace('<lambda>', '...')}({', '.join(f'{n}=...' for n in given)})"
+        raise ConfigError(
+            f"env_kwargs go with an id; the run was made with the callable {kept['name']!r}. Bind them: "
+            f"env=lambda: {bound}"
+        )
     if env is None:
         own = same_environment(store, None)
         source = sources.source(kept["id"], **{**clips.kwargs_of(own), **given})

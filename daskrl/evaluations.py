@@ -56,7 +56,7 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
     under_way = session.take_evaluation(version)
 
     def play_on(alive: Callable[[], None]) -> Record:
-        made = under_way if under_way is not None else _begin(session, written, episodes)
+        made = under_way if under_way is not None else _begin(session, written, episodes, alive)
         began = time.monotonic()
         for played in made.steps:
             alive()
@@ -79,14 +79,14 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
         return {**_record(version, [], 0.0), "error": f"{type(error).__name__}: {error}"}
 
 
-def _begin(session: Session, written: Sequence[Any], episodes: int) -> Playing:
+def _begin(session: Session, written: Sequence[Any], episodes: int, alive: Callable[[], None]) -> Playing:
     weights = read_weights(session.layout.root, written, session.layout.patience)
     setup = session.setup()
     policy = playing.greedy_policy(session.algorithm, setup, weights, SEED)
     return Playing(
         playing.play_steps(
             session.factory, setup.spec, policy, episodes=episodes, seed=SEED, frame_stack=setup.frame_stack,
-            state=recurrent_state(session.algorithm, setup), limit=MAX_EPISODE_STEPS,
+            state=recurrent_state(session.algorithm, setup), limit=MAX_EPISODE_STEPS, alive=alive,
         )
     )  # fmt: skip
 

@@ -47,6 +47,7 @@ class Figures:
     learning_curve : ``(env_steps, episode_return)``, at most some 400 of them.
     workers_over_time : ``(seconds, workers)`` from when on there were so many.
     evaluation_version, evaluation_return, best_version, best_return : as of `daskrl.Report`.
+    evaluation_limited, best_limited : of those evaluations, how many episodes did not end, but were cut.
     """
 
     env_steps: int
@@ -74,6 +75,8 @@ class Figures:
     evaluation_return: float | None = None
     best_version: int | None = None
     best_return: float | None = None
+    evaluation_limited: int = 0
+    best_limited: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -214,6 +217,8 @@ class Tally:
             evaluation_return=evaluation[1],
             best_version=best[0],
             best_return=best[1],
+            evaluation_limited=0 if evaluation[0] is None else progress.limited[evaluation[0]],
+            best_limited=0 if best[0] is None else progress.limited[best[0]],
         )
 
 
@@ -283,9 +288,13 @@ def _evaluated(figures: Figures) -> dict[str, str]:
     """Rows of a run that is evaluated as it goes on."""
     if figures.evaluation_return is None or figures.best_return is None:
         return {}
+
+    def said(mean: float, version: int | None, limited: int) -> str:
+        return f"{shown(mean)} (version {version}{f', {limited} episodes cut' * bool(limited)})"
+
     return {
-        "evaluation": f"{shown(figures.evaluation_return)} (version {figures.evaluation_version})",
-        "best": f"{shown(figures.best_return)} (version {figures.best_version})",
+        "evaluation": said(figures.evaluation_return, figures.evaluation_version, figures.evaluation_limited),
+        "best": said(figures.best_return, figures.best_version, figures.best_limited),
     }
 
 

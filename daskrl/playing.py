@@ -150,12 +150,14 @@ def play_steps(
     limit: int | None = None,
     note: Note | None = None,
     shown: Shown | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Generator[Played | None]:
     """Play whole episodes, step by step: yields an episode when it is over, and None after each step of all.
 
     Whoever takes them may pause at any of them.
 
-    Episode ``i`` is played from a seed of its own.
+    Episode ``i`` is played from a seed of its own. ``alive`` is called after each environment that is made or reset
+    before the first step.
 
     The batch given to the policy always has ``min(episodes, lanes)`` rows: the shape of a matrix product can
     decide its last bits, and a finished environment is therefore stepped no further but still fills its row.
@@ -164,7 +166,9 @@ def play_steps(
     if limit is not None:
         require_integer("max_episode_steps", limit, 1)
     count = min(episodes, lanes)
-    stream = Stream.make(factory, spec, seed=seed, index=0, count=count, frame_stack=frame_stack, state=state)
+    stream = Stream.make(
+        factory, spec, seed=seed, index=0, count=count, frame_stack=frame_stack, state=state, alive=alive
+    )
     stream.where = "evaluation"
     convert = stream._action_converter()
 
@@ -183,6 +187,7 @@ def play_steps(
                 stream.reset(env)  # as the other environments were
         for env in range(count):
             begin(env, env)
+            alive()
         following, active, over, steps = count, set(range(count)), 0, 0
         while active:
             actions = convert(policy(stream.seen, stream.state))

@@ -72,7 +72,7 @@ def atari(
     """
     takes: dict[str, tuple[Any, bool]] = {
         "obs_type": (obs_type, obs_type in ("grayscale", "rgb", "ram")),
-        "frameskip": (frameskip, isinstance(frameskip, int) and frameskip >= 1),
+        "frameskip": (frameskip, isinstance(frameskip, int | np.integer) and frameskip >= 1),
         "sound_obs": (sound_obs, not sound_obs),
     }
     for name, (value, taken) in takes.items():
@@ -87,7 +87,7 @@ def atari(
     env = gymnasium.wrappers.AtariPreprocessing(
         env,
         noop_max=0 if kwargs.get("continuous") else 30,
-        frame_skip=frameskip,
+        frame_skip=int(frameskip),
         screen_size=84,
         grayscale_obs=screen == "grayscale",
     )
@@ -237,7 +237,27 @@ class EnvironmentSource:
         return str(self.identity.get("id") or self.identity["name"])
 
 
-def source(env: str | EnvironmentFactory, **kwargs: Any) -> EnvironmentSource:
+def arguments(env_kwargs: Any) -> dict[str, Any]:
+    """``env_kwargs`` as `source` takes them.
+
+    Raises
+    ------
+    ConfigError
+        They are no arguments by name, or one of them is daskrl's own to set.
+    """
+    given = {} if env_kwargs is None else env_kwargs
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"env_kwargs: expected a dict of names and values, as {{'size': 3}}, got {given!r:.200}.")
+    for name in ("id", "disable_env_checker"):
+        if name in given:
+            raise ConfigError(
+                f"env_kwargs {name}: daskrl gives it to gymnasium.make itself. Leave it out; an environment that takes "
+                f"an argument of this name is made in a function: env=lambda: MyEnvironment({name}=...)"
+            )
+    return dict(given)
+
+
+def source(env: str | EnvironmentFactory, /, **kwargs: Any) -> EnvironmentSource:
     """Resolve an environment id, ``module:Id`` or callable, and look at its spaces by making one, and a second.
 
     Parameters

@@ -153,6 +153,7 @@ class Progress:
     loss : mean loss of the newest version that had updates.
     kept : versions whose weights are kept on disk, and their files.
     evaluated : versions that were evaluated, and the mean return; None where that failed.
+    limited : of those, how many episodes did not end, but were cut.
     arithmetic : what the run computes with, once its first learner is known.
     rechecks, due : what says which fragments are to be run again, and those that are.
     environment_off : whether the promise does not hold for what the environment does.
@@ -168,6 +169,7 @@ class Progress:
     loss: float | None = None
     kept: dict[int, list[Any]] = field(default_factory=dict)
     evaluated: dict[int, float | None] = field(default_factory=dict)
+    limited: dict[int, int] = field(default_factory=dict)
     rechecks: Rechecks | None = None
     due: list[Due] = field(default_factory=list)
     environment_off: bool = False
@@ -201,6 +203,7 @@ class Progress:
             self.loss = record["loss"]
         elif record["kind"] == "evaluation":
             self.evaluated[record["version"]] = float(np.mean(record["returns"])) if record["returns"] else None
+            self.limited[record["version"]] = record.get("limited", 0)
         elif record["kind"] == "arithmetic":
             self.arithmetic = record
         _take_weights(self.kept, record)

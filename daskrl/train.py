@@ -536,7 +536,7 @@ def train(
     require_integer("env_steps", env_steps, 1)
     lag = getattr(algorithm, "lag", 1) if lag is None else lag
     shape = Schedule(streams, envs_per_stream, fragment_steps, lag)
-    source = sources.source(env, **(env_kwargs or {}))
+    source = sources.source(env, **sources.arguments(env_kwargs))
     config = RunConfig(
         seed=seed,
         environment=source.identity,

@@ -88,6 +88,7 @@ def test_the_memory_of_the_console_is_that_of_the_very_frames_that_are_seen(tmp_
         ({"obs_type": "rgb"}, (84, 84, 3)),
         ({"frameskip": 1}, (84, 84)),
         ({"frameskip": 8}, (84, 84)),
+        ({"frameskip": np.int64(8)}, (84, 84)),
         ({"repeat_action_probability": 0.0}, (84, 84)),
         ({"mode": 4}, (84, 84)),
         ({"difficulty": 1}, (84, 84)),

@@ -143,3 +143,13 @@ def test_what_is_too_large_for_every_task_to_read_is_refused_by_name() -> None:
 def test_a_kind_of_value_of_a_later_daskrl_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"^\$quaternion: "):
         codec.decoded({"a": [{"$quaternion": [1, 2, 3, 4]}]})
+
+
+def test_what_json_is_not_read_with_again_is_refused_by_name() -> None:
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(ConfigError, match=r"^env_kwargs: goal\[0\].*nested more than 50 deep"):
+        codec.encoded_arguments({"goal": deep}, "env_kwargs")
+    with pytest.raises(ConfigError, match=r"^env_kwargs: goal: a whole number of more digits"):
+        codec.encoded_arguments({"goal": -(10**5000)}, "env_kwargs")

@@ -339,6 +339,31 @@ def test_each_environment_has_env_kwargs_of_its_own(tmp_path: Path) -> None:
     assert other.goal[0] == 0  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        (["goal"], r"env_kwargs: expected a dict .* got \['goal'\]"),
+        ({0: 5.0}, r"env_kwargs: expected a dict .* got \{0: 5\.0\}"),
+        ("goal=1", "env_kwargs: expected a dict .* got 'goal=1'"),
+        ({"id": 1}, "env_kwargs id: .*Leave it out"),
+        ({"disable_env_checker": True}, "env_kwargs disable_env_checker: .*Leave it out"),
+    ],
+)
+def test_env_kwargs_that_are_no_arguments_are_refused_before_anything_is_made(
+    tmp_path: Path, kwargs: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        begun(tmp_path / "run", "Told-v0", env_kwargs=kwargs)
+    assert not (tmp_path / "run").exists()
+    store = begun(tmp_path / "told", "Told-v0")
+    with pytest.raises(ConfigError, match=said):
+        daskrl.evaluate(store, episodes=1, env_kwargs=kwargs)
+
+
+def test_an_environment_may_have_an_argument_named_env(tmp_path: Path) -> None:
+    assert begun(tmp_path / "run", "Told-v0", env_kwargs={"env": (1,), "kwargs": 2, "factory": 3}).exists()
+
+
 FRAME = pandas.DataFrame({name: np.linspace(1, 2, 40) + i for i, name in enumerate(["Open", "High", "Low", "Close"])})
 
 

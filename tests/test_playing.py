@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from gymnasium import spaces
 
 import daskrl
-from daskrl import errors, playing, seeding
+from daskrl import errors, evaluations, playing, seeding
 from daskrl.algorithms.base import Setup
 from daskrl.config import Schedule
+from daskrl.figures import rows
 from daskrl.spaces import spec_of
+from daskrl.store import shown
+from daskrl.watch import Reader
 from tests.oracles import Scripted, length
 from tests.test_cli import daskrl_
 
@@ -131,3 +135,40 @@ def test_given_weights_are_played_on_one_thread_without_a_store() -> None:
     cut = endless(4, seed=1)
     assert played == [(i, n, n, n == 600) for i, n in enumerate(600.0 if long else 3.0 for long in cut)]
     assert notes == [(4 - sum(cut), 256 * 4), (4 - sum(cut), 512 * 4)]
+
+
+def test_an_evaluation_while_the_run_goes_on_shows_the_episodes_that_were_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluations, "MAX_EPISODE_STEPS", 50)
+    run = daskrl.train(daskrl.QLearning(), Endless, store=tmp_path / "run", env_steps=64, streams=1, envs_per_stream=2,
+                       fragment_steps=8, progress=False, evaluate_every=2, evaluate_episodes=20).wait()  # fmt: skip
+    cut = sum(endless(20, seed=evaluations.SEED))
+    assert {record["limited"] for record in run.store.evaluations()} == {cut}
+    figures = Reader(run.store).read()
+    mean = (20 - cut) * 3 / 20 + cut * 50 / 20
+    assert rows(figures, 0.0)["evaluation"] == f"{shown(mean)} (version 4, {cut} episodes cut)"
+    assert rows(figures, 0.0)["best"] == f"{shown(mean)} (version 0, {cut} episodes cut)"
+
+
+class SlowToMake(Endless):
+    """Takes a fifth of the time that there is for a fragment to be made, and as long to be reset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        threading.Event().wait(0.1)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        threading.Event().wait(0.1 if seed is not None else 0)
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return 0, 1.0, False, True, {}
+
+
+def test_an_evaluation_has_the_time_of_a_fragment_for_each_environment_that_it_makes(tmp_path: Path) -> None:
+    run = daskrl.train(
+        daskrl.QLearning(), SlowToMake, store=tmp_path / "run", env_steps=1, streams=1, envs_per_stream=1,
+        fragment_steps=1, progress=False, evaluate_every=1, evaluate_episodes=8, rollout_timeout=0.5, recheck_every=0,
+    ).wait()  # fmt: skip
+    assert [len(record["returns"]) for record in run.store.evaluations()] == [8, 8]
