@@ -18,10 +18,13 @@ MORE_MEMORY = (
     "streams on it (more workers, or fewer threads for each), make fragments smaller (fragment_steps, envs_per_stream "
     "of a new run), or look for what grows in the environment"
 )
-_LEARNER_MEMORY = (
-    "give it more (--memory-limit of dask worker, memory: of the learner's job), or begin a run with a smaller window "
-    "(-s window=...)"
-)
+MORE_FOR_LEARNER = "give it more (--memory-limit of dask worker, memory: of the learner's job)"
+
+
+def smaller_run(window: bool) -> str:
+    """A run whose learner needs less memory; ``window``: whether the algorithm has one."""
+    less = "a smaller window (-s window=...)" if window else "smaller rounds (streams, envs_per_stream, fragment_steps)"
+    return f"begin a run with {less}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Pause:
     ----------
     learns : it is the learner's.
     instead : the name of the worker that now learns; where it does not learn, whether others take its streams.
+    window : whether the algorithm has one.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Pause:
     memory: Memory
     learns: bool
     instead: str | bool
+    window: bool = True
 
     def __str__(self) -> str:
         if not self.learns:
@@ -82,10 +87,11 @@ class Pause:
             meanwhile = f"Worker {self.instead} learns on."
         else:
             meanwhile = "Nothing is learned until Dask has it running; rollouts go on as far as they have weights."
+        advice = f"{MORE_FOR_LEARNER}, or {smaller_run(self.window)}" if self.learns else MORE_MEMORY
         who = f"the learner's worker {self.name}" if self.learns else f"worker {self.name}"
         return (
             f"Dask has paused {who} ({self.address}), as it is short of memory: {self.memory}. {meanwhile} Where that "
-            f"comes again, {_LEARNER_MEMORY if self.learns else MORE_MEMORY}."
+            f"comes again, {advice}."
         )
 
 

@@ -363,6 +363,7 @@ class _Flight:
     future: Future[Any]
     address: str
     weights_version: int | None = None
+    answered: bool = False  # elsewhere
 
 
 class DaskPool:
@@ -588,7 +589,7 @@ class DaskPool:
             if kind == "told" and "memory" in value:
                 self._say_paused(value["worker"], members.Memory(**value["memory"]))
             elif kind == "told" and value["key"] in self._taken_back:
-                self._told_all_the_same(self._taken_back[value["key"]], json.loads(value["record"]), outcomes)
+                self._told_all_the_same(self._taken_back.pop(value["key"]), json.loads(value["record"]), outcomes)
             elif kind == "told" and value["key"] in self._flights:
                 self._told(self._flights.pop(value["key"]), json.loads(value["record"]), outcomes)
             elif kind == "done" and value in self._flights:
@@ -617,20 +618,40 @@ class DaskPool:
         if isinstance(flight.task, schedule.Learn):
             self._weights[flight.task.version] = flight
             self.held.add(flight.task.version)
-        self._taken_back = {key: other for key, other in self._taken_back.items() if other.task != flight.task}
+        for other in self._taken_back.values():
+            other.answered = other.answered or other.task == flight.task
+        self._forget_answered()
         self._rechecks.pop(flight.task, None)
         if record.get("kind") == "evaluation":
             self._evaluators.pop(record["version"], None)
         outcomes.append(Outcome(flight.task, record))
+        self._ease_again(flight)
 
     def _told_all_the_same(self, flight: _Flight, record: Record, outcomes: list[Outcome]) -> None:
         """What was taken back had begun: its worker is done with it, and nobody else need be."""
+        if flight.answered:
+            self._ease_again(flight)
+            return
         for key, other in list(self._flights.items()):
             if other.task == flight.task:
                 self._flights.pop(key).future.release()
         self._told(flight, record, outcomes)
-        if not self._known[flight.address].takes_tasks:
-            self._ease([flight.address], forget=False)  # it keeps the environments again
+
+    def _ease_again(self, flight: _Flight) -> None:
+        """A worker that was paused on the way keeps the environments of what it had begun before."""
+        if (
+            isinstance(flight.task, schedule.Rollout | schedule.Evaluate)
+            and not self._known[flight.address].takes_tasks
+        ):
+            self._ease([flight.address], forget=False)
+
+    def _forget_answered(self) -> None:
+        """Of what was taken back and is answered, keep what a worker that takes no tasks may still be at."""
+        self._taken_back = {
+            key: flight
+            for key, flight in self._taken_back.items()
+            if not (flight.answered and self._known[flight.address].takes_tasks)
+        }
 
     def _silent(self, flight: _Flight) -> None:
         """A future is done and its task told nothing: it raised, or what it told was lost on the way."""
@@ -694,6 +715,7 @@ class DaskPool:
         if worker is None or worker.status == status:
             return
         worker.status = status
+        self._forget_answered()
         if status == members.PAUSED:
             self._ease([address], forget=False)
 
@@ -717,7 +739,8 @@ class DaskPool:
         flight = self._flights.pop(key)
         self.in_flight.discard(flight.task)
         flight.future.release()
-        if isinstance(flight.task, schedule.Rollout | Recheck):
+        if isinstance(flight.task, schedule.Rollout | Recheck | schedule.Evaluate):
+            flight.answered = _is_evaluate(flight.task)  # of which this was a short while
             self._taken_back[key] = flight
 
     def _say_paused(self, address: str, memory: members.Memory) -> None:
@@ -733,7 +756,12 @@ class DaskPool:
             if learns:
                 now = self._known.get(self._learner or "")
                 instead = now.name if now is not None and now.takes_tasks else False
-            warnings.warn(str(members.Pause(worker.name, address, memory, learns, instead)), stacklevel=3)
+            pause = members.Pause(worker.name, address, memory, learns, instead, self._has_window)
+            warnings.warn(str(pause), stacklevel=3)
+
+    @property
+    def _has_window(self) -> bool:
+        return hasattr(self.plan.algorithm, "window")
 
     def _ask_to_join(self, worker: _Worker) -> None:
         self._start("join", None, worker.address, session.join, (self._payload, str(self._probe)), _JOIN)
@@ -958,8 +986,8 @@ class DaskPool:
         if isinstance(task, schedule.Learn):
             raise DaskrlError(
                 f"{_DEATHS} workers died while they learned version {task.version}: the learner probably needs more "
-                f"memory than its worker has. Everything committed is kept. Lower window, or give it more, and type: "
-                f"daskrl resume {self.plan.layout.root}"
+                f"memory than its worker has. Everything committed is kept. Either {members.MORE_FOR_LEARNER} and "
+                f"type: daskrl resume {self.plan.layout.root} -- or {members.smaller_run(self._has_window)}."
             )
         if isinstance(task, schedule.Evaluate):
             raise EnvironmentFailure(
@@ -1065,25 +1093,26 @@ def tell(topic: str, key: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 async def ease(topic: str, token: str, addresses: list[str], forget: bool, dask_scheduler: Any) -> None:
-    """On the scheduler: call `ease_here` on workers, and tell the driver what it found there."""
+    """On the scheduler: call `ease_here` on workers."""
     from distributed.protocol.pickle import dumps
 
-    call = {"op": "run", "function": dumps(ease_here), "args": dumps((token, forget)), "wait": True}
-    answers = await dask_scheduler.broadcast(msg=call, workers=addresses, on_error="ignore")
-    for address, answer in answers.items():
-        if answer["status"] == "OK" and not forget:
-            dask_scheduler.log_event(topic, {"worker": address, "memory": answer["result"]})
+    call = {"op": "run", "function": dumps(ease_here), "args": dumps((topic, token, forget)), "wait": True}
+    await dask_scheduler.broadcast(msg=call, workers=addresses, on_error="ignore")
 
 
-async def ease_here(token: str, forget: bool, dask_worker: Any) -> dict[str, int | None]:
-    """On a worker, also one that takes no tasks: let go of what is kept for a run. What its memory was before."""
+async def ease_here(topic: str, token: str, forget: bool, dask_worker: Any) -> None:
+    """On a worker, also one that takes no tasks: let go of what is kept for a run; before, tell the driver its memory.
+
+    Before, as environments may fail to close, or never end to.
+    """
     manager = dask_worker.memory_manager
     memory = members.Memory(
         dask_worker.monitor.get_process_memory(), getattr(manager, "memory_limit", None), dask_worker.state.nbytes
     )
+    if not forget:
+        dask_worker.log_event(topic, {"worker": dask_worker.address, "memory": dataclasses.asdict(memory)})
     # Beside the event loop: environments may take a while to close.
     await asyncio.to_thread(session.forget if forget else session.ease, token)
-    return dataclasses.asdict(memory)
 
 
 def trim_spans(dask_scheduler: Any) -> None:

@@ -110,6 +110,15 @@ class Hoarder(gymnasium.Wrapper):  # type: ignore[type-arg]
         return super().step(action)
 
 
+def limit(dask_worker: Any) -> None:
+    """Have it paused once it takes 200 MiB more than now."""
+    importlib.import_module("daskrl.preload")  # a worker has it all before it is measured
+    used = dask_worker.monitor.get_process_memory()
+    dask_worker.memory_manager.memory_limit = int(
+        (used + (200 << 20)) / dask_worker.memory_manager.memory_pause_fraction
+    )
+
+
 def test_a_worker_whose_environment_fills_its_memory_is_paused_and_comes_back_once_its_streams_have_moved(
     tmp_path: Path,
 ) -> None:
@@ -118,12 +127,6 @@ def test_a_worker_whose_environment_fills_its_memory_is_paused_and_comes_back_on
 
     def env() -> Any:
         return Hoarder(once, pipe)
-
-    def limit(dask_worker: Any) -> None:
-        used = dask_worker.monitor.get_process_memory()
-        dask_worker.memory_manager.memory_limit = int(
-            (used + (200 << 20)) / dask_worker.memory_manager.memory_pause_fraction
-        )
 
     back, paused = threading.Event(), list[str]()
 
@@ -137,7 +140,6 @@ def test_a_worker_whose_environment_fills_its_memory_is_paused_and_comes_back_on
     options: dict[str, Any] = {"threads_per_worker": 1, "dashboard_address": None, "memory_limit": "8GiB"}
     with LocalCluster(n_workers=2, **options) as cluster, Client(cluster) as client:
         client.subscribe_topic(demand.STATUS, changed)
-        client.run(importlib.import_module, "daskrl.preload")  # a worker has it all before it is measured
         client.run(limit)
         run = start(tmp_path / "run", env, client=client)
         with warnings.catch_warnings(record=True) as said:
@@ -150,3 +152,63 @@ def test_a_worker_whose_environment_fills_its_memory_is_paused_and_comes_back_on
     assert "what grows in the environment" in message
     (tmp_path / "once").touch()
     assert run.store.digest() == start(tmp_path / "alone", env).wait().store.digest()
+
+
+def test_the_only_worker_comes_back_once_it_dropped_what_was_at_work_when_it_was_paused(tmp_path: Path) -> None:
+    once, pipe = Once(tmp_path / "once"), str(tmp_path / "paused")
+    os.mkfifo(pipe)
+
+    def env() -> Any:
+        return Hoarder(once, pipe)
+
+    def show(message: Any, *others: Any, **more: Any) -> None:
+        if "Dask has paused" in str(message):  # the worker has been asked to drop what it keeps: the rest is at work
+            threading.Thread(target=Path(pipe).write_text, args=("",)).start()
+
+    options: dict[str, Any] = {"threads_per_worker": 1, "dashboard_address": None, "memory_limit": "8GiB"}
+    with LocalCluster(n_workers=1, resources={"learner": 1}, **options) as cluster, Client(cluster) as client:
+        client.run(limit)
+        run = start(tmp_path / "run", env, client=client)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = show
+            run.wait()
+    (tmp_path / "once").touch()
+    assert run.store.digest() == start(tmp_path / "alone", env).wait().store.digest()
+
+
+class Unclosed(gymnasium.Wrapper):  # type: ignore[type-arg]
+    """CartPole that cannot be closed once it was played."""
+
+    played = False
+
+    def step(self, action: Any) -> Any:
+        self.played = True
+        return super().step(action)
+
+    def close(self) -> None:
+        if self.played:
+            raise OSError("its window is gone")
+
+
+def test_a_worker_whose_environments_fail_to_close_is_said_to_be_paused_all_the_same(
+    client: Client, tmp_path: Path
+) -> None:
+    (first, _), _ = addresses(client)
+    options: dict[str, Any] = {"client": client, "recheck_every": 0}
+    run = start(tmp_path / "run", lambda: Unclosed(gymnasium.make("CartPole-v1")), **options)
+    said = threading.Event()
+
+    def show(message: Any, *others: Any, **more: Any) -> None:
+        if "Dask has paused worker" in str(message):
+            said.set()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        for report in run:
+            if report.weights_version == 3:
+                put(client, "paused", first)
+                assert said.wait(60)
+                break
+    put(client, "running", first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -17,8 +18,9 @@ import dask
 import distributed
 import pytest
 
+import daskrl
 from daskrl import demand, pools, schedule, session
-from daskrl.errors import EnvironmentFailure, SchedulerLostError, WorkerMismatchError
+from daskrl.errors import DaskrlError, EnvironmentFailure, SchedulerLostError, WorkerMismatchError
 from daskrl.store import Progress
 from daskrl.train import _records
 from tests import environments
@@ -436,6 +438,85 @@ def test_a_rollout_that_had_begun_on_a_worker_that_was_paused_counts_once_wherev
         for name in ("l", "a", "b"):
             cluster.workers.pop(name)
         cluster.tasks.clear()
+
+
+def eased(cluster: Cluster, name: str) -> int:
+    """How often a worker was asked to let go of what it keeps."""
+    return sum(call[0] is pools.ease and call[3] == [name] and call[4] is False for call in cluster.on_scheduler)
+
+
+def test_what_a_paused_worker_keeps_once_its_rollout_was_made_elsewhere_is_let_go_of_too(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = pausing(cluster, tmp_path, "b")
+    begun, waiting = cluster.pending("rollout", "a")
+    tasks = [pool._flights[future.key].task for future in (begun, waiting)]
+    cluster.has_status("a", "paused")
+    with pytest.warns(UserWarning, match="paused worker a"):
+        pool.wait()
+    for future in cluster.pending("rollout", "b"):
+        cluster.tell(future, {"kind": "fragment"})
+    pool.wait()
+    pool.submit_rollouts(tasks, 1)
+    for future in cluster.pending("rollout", "b"):
+        cluster.tell(future, {"kind": "fragment"})
+    assert {outcome.task for outcome in pool.wait()} == set(tasks)
+    assert eased(cluster, "a") == 1
+    cluster.tell(begun, {"kind": "fragment"})
+    assert pool.wait() == []
+    assert eased(cluster, "a") == 2
+    cluster.has_status("a", "running")
+    pool.wait()
+    assert not pool._taken_back  # what had not begun will never be told of
+    assert eased(cluster, "a") == 2
+
+
+def test_what_the_only_worker_keeps_of_a_rollout_that_ended_while_it_was_paused_is_let_go_of(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = acting(cluster, tmp_path)
+    cluster.has_status("a", "paused")
+    with pytest.warns(UserWarning, match="paused the learner's worker a"):
+        pool.wait()
+    cluster.tell(cluster.pending("rollout", "a")[0], {"kind": "fragment"})
+    assert len(pool.wait()) == 1
+    assert eased(cluster, "a") == 2
+
+
+def test_an_evaluation_that_a_paused_worker_was_at_is_let_go_of_and_made_elsewhere(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = pausing(cluster, tmp_path, "b")
+    (address,) = evaluating(cluster, pool, [5], urgent=True)
+    other = ({"a", "b"} - {address}).pop()
+    (begun,) = cluster.pending("evaluate")
+    cluster.has_status(address, "paused")
+    with pytest.warns(UserWarning, match=f"paused worker {address}"):
+        pool.wait()
+    assert evaluating(cluster, pool, [5], urgent=True) == {other: 5}
+    cluster.tell(begun, {"version": 5})
+    assert pool.wait() == []
+    assert eased(cluster, address) == 2
+    (again,) = cluster.pending("evaluate", other)
+    cluster.tell(again, {"version": 5, "kind": "evaluation"})
+    assert [outcome.task for outcome in pool.wait()] == [schedule.Evaluate(5)]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "advice"),
+    [(None, "smaller window (-s window=...)."), (daskrl.IMPALA(), "smaller rounds (streams, envs_per_stream, frag")],
+    ids=["window", "none"],
+)
+def test_what_to_change_for_a_learner_short_of_memory_is_something_it_has(
+    cluster: Cluster, tmp_path: Path, algorithm: Any, advice: str
+) -> None:
+    pool = pausing(cluster, tmp_path, algorithm=algorithm)
+    cluster.has_status("l", "paused")
+    with pytest.warns(UserWarning, match=f"paused the learner's worker l .*{re.escape(advice)}"):
+        pool.wait()
+    pool._deaths[schedule.Learn(1)] = pools._DEATHS
+    with pytest.raises(DaskrlError, match=f"memory than its worker has.*daskrl resume .*{re.escape(advice)}"):
+        pool._died_under(schedule.Learn(1))
 
 
 def test_a_cluster_of_one_paused_worker_says_why_nothing_moves_and_goes_on_where_it_stopped(
