@@ -79,6 +79,7 @@ class Stream:
         self._taken_rows = {leaf.name: np.zeros_like(newest) for leaf, _, newest in self._stacks}
         self._take = taker([(leaf, self._taken_rows[leaf.name]) for leaf, _, _ in self._stacks])
         self.seen = unstacked(self.observation, stacks[0][1].shape[1])
+        self._reset_seeds = [0] * len(self.envs)
         # Of the space itself: a leaf has no bounds where one of them is infinite.
         space = value_at(self.envs[0].action_space, self.spec.action[0])
         bounded = isinstance(space, gymnasium.spaces.Box) and (space.bounded_below.any() or space.bounded_above.any())
@@ -158,8 +159,9 @@ class Stream:
 
     def reset(self, env: int, seed: int | None = None) -> None:
         """Start the current episode of one environment, from its own seed unless another is given."""
+        self._reset_seeds[env] = self.seed_of(env) if seed is None else seed
         try:
-            value, _ = self.envs[env].reset(seed=self.seed_of(env) if seed is None else seed)
+            value, _ = self.envs[env].reset(seed=self._reset_seeds[env])
             self._take(env, value)
         except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "reset", error)) from error
@@ -205,10 +207,12 @@ class Stream:
             if isinstance(error, RefusedError)
             else (f"raised {type(error).__name__} in {what}")
         )
+        return f"the environment {did}: {error}\n  {self.where or f'stream {self.index}'}, {self._at(env)}"
+
+    def _at(self, env: int) -> str:
         return (
-            f"the environment {did}: {error}\n"
-            f"  {self.where or f'stream {self.index}'}, environment {self.first + env} ({self._called(env)}), episode "
-            f"{int(self.episode[env])}, step {int(self.age[env])}, reset seed {self.seed_of(env)}"
+            f"environment {self.first + env} ({self._called(env)}), episode {int(self.episode[env])}, step "
+            f"{int(self.age[env])}, reset seed {self._reset_seeds[env]}"
         )
 
     def _called(self, env: int) -> str:
@@ -274,7 +278,8 @@ class Stream:
             except (Exception, SystemExit) as error:
                 seen = all(np.isfinite(stack[env]).all() for _, stack, _ in self._stacks)
                 if seen and action.dtype.kind == "f" and not np.isfinite(action[env]).all():
-                    raise self._not_finite(self.spec.action[0].name, (t, env), action[env], True) from error
+                    cause = _BY_POLICY.format(self.weights_version)
+                    raise self._not_finite(self.spec.action[0].name, (t, env), action[env], cause) from error
                 raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
             self._push(everyone)
             self.age += one
@@ -295,41 +300,33 @@ class Stream:
         fragment.update({state_name(name): np.stack([before[name], value]) for name, value in self.state.items()})
         fragment.update(self._action_columns(actions))
         fragment.update(reward=reward, terminated=terminated, truncated=truncated, **extras)
-        self._check_finite(fragment)
-        self.outside = self._out_of_bounds(fragment, episodes, first_episode, first_age)
+        when = _When(self, fragment, episodes, first_episode, first_age)
+        self._check_finite(fragment, when)
+        self.outside = self._out_of_bounds(fragment, len(episodes), when)
         return fragment, episodes
 
-    def _out_of_bounds(
-        self, fragment: Fragment, episodes: Sequence[tuple[int, float, int]], first_episode: Array, first_age: Array
-    ) -> list[str]:
+    def _out_of_bounds(self, fragment: Fragment, episodes: int, when: _When) -> list[str]:
         """Of each column that left the bounds of its Box, a sentence on the first value."""
         said = []
-        ended = fragment["terminated"] | fragment["truncated"]
         for leaf, low, high in self._observed_bounds:
-            observed, last = fragment[leaf.name], fragment[final_name(leaf.name)][: len(episodes)]
+            observed, last = fragment[leaf.name], fragment[final_name(leaf.name)][:episodes]
             for name, values, axes in ((leaf.name, observed, (0, 1)), (final_name(leaf.name), last, (0,))):
                 if not len(values) or not ((values.min(axes) < low) | (values.max(axes) > high)).any():
                     continue
                 place = tuple(int(i) for i in np.argwhere((values < low) | (values > high))[0])
-                element = place[len(axes) :]
-                if axes == (0,):
-                    env, _, step = episodes[place[0]]
-                    since = sum(other == env for other, _, _ in episodes[: place[0]])
-                else:
-                    env, taken = (
-                        place[1],
-                        place[0] + 1 - (len(observed) - len(ended)),
-                    )  # steps of the fragment until then
-                    ends = np.flatnonzero(ended[: max(0, taken), env])
-                    since, step = len(ends), taken - (int(ends[-1]) + 1 if len(ends) else -int(first_age[env]))
-                episode = int(first_episode[env]) + since
-                seed = seeding.environment_seed(self.seed, self.index, self.first + env, episode)
-                said.append(
-                    f"{name} is {values[place].item()!r}{f' at {list(element)}' if element else ''}, outside of "
-                    f"[{low[element].item()!r}, {high[element].item()!r}] that its space says: environment "
-                    f"{self.first + env} ({self._called(env)}), episode {episode}, step {step}, reset seed {seed}"
-                )
+                found = when.final(place[0]) if axes == (0,) else when.observation(place[0], place[1])
+                said.append(_outside(name, values[place].item(), place[len(axes) :], low, high, found))
         return said
+
+    def left_bounds(self, env: int) -> str | None:
+        """A sentence on the first value of an environment's newest observation that is outside of its space."""
+        for leaf, low, high in self._observed_bounds:
+            value = self._taken_rows[leaf.name][env]
+            outside = (value < low) | (value > high)
+            if outside.any():
+                place = tuple(int(i) for i in np.argwhere(outside)[0])
+                return _outside(leaf.name, value[place].item(), place, low, high, self._at(env))
+        return None
 
     def _action_converter(self) -> Callable[[Array], Sequence[Any] | Array]:
         # An algorithm's action for a run with a single leaf is [N, *leaf], discrete ones counted from 0.
@@ -364,7 +361,7 @@ class Stream:
             actions = actions.astype(np.int64) + leaf.start[0]
         return {leaf.name: actions.astype(leaf.dtype)}
 
-    def _check_finite(self, fragment: Fragment) -> None:
+    def _check_finite(self, fragment: Fragment, when: _When) -> None:
         bad = {
             name: np.argwhere(~np.isfinite(column))[0]
             for name, column in fragment.items()
@@ -387,10 +384,16 @@ class Stream:
 
         name = min(bad, key=order)
         place = tuple(int(i) for i in bad[name])
-        raise self._not_finite(name, place, fragment[name][place], name not in by_environment)
+        value = fragment[name][place]
+        if name not in by_environment:
+            raise self._not_finite(name, place, value, _BY_POLICY.format(self.weights_version))
+        if name == "reward":
+            found = when.reward(*place)
+        else:
+            found = when.final(place[0]) if name in finals else when.observation(place[0], place[1])
+        raise self._not_finite(name, place, value, f"\n  It is from {found}.")
 
-    def _not_finite(self, name: str, place: tuple[int, ...], value: Any, by_policy: bool) -> NonFiniteError:
-        cause = _BY_POLICY.format(self.weights_version) if by_policy else ""
+    def _not_finite(self, name: str, place: tuple[int, ...], value: Any, cause: str) -> NonFiniteError:
         return NonFiniteError(
             f"{name} of {self.where or f'stream {self.index}'} holds a value that is NaN or infinite, "
             f"first at {place}: {value}. The fragment was not committed; no learner saw it.{cause}"
@@ -463,6 +466,56 @@ class Stream:
         isolation.release(self.claimed)
         for env in self.envs:
             env.close()
+
+
+@dataclass
+class _When:
+    """Of which environment, episode and step a value of a fragment is, in words.
+
+    Attributes
+    ----------
+    first_episode, first_age : ``[N]``, where the environments stood before the fragment.
+    """
+
+    stream: Stream
+    fragment: Fragment
+    episodes: Sequence[tuple[int, float, int]]
+    first_episode: Array
+    first_age: Array
+
+    def observation(self, row: int, env: int) -> str:
+        """Of a row of an observation's column."""
+        steps = len(self.fragment["reward"])
+        taken = max(0, row + 1 - (len(self.fragment[self.stream.spec.observation[0].name]) - steps))
+        return self._after(taken, taken, env)
+
+    def reward(self, step: int, env: int) -> str:
+        """Of a row of a column of steps."""
+        return self._after(step + 1, step, env)
+
+    def final(self, row: int) -> str:
+        """Of a row of a column of last observations."""
+        env, _, length = self.episodes[row]
+        return self._said(env, sum(other == env for other, _, _ in self.episodes[:row]), length)
+
+    def _after(self, taken: int, before: int, env: int) -> str:
+        """After some steps of the fragment, in the episode that went on after those before."""
+        ended = self.fragment["terminated"][:before, env] | self.fragment["truncated"][:before, env]
+        ends = np.flatnonzero(ended)
+        return self._said(env, len(ends), taken - (int(ends[-1]) + 1 if len(ends) else -int(self.first_age[env])))
+
+    def _said(self, env: int, since: int, step: int) -> str:
+        stream, episode = self.stream, int(self.first_episode[env]) + since
+        seed = seeding.environment_seed(stream.seed, stream.index, stream.first + env, episode)
+        called = stream._called(env)
+        return f"environment {stream.first + env} ({called}), episode {episode}, step {step}, reset seed {seed}"
+
+
+def _outside(name: str, value: Any, element: tuple[int, ...], low: Array, high: Array, when: str) -> str:
+    return (
+        f"{name} is {value!r}{f' at {list(element)}' if element else ''}, outside of [{low[element].item()!r}, "
+        f"{high[element].item()!r}] that its space says: {when}"
+    )
 
 
 def _excludes(space: gymnasium.spaces.Box) -> bool:

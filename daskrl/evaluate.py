@@ -179,9 +179,17 @@ def evaluate(
     found, weights = opened.weights(version)
     setup = Setup(opened.spec, opened.config.schedule, opened.config.frame_stack)
     shown = _shown(source, render_mode, video, f"version-{found}", video_episodes)
+    left: list[str] = []
     played = _played(
-        algorithm, setup, source, weights, progress, shown, episodes=episodes, seed=seed, limit=max_episode_steps
-    )
+        algorithm, setup, source, weights, progress, shown, episodes=episodes, seed=seed, limit=max_episode_steps,
+        outside=playing.forbid_outside if opened.budget()["options"].get("strict_bounds") else left.append,
+    )  # fmt: skip
+    for said in left:
+        warnings.warn(
+            f"{said}. It was played as it is, and this is said once an evaluation. Correct the space, or clip the "
+            "observation.",
+            stacklevel=2,
+        )
     return Evaluation(
         returns=tuple(episode.episode_return for episode in played),
         lengths=tuple(episode.length for episode in played),
@@ -279,7 +287,7 @@ def _shown(
 
 def _played(
     algorithm: Algorithm, setup: Setup, source: sources.EnvironmentSource, weights: Any, progress: bool,
-    shown: clips.Clips | None, *, episodes: int, seed: int, limit: int | None,
+    shown: clips.Clips | None, *, episodes: int, seed: int, limit: int | None, outside: playing.Outside,
 ) -> list[playing.Played]:  # fmt: skip
     """Play beside a progress bar: of a slow environment, or of a policy that never ends its episodes."""
     from tqdm import tqdm
@@ -292,5 +300,6 @@ def _played(
             bar.update(over - bar.n)
 
         return playing.play(
-            algorithm, setup, source.factory, weights, episodes=episodes, seed=seed, limit=limit, note=note, shown=shown
-        )
+            algorithm, setup, source.factory, weights, episodes=episodes, seed=seed, limit=limit, note=note,
+            shown=shown, outside=outside,
+        )  # fmt: skip

@@ -87,6 +87,7 @@ def _begin(session: Session, written: Sequence[Any], episodes: int, alive: Calla
         playing.play_steps(
             session.factory, setup.spec, policy, episodes=episodes, seed=SEED, frame_stack=setup.frame_stack,
             state=recurrent_state(session.algorithm, setup), limit=MAX_EPISODE_STEPS, alive=alive,
+            outside=playing.forbid_outside if session.options.strict_bounds else None,
         )
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from daskrl.algorithms.base import Algorithm, Moment, Setup, Weights, recurrent_
 from daskrl.arithmetic import pinned
 from daskrl.config import require_integer
 from daskrl.envs import Environment, EnvironmentFactory, State, Stream
+from daskrl.errors import EnvironmentRaisedError
 from daskrl.spaces import Array, SpaceSpec
 
 MAX_EPISODE_STEPS = 27_000
@@ -25,6 +26,17 @@ GreedyPolicy = Callable[[Mapping[str, Array], State], Array]
 
 Note = Callable[[int, int], None]
 """Called with the episodes finished and the steps taken so far, now and then."""
+
+Outside = Callable[[str], None]
+"""Called with a sentence on the first observation that leaves the bounds of its space."""
+
+
+def forbid_outside(said: str) -> None:
+    """An `Outside`: that of a run with ``strict_bounds``."""
+    raise EnvironmentRaisedError(
+        f"{said}. Correct the space, or clip the observation (gymnasium.wrappers.TransformObservation), or resume the "
+        "run with strict_bounds=False (--no-strict-bounds)."
+    )
 
 
 class Shown(Protocol):
@@ -64,6 +76,7 @@ def play(
     limit: int | None = MAX_EPISODE_STEPS,
     note: Note | None = None,
     shown: Shown | None = None,
+    outside: Outside | None = None,
 ) -> list[Played]:
     """Play whole episodes greedily, on one torch thread, whatever the process's own settings of torch are.
 
@@ -74,7 +87,7 @@ def play(
     factory : makes the environment, of the spaces in ``setup``.
     episodes, seed : how many; episode ``i`` starts from a seed derived from (``seed``, i), which training never uses.
     limit : steps an episode may take; None for any number.
-    note : see `Note`.
+    note, outside : see `Note` and `Outside`.
     shown : renders some of the environments.
 
     Returns
@@ -87,7 +100,7 @@ def play(
         return sorted(
             play_episodes(
                 factory, setup.spec, policy, episodes=episodes, seed=seed, frame_stack=setup.frame_stack,
-                state=recurrent_state(algorithm, setup), limit=limit, note=note, shown=shown,
+                state=recurrent_state(algorithm, setup), limit=limit, note=note, shown=shown, outside=outside,
             )
         )  # fmt: skip
 
@@ -125,11 +138,12 @@ def play_episodes(
     limit: int | None = None,
     note: Note | None = None,
     shown: Shown | None = None,
+    outside: Outside | None = None,
 ) -> Iterator[Played]:
     """Play whole episodes, episode ``i`` from a seed of its own; yields each when it is over. See `play_steps`."""
     steps = play_steps(
         factory, spec, policy, episodes=episodes, seed=seed, frame_stack=frame_stack, state=state, lanes=lanes,
-        limit=limit, note=note, shown=shown,
+        limit=limit, note=note, shown=shown, outside=outside,
     )  # fmt: skip
     with contextlib.closing(steps):
         for played in steps:
@@ -151,6 +165,7 @@ def play_steps(
     note: Note | None = None,
     shown: Shown | None = None,
     alive: Callable[[], None] = lambda: None,
+    outside: Outside | None = None,
 ) -> Generator[Played | None]:
     """Play whole episodes, step by step: yields an episode when it is over, and None after each step of all.
 
@@ -177,6 +192,13 @@ def play_steps(
             shown.begin(env, episode)
         stream.episode[env] = episode
         stream.reset(env, seeding.environment_seed(seed, 0, 0, episode, "evaluate_environment"))
+        look(env)
+
+    def look(env: int) -> None:
+        nonlocal outside
+        if outside is not None and (said := stream.left_bounds(env)) is not None:
+            say, outside = outside, None
+            say(said)
 
     try:
         for env in range(count):
@@ -193,6 +215,7 @@ def play_steps(
             actions = convert(policy(stream.seen, stream.state))
             for env in sorted(active):
                 reward, terminated, truncated = stream.step(env, actions[env])
+                look(env)
                 stream.episode_return[env] += reward
                 length = int(stream.age[env])
                 ended = terminated or truncated

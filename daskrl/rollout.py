@@ -143,7 +143,7 @@ def _run(
     config, schedule, strict = session.config, session.config.schedule, session.options.strict
     slot = schedule.slot(stream, round_)
     where = f"fragment {slot} (stream {stream}, round {round_})"
-    reproduce = f"\n  Type: daskrl reproduce {session.layout.root} --fragment {slot}{_own(config)}"
+    reproduce = f"\n  Type: daskrl reproduce {session.layout.root} --fragment {slot}{own(config)}"
 
     def steps(alive: Callable[[], None]) -> tuple[Fragment, Record, Stream]:
         standing, live = session.take_stream(stream) if use_cache else (-1, None)
@@ -202,7 +202,7 @@ def _run(
     return fragment, record, live
 
 
-def _own(config: RunConfig) -> str:
+def own(config: RunConfig) -> str:
     """What a command must be given again of a run made with the user's own environment or algorithm."""
     env, algorithm = config.environment, config.algorithm
     own = [modules.option("algorithm", algorithm["name"])] if algorithm["source_sha256"] else []

@@ -37,7 +37,7 @@ from daskrl.initial import Init
 from daskrl.initial import take as take_initial
 from daskrl.names import suggests
 from daskrl.pools import Checkpoint, DaskPool, InProcessPool, Plan, Pool, Recheck
-from daskrl.rollout import GO_ON
+from daskrl.rollout import GO_ON, own
 from daskrl.session import versions
 from daskrl.store import Progress, Store, html_table
 
@@ -202,6 +202,7 @@ def _records(
             if plan.options.strict:
                 raise NondeterministicError(
                     f"{record['problem']} {GO_ON}\n  Type: daskrl reproduce {store.root} --fragment {task.slot}"
+                    f"{own(store.config)}"
                 )
             if not progress.environment_off:
                 progress.environment_off = True

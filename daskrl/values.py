@@ -24,6 +24,8 @@ class RefusedError(ValueError):
 def as_stored(leaf: Leaf, value: Any) -> Array:
     """One value of a leaf, in the leaf's dtype and unchanged; only floating-point numbers are rounded to it.
 
+    A number too large for it is refused, not made infinite.
+
     Raises
     ------
     RefusedError
@@ -37,20 +39,20 @@ def as_stored(leaf: Leaf, value: Any) -> Array:
         raise RefusedError(f"{leaf.name} has shape {given.shape}, expected {leaf.shape}")
     dtype = np.dtype(leaf.dtype)
     if given.dtype == dtype or (given.dtype.kind == dtype.kind == "f"):
-        stored = given.astype(dtype, copy=False)
+        with np.errstate(over="ignore"):
+            stored = given.astype(dtype, copy=False)
+        held = np.asarray(given.dtype == dtype or np.isfinite(stored) | ~np.isfinite(given))
     elif given.dtype.kind in "biuf":
         with np.errstate(invalid="ignore"):
             stored = given.astype(dtype)
-            held = stored.astype(given.dtype) == given
+            held = np.asarray(stored.astype(given.dtype) == given)
         if {given.dtype.kind, dtype.kind} == {"i", "u"}:  # two's complement comes back as it went
-            held &= (stored < 0) == (given < 0)
-        if not held.all():
-            bad, where = _first(~held, given)
-            raise RefusedError(
-                f"{leaf.name} is {given.dtype}, its space says {dtype}, which cannot hold {bad!r}{where}"
-            )
+            held = held & ((stored < 0) == (given < 0))
     else:
         raise RefusedError(f"{leaf.name} is {value!r:.80} of {given.dtype}, its space says {dtype}")
+    if not held.all():
+        bad, where = _first(~held, given)
+        raise RefusedError(f"{leaf.name} is {given.dtype}, its space says {dtype}, which cannot hold {bad!r}{where}")
     if leaf.kind in ("discrete", "multi_discrete"):
         start, sizes = np.reshape(leaf.start, leaf.shape), np.reshape(leaf.sizes, leaf.shape)
         outside = (given < start) | (given >= start + sizes)

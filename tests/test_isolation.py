@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,7 @@ def test_what_outlives_an_episode_or_is_shared_is_found_in_the_first_dozen_fragm
     assert column in message
     assert "outlives an episode" in message
     assert "strict=False" in message
-    assert "daskrl reproduce" in message
+    assert re.search(r"Type: daskrl reproduce \S+ --fragment \d+ --env MODULE:" + kind.__name__, message)
     if kind is SharesSimulator:
         assert "Its environments have in common: sim (Simulator)" in message
     assert len(Store.open(tmp_path / "run").fragments()) <= 16  # those in flight when it was found included

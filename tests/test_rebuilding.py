@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 
 import daskrl
-from daskrl import clusters
+from daskrl import clusters, seeding
 from daskrl.errors import EnvironmentRaisedError, EnvironmentTimeoutError
 from daskrl.store import Store
 
@@ -153,6 +153,41 @@ def test_under_strict_bounds_it_is_an_error_with_its_place(frame_stack: int, tmp
     assert "environment 0 (Leaves), episode 0, step 4, reset seed" in str(caught.value)
     assert "daskrl reproduce" in str(caught.value)
     assert Store.open(tmp_path / "run").fragments() == []
+
+
+@pytest.mark.parametrize(("kind", "step"), [(Leaves, 4), (LeavesLast, 5)])
+def test_an_evaluation_says_once_what_lies_outside_the_bounds(kind, step, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="outside of"):
+        run = start(kind, tmp_path / "run", env_steps=1024).wait()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        daskrl.evaluate(run.store, env=kind, episodes=3)
+    (message,) = warned(said)
+    assert message.startswith(f"observation.b is {step} at [1], outside of [0, {kind.most}] that its space says")
+    assert f"environment 0 ({kind.__name__}), episode 0, step {step}, reset seed" in message
+
+
+class LeavesInEvaluation(Stays):
+    """Is outside from the seed alone that the first episode of evaluations begins with."""
+
+    def reset(self, *, seed=None, options=None):
+        self.add = 2 * (seed == seeding.environment_seed(1, 0, 0, 0, "evaluate_environment"))
+        return super().reset(seed=seed)
+
+    def _observation(self) -> dict[str, Any]:
+        return {**super()._observation(), "b": np.array([0, self.count + self.add], np.int16)}
+
+
+def test_under_strict_bounds_it_is_an_error_of_evaluations_too(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"version 1 could not be evaluated.*observation\.b is 6 at \[1\], outside of"):
+        run = start(
+            LeavesInEvaluation, tmp_path / "run", env_steps=1024, strict_bounds=True, evaluate_every=1,
+            evaluate_episodes=2,
+        ).wait()  # fmt: skip
+    assert run.finished
+    with pytest.raises(EnvironmentRaisedError, match=r"is 6 at \[1\], outside of \[0, 5\].*strict_bounds=False"):
+        daskrl.evaluate(run.store, env=LeavesInEvaluation, episodes=1)
+    assert daskrl.evaluate(run.store, env=LeavesInEvaluation, episodes=1, seed=2).returns == (0.0,)
 
 
 def test_workers_say_it_once_as_well(tmp_path: Path) -> None:

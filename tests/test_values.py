@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar
 
 import gymnasium
@@ -166,10 +167,66 @@ def test_a_reward_that_is_no_number_is_refused_wherever_environments_are_stepped
             act(stream_of(lambda: Says(BYTES, good, good, reward)))
 
 
-def test_float64_beyond_float32_is_not_finite() -> None:
-    space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
-    with pytest.warns(RuntimeWarning, match="overflow"), pytest.raises(NonFiniteError, match="observation"):
-        stream_of(lambda: Says(space, np.zeros(1), np.array([1e300]))).rollout(zeros, 4)
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 70000.0), ("float16", np.float32(1e6)), ("float32", 1e300)])
+def test_a_floating_point_number_too_large_for_the_dtype_is_refused_with_its_place(dtype: str, value: float) -> None:
+    space = spaces.Box(-np.inf, np.inf, (2,), dtype)
+    place = r"which cannot hold .* at \[1\]\n.*environment 0 \(Says\), episode 0, step 0, reset seed \d+"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(EnvironmentRaisedError, match=place):
+            stream_of(lambda: Says(space, np.zeros(2), np.array([0, value]))).rollout(zeros, 4)
+
+
+class NotFinite(gymnasium.Env):
+    """Episodes of five steps; at the third of its second episode a column is not finite."""
+
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def __init__(self, column: str) -> None:
+        self.column, self.episode = column, -1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.seed, self.count = self.episode + 1, seed, 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        last = 5 if self.column == "final_observation" else 3
+        bad = np.nan if (self.episode, self.count) == (1, last) else 0.0
+        observed = 0.0 if self.column == "reward" else bad
+        reward = bad if self.column == "reward" else 0.0
+        return np.array([0, observed], np.float32), reward, self.count == 5, False, {}
+
+
+@pytest.mark.parametrize("frame_stack", [1, 3])
+@pytest.mark.parametrize(("column", "step"), [("observation", 3), ("final_observation", 5), ("reward", 3)])
+def test_what_is_not_finite_is_named_by_environment_episode_step_and_seed(column, step, frame_stack) -> None:
+    stream = stream_of(lambda: NotFinite(column), frame_stack=frame_stack)
+    with pytest.raises(NonFiniteError) as caught:
+        stream.rollout(zeros, 16)
+    seed = envs.seeding.environment_seed(1, 3, 0, 1)
+    assert str(caught.value).startswith(f"{column} of stream 3 holds a value that is NaN or infinite")
+    assert f"environment 0 (NotFinite), episode 1, step {step}, reset seed {seed}." in str(caught.value)
+
+
+def test_an_evaluation_names_the_seed_that_it_reset_with() -> None:
+    seeds = []
+
+    class Breaks(Says):
+        def reset(self, *, seed=None, options=None):
+            seeds.append(seed)
+            return super().reset(seed=seed)
+
+    spec = spec_of(BYTES, Says.action_space)
+    episodes = play_episodes(
+        lambda: Breaks(BYTES, np.zeros(2, np.uint8), np.array([0, 300])), spec,
+        lambda observation, state: np.zeros(1, np.int64), episodes=1, seed=1, frame_stack=1,
+    )  # fmt: skip
+    with pytest.raises(EnvironmentRaisedError) as caught:
+        list(episodes)
+    assert str(caught.value).endswith(f"reset seed {seeds[-1]}")
 
 
 @pytest.mark.parametrize(("column", "reward", "first"), [("reward", np.inf, 0.0), ("observation", 0.0, np.nan)])
