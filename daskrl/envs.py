@@ -7,6 +7,7 @@ A stream resets every environment itself, at each episode, with a seed of its ow
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ _BY_POLICY = (
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Stream:
     """The live environments of one stream and where each of them stands.
 
@@ -90,6 +91,8 @@ class Stream:
             if leaf.kind == "box" and _excludes(box := value_at(self.envs[0].observation_space, leaf))
         ]
         self._action_dtype = np.dtype(space.dtype)
+        self._turns, self._own = isolation.turns(self.envs[0]), threading.Lock()
+        self._returned: list[Any] = [None] * len(self.envs)  # the newest observation of each, as it was
 
     @classmethod
     def make(
@@ -148,6 +151,7 @@ class Stream:
             for env in range(count):
                 stream.reset(env)
                 alive()
+            stream._turns.saw(stream, stream._returned, stepped=False)
         except BaseException:
             isolation.release(claimed)
             raise
@@ -161,8 +165,10 @@ class Stream:
         """Start the current episode of one environment, from its own seed unless another is given."""
         self._reset_seeds[env] = self.seed_of(env) if seed is None else seed
         try:
-            value, _ = self.envs[env].reset(seed=self._reset_seeds[env])
-            self._take(env, value)
+            with self._turns.turn(self._own):
+                value, _ = self.envs[env].reset(seed=self._reset_seeds[env])
+                self._take(env, value)
+            self._returned[env] = value
         except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "reset", error)) from error
         for leaf, stack, _ in self._stacks:
@@ -180,9 +186,10 @@ class Stream:
         EnvironmentRaisedError, NonFiniteError
         """
         try:
-            value, reward, terminated, truncated, _ = self.envs[env].step(action)
-            self._take(env, value)
-            result = as_reward(reward), as_ending("terminated", terminated), as_ending("truncated", truncated)
+            with self._turns.turn(self._own):
+                value, reward, terminated, truncated, _ = self.envs[env].step(action)
+                self._take(env, value)
+                result = as_reward(reward), as_ending("terminated", terminated), as_ending("truncated", truncated)
         except (Exception, SystemExit) as error:
             raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
         self._push(env)
@@ -255,6 +262,7 @@ class Stream:
         first_episode, first_age = self.episode.copy(), self.age.copy()
         convert, every, step_of = self._action_converter(), range(count), [env.step for env in self.envs]
         take, everyone = self._take, slice(None)
+        turn, returned = self._turns.turn(self._own), self._returned
         one = np.ones(count, np.int64)  # adding a Python 1 costs three times as much
 
         for t in range(steps):
@@ -268,19 +276,24 @@ class Stream:
             rewards, endings = [], []
             try:
                 for env, step, taken in zip(every, step_of, convert(action), strict=True):
-                    value, got, over, cut, _ = step(taken)
-                    take(env, value)
-                    rewards.append(got if type(got) is float else as_reward(got))
-                    if over or cut:
-                        terminated[t, env] = as_ending("terminated", over)
-                        truncated[t, env] = as_ending("truncated", cut)
-                        endings.append(env)
+                    with turn:
+                        value, got, over, cut, _ = step(taken)
+                        take(env, value)
+                        rewards.append(got if type(got) is float else as_reward(got))
+                        if over or cut:
+                            terminated[t, env] = as_ending("terminated", over)
+                            truncated[t, env] = as_ending("truncated", cut)
+                            endings.append(env)
+                    returned[env] = value
             except (Exception, SystemExit) as error:
                 seen = all(np.isfinite(stack[env]).all() for _, stack, _ in self._stacks)
                 if seen and action.dtype.kind == "f" and not np.isfinite(action[env]).all():
                     cause = _BY_POLICY.format(self.weights_version)
                     raise self._not_finite(self.spec.action[0].name, (t, env), action[env], cause) from error
                 raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
+            if t == 0:
+                self._turns.saw(self, returned, stepped=True)
+                turn = self._turns.turn(self._own)
             self._push(everyone)
             self.age += one
             reward[t] = got_now = np.array(rewards)
@@ -463,6 +476,7 @@ class Stream:
         return f"The environment is not deterministic given reset(seed) and its actions{act}. {known}"
 
     def close(self) -> None:
+        self._turns.gone(self)
         isolation.release(self.claimed)
         for env in self.envs:
             env.close()

@@ -90,6 +90,73 @@ def release(claimed: Sequence[Environment]) -> None:
             _LIVING.pop(id(inner), None)
 
 
+class Turns:
+    """Whose turn it is to step: of environments of one kind that return the same array, one at a time.
+
+    Threads of one process step environments side by side. Where two return the same array, or list or dict, one of them
+    would write to it before what the other returned is copied. Until two were seen, they are taken to do so.
+    """
+
+    def __init__(self) -> None:
+        self._all, self._lock = threading.Lock(), threading.Lock()
+        self._shared = self._apart = False
+        # Held, so that no other array can have the address of one of them.
+        self._shown: weakref.WeakKeyDictionary[object, list[Any]] = weakref.WeakKeyDictionary()
+
+    def turn(self, own: threading.Lock) -> threading.Lock:
+        """What is held around a step and the copying of what it returned: that of all, or a stream's ``own``."""
+        return own if self._apart and not self._shared else self._all
+
+    def saw(self, stream: object, observations: Sequence[Any], stepped: bool) -> None:
+        """Note the newest observation of each environment of a stream, as they returned it."""
+        with self._lock:
+            self._shown[stream] = list(observations)
+            if self._shared:
+                return
+            found: set[int] = set()
+            for observation in itertools.chain(*self._shown.values()):
+                addresses = set(_addresses(observation))
+                self._shared |= not found.isdisjoint(addresses)
+                found |= addresses
+            self._apart |= stepped and sum(map(len, self._shown.values())) > 1
+
+    def gone(self, stream: object) -> None:
+        with self._lock:
+            self._shown.pop(stream, None)
+
+    def given_up(self) -> None:
+        """An environment hangs, perhaps while it is its turn: others do not wait for it."""
+        self._all = threading.Lock()
+
+
+def _addresses(observation: Any) -> Iterator[int]:
+    """Where the arrays and containers of an observation lie in memory; of a view, the array it is of."""
+    if isinstance(observation, np.ndarray):
+        while isinstance(observation.base, np.ndarray):
+            observation = observation.base
+        yield observation.__array_interface__["data"][0]
+    elif isinstance(observation, dict | list | tuple):
+        if not isinstance(observation, tuple):
+            yield id(observation)
+        for part in observation.values() if isinstance(observation, dict) else observation:
+            yield from _addresses(part)
+
+
+_TURNS: weakref.WeakKeyDictionary[type[Any], Turns] = weakref.WeakKeyDictionary()
+
+
+def turns(env: Environment) -> Turns:
+    """Those of the environments of the same class in this process."""
+    with _LOCK:
+        return _TURNS.setdefault(type(env.unwrapped), Turns())
+
+
+def given_up() -> None:
+    with _LOCK:
+        for of_kind in _TURNS.values():
+            of_kind.given_up()
+
+
 def same_object(first: Environment, second: Environment) -> str | None:
     """What to say where two environments are the same object, or hold the same environment."""
     held = {id(inner) for _, inner in _environments(first)}

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from daskrl import modules, seeding
+from daskrl import isolation, modules, seeding
 from daskrl.algorithms.base import Moment, recurrent_state
 from daskrl.arithmetic import of_thread, pinned
 from daskrl.columns import checksums, unpack, write_fragment
@@ -248,6 +248,7 @@ def within(seconds: float, function: Callable[[Callable[[], None]], T], where: s
     if failure:
         raise failure[0]
     if not outcome:
+        isolation.given_up()
         raise EnvironmentTimeoutError(
             f"{where} took longer than rollout_timeout = {seconds:g} s to take its own steps, to make an environment, "
             "or to step through a recorded fragment again: an environment hangs, or a fragment is too long. Raise "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 from gymnasium import spaces, wrappers
 
 import daskrl
-from daskrl import clusters, envs, isolation
-from daskrl.errors import ConfigError, NondeterministicError
+from daskrl import clusters, envs, isolation, seeding
+from daskrl.envs import Stream
+from daskrl.errors import ConfigError, EnvironmentTimeoutError, NondeterministicError
+from daskrl.rollout import within
 from daskrl.spaces import spec_of
 from daskrl.store import Store
 
@@ -324,3 +327,108 @@ def test_without_the_promise_it_trains_and_neither_store_nor_evaluation_is_silen
         assert isolation.remembers(wrapped) is None  # statistics that stay as they are
         for harmless in (wrappers.RecordEpisodeStatistics, wrappers.TimeAwareObservation):
             assert isolation.remembers(harmless(gymnasium.make("CartPole-v1"))) is None
+
+
+# -- threads ----------------------------------------------------------------------------------------------
+
+
+class Hands(gymnasium.Env):
+    """Writes its observation to an array that all of its kind return."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    shared = np.zeros(2, np.float32)
+    apart = False
+    inside, most = 0, 0
+    counting = threading.Lock()
+
+    def _observation(self):
+        cls = type(self)
+        with cls.counting:
+            cls.inside += 1
+            cls.most = max(cls.most, cls.inside)
+        if self.apart:
+            self.shared = np.zeros(2, np.float32)
+        self.shared[:] = self.number, self.count
+        threading.Event().wait(0.001)  # the other threads go on
+        with cls.counting:
+            cls.inside -= 1
+        return self.shared
+
+    def reset(self, *, seed=None, options=None):
+        gymnasium.Env.reset(self, seed=seed)
+        self.number, self.count = seed % 1000, 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.count += 1
+        return self._observation(), 0.0, self.count == 5, False, {}
+
+
+class HandsApart(Hands):
+    apart = True
+
+
+class HandsInDict(Hands):
+    observation_space = spaces.Dict({"a": spaces.Tuple([Hands.observation_space])})
+
+    def _observation(self):
+        return {"a": (super()._observation()[:],)}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kind", [Hands, HandsInDict, HandsApart])
+def test_threads_of_one_process_take_turns_where_environments_return_the_same_array(kind: Any, count: int) -> None:
+    space = kind.observation_space
+    spec = spec_of(space, kind.action_space)
+    name = spec.observation[0].name
+
+    def act(observation, state, t):
+        return np.zeros(count, np.int64), {}
+
+    def rollouts(index: int) -> None:
+        stream = Stream.make(kind, spec, seed=3, index=index, count=count, frame_stack=1)
+        for _ in range(3):
+            fragment, _ = stream.rollout(act, 6)
+            numbers = fragment[name][..., 0].T
+            seeds = [
+                {seeding.environment_seed(3, index, env, episode) % 1000 for episode in range(9)}
+                for env in range(count)
+            ]
+            wrong.extend(set(map(int, row)) - own for row, own in zip(numbers, seeds, strict=True))
+        stream.close()
+
+    wrong: list[set[int]] = []
+    kind.inside = kind.most = 0
+    threads = [threading.Thread(target=rollouts, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 3 * 3 * count
+    assert not any(wrong)
+    if kind is HandsApart:
+        assert kind.most > 1  # they go on side by side
+
+
+def test_an_environment_that_hangs_while_it_is_its_turn_keeps_no_other_waiting() -> None:
+    go_on = threading.Event()
+
+    class Hangs(Hands):
+        hang = True
+
+        def step(self, action):
+            if self.hang:
+                go_on.wait()
+            return super().step(action)
+
+    def act(observation, state, t):
+        return np.zeros(2, np.int64), {}
+
+    spec = spec_of(Hangs.observation_space, Hangs.action_space)
+    first, second = (Stream.make(Hangs, spec, seed=3, index=i, count=2, frame_stack=1) for i in range(2))
+    with pytest.raises(EnvironmentTimeoutError):
+        within(0.2, lambda alive: first.rollout(act, 3), "here")
+    Hangs.hang = False
+    within(60, lambda alive: second.rollout(act, 3), "there")
+    go_on.set()
