@@ -696,18 +696,24 @@ class DaskPool:
                 return
             self._scheduler_lost()
         present = self._client.scheduler_info(n_workers=-1)["workers"]
+        paused: list[_Worker] = []
         for address in [a for a in self._known if a not in present]:
             self._left(address)
         for address, info in present.items():
             name = str(info.get("name", address))
             anothers = name.startswith(demand.BESIDE_DRIVER) and name != self._name_beside
+            status = info.get("status", members.RUNNING)
             if address not in self._known and not anothers:
                 learns = demand.has_learner_resource(info.get("resources"))
-                worker = _Worker(address, name, info["nthreads"], learns, memory=members.Memory.of(info))
+                memory = members.Memory.of(info)
+                worker = _Worker(address, name, info["nthreads"], learns, status=status, memory=memory)
                 self._known[address] = worker
                 self._ask_to_join(worker)
+                paused += [worker] * (status == members.PAUSED)  # it keeps nothing of this run yet
             if address in self._known:
-                self._has_status(address, info.get("status", members.RUNNING))
+                self._has_status(address, status)
+        for worker in paused:
+            self._say_paused(worker.address, worker.memory)
 
     def _has_status(self, address: str, status: str) -> None:
         """Dask has said whether a worker takes tasks."""
@@ -752,7 +758,7 @@ class DaskPool:
         if worker.status == members.PAUSED and key not in self._said:
             self._said.add(key)
             learns = address == self._learner or worker.learner_resource
-            instead: str | bool = bool(self._slots())
+            instead: str | bool = any(w.takes_tasks and w.refused is None for w in self._known.values())
             if learns:
                 now = self._known.get(self._learner or "")
                 instead = now.name if now is not None and now.takes_tasks else False

@@ -588,6 +588,18 @@ def test_a_pause_whose_event_was_missed_is_found_where_the_workers_are_compared(
     assert not cluster.pending("rollout", "a")
 
 
+def test_a_worker_that_was_paused_before_a_run_began_is_said_with_its_memory(cluster: Cluster, tmp_path: Path) -> None:
+    memory = {"memory_limit": 1 << 30, "metrics": {"memory": 900 << 20, "managed_bytes": 0}}
+    for name, status in (("a", "paused"), ("b", "running")):
+        cluster.workers[name] = {"name": name, "nthreads": 1, "resources": {}, "status": status, **memory}
+    said = r"paused worker a .* 900 MiB used of 1.0 GiB .* Its streams go on on other workers"
+    with pytest.warns(UserWarning, match=said):
+        pool = pool_on(cluster, tmp_path)
+    cluster.tell(cluster.pending("join", "b")[0], INFO)
+    pool.wait()
+    assert pool.workers() == 1
+
+
 def test_a_learner_that_is_paused_is_waited_for_with_its_tasks_and_its_weights(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
