@@ -18,7 +18,8 @@ import numpy as np
 from daskrl import isolation, seeding
 from daskrl.arithmetic import zeros
 from daskrl.errors import ConfigError, EnvironmentRaisedError, NondeterministicError, NonFiniteError
-from daskrl.sources import ActionMask as ActionMask  # where users import it from
+from daskrl.isolation import NewWorld as NewWorld  # where users import it from
+from daskrl.sources import ActionMask as ActionMask  # as they do this
 from daskrl.sources import Environment as Environment
 from daskrl.sources import EnvironmentFactory as EnvironmentFactory
 from daskrl.sources import EnvironmentSource as EnvironmentSource

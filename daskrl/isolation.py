@@ -41,12 +41,36 @@ _REMEMBERING: tuple[tuple[type[Any], str], ...] = (
     ),
 )
 
+# Gymnasium's own that reset into the Box2D world of the episode before. LunarLander makes a new one; CarRacing, where
+# nothing touches, gave the same bits in an old one.
+_ONE_WORLD = ("gymnasium.envs.box2d.bipedal_walker",)
+
+
+class NewWorld(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Starts each episode of BipedalWalker in a Box2D world of its own.
+
+    A world in which bodies were made and destroyed gives other bits than a new one. The ids have it already; what a
+    function makes needs it: ``daskrl.envs.NewWorld(gymnasium.make("BipedalWalker-v3"))``.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        game: Any = self.env.unwrapped
+        game._destroy()
+        game.world = type(game.world)(gravity=game.world.gravity)
+        return super().reset(seed=seed, options=options)
+
+
+def in_new_worlds(env: Environment) -> Environment:
+    """An environment whose episodes begin alike, where that is known to need `NewWorld`."""
+    return NewWorld(env) if type(env.unwrapped).__module__ in _ONE_WORLD else env
+
+
 _LIVING: weakref.WeakValueDictionary[int, Environment] = weakref.WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
 def remembers(env: Environment) -> str | None:
-    """How a wrapper that is known to keep something beyond an episode breaks the promise, and what to use instead."""
+    """How what is known to keep something beyond an episode breaks the promise, and what to use instead."""
     for wrapper in _chain(env):
         for kind, instead in _REMEMBERING:
             if isinstance(wrapper, kind) and wrapper.update_running_mean:
@@ -55,6 +79,12 @@ def remembers(env: Environment) -> str | None:
                     f"an episode gives depends on those before it and on where they ran. Leave the wrapper out: "
                     f"{instead}."
                 )
+    game = type(env.unwrapped)
+    if game.__module__ in _ONE_WORLD and not any(isinstance(wrapper, NewWorld) for wrapper in _chain(env)):
+        return (
+            f"{game.__name__} resets into the Box2D world of the episode before, which gives other bits than a new "
+            "one. Give its id, or wrap it: daskrl.envs.NewWorld(gymnasium.make(...))."
+        )
     return None
 
 

@@ -27,7 +27,7 @@ from daskrl.captured import Captured, changing
 from daskrl.code import compiled, is_own_module, source_of_class, written
 from daskrl.codec import NotStoredError, decoded, encoded_arguments
 from daskrl.errors import ConfigError, UnknownEnvironmentError
-from daskrl.isolation import remembers, same_object
+from daskrl.isolation import in_new_worlds, remembers, same_object
 from daskrl.spaces import SpaceSpec, spec_of
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _make(id: str, kwargs: Mapping[str, Any], spec: EnvSpec | None) -> Environme
     if package == "ale_py":
         return atari(id, spec=spec, **kwargs)
     env = _unordered(gymnasium.make(spec or id, disable_env_checker=True, **kwargs))
-    return MinAtarReset(env) if package == "minatar" else env
+    return MinAtarReset(env) if package == "minatar" else in_new_worlds(env)
 
 
 def _unordered(env: Environment) -> Environment:
@@ -223,7 +223,7 @@ class EnvironmentSource:
 
     Attributes
     ----------
-    remembers : how a wrapper that is known to keep something beyond an episode breaks the promise; else None.
+    remembers : how what is known to keep something beyond an episode breaks the promise; else None.
     """
 
     identity: Mapping[str, Any]
