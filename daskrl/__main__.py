@@ -1,5 +1,5 @@
 """``python -m daskrl``, the same as the command ``daskrl``."""
 
-from daskrl.cli import main
+from daskrl.cli.commands import main
 
 main()

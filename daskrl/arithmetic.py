@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from daskrl.spaces import Array
+from daskrl.records import Array
 
 ALIGNMENT = 64  # bytes; torch's own, and a cache line's
 

@@ -111,7 +111,7 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunConfig:
-        """From a store, without the keys of a later daskrl: see `daskrl.store.Store.unknown_keys`."""
+        """From a store, without the keys of a later daskrl: see `daskrl.store.store.Store.unknown_keys`."""
         known = known_keys(cls, data)
         return cls(**{**known, "schedule": Schedule(**known_keys(Schedule, known["schedule"]))})
 

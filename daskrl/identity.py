@@ -8,15 +8,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from daskrl import modules, sources
 from daskrl.algorithms.base import Algorithm, Setup, settings
 from daskrl.arithmetic import pinned
-from daskrl.captured import Captured, differences
+from daskrl.code import modules
+from daskrl.code.captured import Captured, differences
 from daskrl.codec import NotStoredError, decoded, encoded
 from daskrl.config import RunConfig
+from daskrl.envs import source as sources
+from daskrl.envs.source import EnvironmentSource
 from daskrl.errors import ConfigError, StoreMismatchError, UnknownEnvironmentError
-from daskrl.sources import EnvironmentSource
-from daskrl.store import Store
+from daskrl.store.store import Store
 
 _OBJECT = "$object"  # in place of a setting that no store can keep: whoever resumes the run gives it again
 
@@ -75,7 +76,7 @@ def try_algorithm(algorithm: Algorithm, setup: Setup) -> None:
     """Try what workers will do, small, so that settings that cannot work fail here."""
     from torch import nn
 
-    from daskrl.networks import require_flat
+    from daskrl.algorithms.networks import require_flat
 
     with pinned():
         algorithm.check(setup)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from daskrl.errors import UnknownNameError
@@ -31,6 +32,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
+
+
+def lazily(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """A package's ``__getattr__``: each name is imported from the module that is its home, when somebody asks for it.
+
+    Parameters
+    ----------
+    homes : module -> the names it gives.
+    """
+    home = {name: module for module, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}.{did_you_mean(name, home)}", name=name)
+        return getattr(importlib.import_module(home[name]), name)
+
+    return get
 
 
 def require_known(who: str, given: Iterable[str], known: Iterable[str]) -> None:

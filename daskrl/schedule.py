@@ -198,3 +198,18 @@ def homes(streams: int, slots: Mapping[str, int], current: Mapping[int, str]) ->
             result[stream] = address
             load[address] += 1
     return result
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """Run the fragment in ``slot`` a second time and compare: all of it, or one environment alone (`schedule.Due`)."""
+
+    slot: int
+    weights_version: int
+    record: str  # JSON, so that tasks can be members of sets
+    environment: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Write a checkpoint of where the learner stands, and the weights it reached."""

@@ -18,7 +18,7 @@ import torch
 
 import daskrl
 from daskrl.algorithms.replay import ReplayLearner
-from daskrl.window import Batch
+from daskrl.replay.window import Batch
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ import numpy as np
 
 import daskrl
 from daskrl.algorithms.base import Moment, Setup, Weights, require_discrete
-from daskrl.spaces import Array
-from daskrl.window import Window, check_capacity
+from daskrl.records import Array
+from daskrl.replay.window import Window, check_capacity
 
 
 def tensorflow() -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas
 import torch
 
-from daskrl.captured import Captured
+from daskrl.code.captured import Captured
 
 REWARD = 1.0
 WEIGHTS = {"distance": 0.5, "time": [1, 2, 3]}

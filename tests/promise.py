@@ -20,7 +20,7 @@ from distributed import Client
 
 import daskrl
 from daskrl.algorithms.replay import ReplayLearner
-from daskrl.window import Batch
+from daskrl.replay.window import Batch
 
 SHAPE: dict[str, Any] = {"streams": 4, "envs_per_stream": 2, "fragment_steps": 16, "lag": 1}
 STEPS = 12 * 128

@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 import daskrl
 from daskrl.algorithms import by_name
-from daskrl.envs import ActionMask
+from daskrl.envs.source import ActionMask
 from daskrl.errors import ConfigError, EnvironmentFailure, UnsupportedSpaceError
 
 
@@ -130,8 +130,8 @@ def test_every_other_step_needs_a_mask(tmp_path: Path) -> None:
 def test_a_mask_that_forbids_everything_is_none() -> None:
     import torch
 
-    from daskrl.networks import masked
-    from daskrl.spaces import ACTION_MASK
+    from daskrl.algorithms.networks import masked
+    from daskrl.envs.spaces import ACTION_MASK
 
     q = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0]])
     mask = {ACTION_MASK: torch.tensor([[0, 0, 0], [1, 0, 1]], dtype=torch.bool)}
@@ -198,8 +198,8 @@ def test_an_environment_without_masks_is_told_to_leave_the_wrapper_out(tmp_path:
 def test_the_value_of_what_follows_is_that_of_the_best_action_that_may_be_taken() -> None:
     import torch
 
-    from daskrl.networks import masked
-    from daskrl.spaces import ACTION_MASK
+    from daskrl.algorithms.networks import masked
+    from daskrl.envs.spaces import ACTION_MASK
 
     q = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0]])
     observation = {ACTION_MASK: torch.tensor([[1, 0, 1], [1, 1, 1]], dtype=torch.bool)}

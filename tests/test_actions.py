@@ -13,8 +13,8 @@ from gymnasium import spaces
 
 import daskrl
 from daskrl import clusters
-from daskrl.envs import Stream
-from daskrl.spaces import spec_of
+from daskrl.envs.spaces import spec_of
+from daskrl.envs.stream import Stream
 
 
 class Picky(gymnasium.Env[Any, Any]):
@@ -115,7 +115,7 @@ def test_workers_give_environments_numpys_integers_too(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_an_environment_does_with_numpys_integers_what_it_does_with_pythons(id: str) -> None:
-    from daskrl.sources import source
+    from daskrl.envs.source import source
 
     one, other = (source(id).factory() for _ in range(2))
     space: Any = one.action_space

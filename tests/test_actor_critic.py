@@ -18,11 +18,11 @@ from daskrl.algorithms import IMPALA, PPO
 from daskrl.algorithms.actor_critic import Moments, Trajectories, flat, greedy, log_prob, sample
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.impala import vtrace
+from daskrl.algorithms.networks import LSTM, initialise
 from daskrl.algorithms.ppo import gae
 from daskrl.config import Schedule
+from daskrl.envs.spaces import spec_of
 from daskrl.errors import ConfigError, UnsupportedSpaceError
-from daskrl.networks import LSTM, initialise
-from daskrl.spaces import spec_of
 from tests.oracles import Sampled
 
 GAMMA, LAMBDA = 0.9, 0.7

@@ -14,8 +14,10 @@ import pytest
 from distributed import Client
 
 import daskrl
-from daskrl import ahead, clusters, learner, pools, session
+from daskrl import clusters
 from daskrl.errors import DamagedError
+from daskrl.pools import dask as pools
+from daskrl.tasks import ahead, learner, session
 from tests.promise import SETTINGS, start
 
 ROUNDS = 12

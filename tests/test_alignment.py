@@ -14,12 +14,13 @@ from gymnasium import spaces
 from torch import nn
 
 import daskrl
-from daskrl import arithmetic, rollout, session
+from daskrl import arithmetic
 from daskrl.algorithms.base import Moment, Setup
-from daskrl.columns import pack, unpack
+from daskrl.algorithms.networks import load_named
 from daskrl.config import Options
-from daskrl.networks import load_named
-from daskrl.store import Store
+from daskrl.store.columns import pack, unpack
+from daskrl.store.store import Store
+from daskrl.tasks import rollout, session
 from tests.promise import records
 
 Weights = Mapping[str, Any]

@@ -16,7 +16,7 @@ import daskrl
 from daskrl import errors
 from daskrl.algorithms.base import Setup, transitions_per_update
 from daskrl.config import Schedule
-from daskrl.spaces import spec_of
+from daskrl.envs.spaces import spec_of
 from tests.test_bad_input import ROUND, STEPS, start
 
 mpl.use("agg")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import daskrl
+from daskrl.envs.source import source
 from daskrl.errors import ConfigError
-from daskrl.sources import source
 
 
 def play(env: gymnasium.Env[Any, Any], steps: int = 20) -> tuple[list[Any], list[float]]:

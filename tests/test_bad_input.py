@@ -19,9 +19,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import daskrl
-from daskrl import errors, learner, rollout, session
+from daskrl import errors
 from daskrl.algorithms.base import Moment
-from daskrl.chaos import fill_disk
+from daskrl.tasks import learner, rollout, session
+from daskrl.testing.harm import fill_disk
 from tests import environments
 from tests.promise import mounted
 

@@ -17,8 +17,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from daskrl import sources
-from daskrl.captured import Captured, differences
+from daskrl.code.captured import Captured, differences
+from daskrl.envs import source as sources
 from daskrl.errors import ConfigError
 from tests import held
 
@@ -374,7 +374,7 @@ def test_a_class_made_by_exec_is_known_by_its_compiled_code_and_not_by_lines_of_
 
 
 def test_source_that_is_of_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from daskrl import code
+    from daskrl.code import source as code
 
     made = executed("class Other(gymnasium.Env):\n    def step(self, action): return 1\n", "Other", "tests.held")
     monkeypatch.setattr(code.inspect, "getsource", lambda obj: "REWARD = 1.0\nWEIGHTS = {}\n")

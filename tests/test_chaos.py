@@ -17,10 +17,10 @@ import pytest
 from distributed import Client, LocalCluster, Scheduler, SpecCluster
 
 import daskrl
-from daskrl import chaos as module
-from daskrl import clusters, errors, testing, victims
-from daskrl.testing import FillDisk, Kill, Partition, Slow, Stop, chaos, plan_of_kills
-from daskrl.workers import forking_nanny, nanny_options
+from daskrl import clusters, errors, testing
+from daskrl.pools.workers import forking_nanny, nanny_options
+from daskrl.testing import FillDisk, Kill, Partition, Slow, Stop, chaos, plan_of_kills, victims
+from daskrl.testing import harm as module
 from tests.promise import STEPS, Once, Troubled, mounted, start
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import daskrl
-from daskrl.columns import crc32c
-from daskrl.commits import CommitLog, DriverLock, Record
 from daskrl.errors import DamagedError, StoreError, StoreFullError, StoreLockedError
+from daskrl.records import Record
+from daskrl.store.columns import crc32c
+from daskrl.store.log import CommitLog, DriverLock
 from tests.promise import start
 
 RECORDS = [
@@ -209,7 +210,7 @@ def test_what_else_a_link_fails_with_is_raised_as_it_is(log, monkeypatch):
 HOLDER = """
 import sys
 from pathlib import Path
-from daskrl.commits import DriverLock
+from daskrl.store.log import DriverLock
 lock = DriverLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

@@ -24,9 +24,9 @@ from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.sac import SAC, squashed
 from daskrl.algorithms.td3 import TD3
 from daskrl.config import Schedule
+from daskrl.envs.spaces import spec_of
 from daskrl.errors import ConfigError, UnsupportedSpaceError
-from daskrl.spaces import spec_of
-from daskrl.window import Batch
+from daskrl.replay.window import Batch
 
 SCHEDULE = Schedule(streams=2, envs_per_stream=2, fragment_steps=8)
 OBSERVATION = spaces.Box(-np.inf, np.inf, (3,), np.float32)

@@ -16,10 +16,10 @@ from distributed import Client, Scheduler, SpecCluster, performance_report
 
 import daskrl
 from daskrl import clusters
-from daskrl.dashboard import Page, telling
-from daskrl.figures import Tally
-from daskrl.scaling import Demands, install
-from daskrl.watch import Reader
+from daskrl.pools.scaling import Demands, install
+from daskrl.watching.dashboard import Page, telling
+from daskrl.watching.figures import Tally
+from daskrl.watching.watch import Reader
 from tests.promise import start
 from tests.test_watch import budget, fragment, learned, tally
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daskrl.config import Schedule
-from daskrl.demand import Demand, slots_wanted
+from daskrl.pools.demand import Demand, slots_wanted
 
 
 @pytest.mark.parametrize(

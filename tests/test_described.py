@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import daskrl
-from daskrl import described
-from daskrl.algorithms import BUILT_IN
+from daskrl.algorithms import BUILT_IN, described
 from tests.test_cli import Here, here  # noqa: F401  a fixture
 
 OWN = '''

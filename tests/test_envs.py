@@ -10,6 +10,8 @@ import pytest
 from gymnasium import spaces
 
 from daskrl import envs, seeding
+from daskrl.envs import source as sources
+from daskrl.envs.spaces import spec_of
 from daskrl.errors import (
     ConfigError,
     EnvironmentRaisedError,
@@ -18,7 +20,6 @@ from daskrl.errors import (
     UnknownEnvironmentError,
     UnsupportedSpaceError,
 )
-from daskrl.spaces import spec_of
 from tests.oracles import Scripted, Transition, is_terminal, length, play, reset_seed, stored_transitions
 
 SEED, STREAM, COUNT, STEPS = 5, 2, 3, 7
@@ -300,20 +301,20 @@ def test_an_environment_that_raises_when_it_is_made_is_named():
         raise OSError("no simulator here")
 
     with pytest.raises(ConfigError, match="OSError when it was made: no simulator here"):
-        envs.source(broken)
+        sources.source(broken)
 
 
 def test_unknown_environments_are_refused_by_name():
     with pytest.raises(UnknownEnvironmentError, match="NoSuchThing-v0"):
-        envs.source("NoSuchThing-v0")
+        sources.source("NoSuchThing-v0")
     with pytest.raises(UnknownEnvironmentError, match="no_such_module"):
-        envs.source("no_such_module:Thing-v0")
+        sources.source("no_such_module:Thing-v0")
     with pytest.raises(UnknownEnvironmentError, match=r"must return a gymnasium\.Env, returned int"):
-        envs.source(lambda: 3)
+        sources.source(lambda: 3)
     with pytest.raises(ConfigError, match="bind them"):
-        envs.source(Scripted, size=3)
+        sources.source(Scripted, size=3)
     with pytest.raises(ConfigError, match="expected a Gymnasium id"):
-        envs.source(7)  # type: ignore[arg-type]
+        sources.source(7)  # type: ignore[arg-type]
 
 
 def test_an_unsupported_space_is_refused_when_the_environment_is_looked_at():
@@ -321,15 +322,15 @@ def test_an_unsupported_space_is_refused_when_the_environment_is_looked_at():
         observation_space = spaces.Text(5)
 
     with pytest.raises(UnsupportedSpaceError, match="Text spaces are not supported"):
-        envs.source(Texts)
+        sources.source(Texts)
 
 
 def test_a_callable_is_known_by_its_name_and_the_hash_of_its_source():
     def other() -> gymnasium.Env:
         return Scripted()
 
-    first, second = envs.source(Scripted), envs.source(other)
+    first, second = sources.source(Scripted), sources.source(other)
     assert first.identity["kind"] == "callable"
     assert first.name == "Scripted"
-    assert first.identity["source_sha256"] == envs.source_sha256(Scripted)
+    assert first.identity["source_sha256"] == sources.source_sha256(Scripted)
     assert first.identity["source_sha256"] != second.identity["source_sha256"]

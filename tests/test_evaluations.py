@@ -12,10 +12,11 @@ import pytest
 from distributed import Client
 
 import daskrl
-from daskrl import cli, clusters, errors, evaluations, schedule, sinks
-from daskrl.figures import rows
-from daskrl.store import Evaluated, Progress
-from daskrl.watch import Reader, line
+from daskrl import cli, clusters, errors, schedule, sinks
+from daskrl.store.store import Evaluated, Progress
+from daskrl.tasks import evaluations
+from daskrl.watching.figures import rows
+from daskrl.watching.watch import Reader, line
 from tests.promise import SETTINGS, Once, kill_self, start
 
 EVALUATED: dict[str, Any] = {"evaluate_every": 5, "evaluate_episodes": 4, "weights_every": 100}

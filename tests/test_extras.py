@@ -13,7 +13,7 @@ import pytest
 
 import daskrl
 from daskrl import clusters, errors, sinks
-from daskrl.analysis import save_learning_curve
+from daskrl.analysis.curve import save_learning_curve
 from tests.promise import start
 
 Without = Callable[..., None]
@@ -125,7 +125,7 @@ def test_a_notebook_without_widgets_is_told_the_extra_that_has_them() -> None:
         "kernel = types.ModuleType('ipykernel.zmqshell')\n"
         "sys.modules['ipykernel.zmqshell'], sys.modules['ipywidgets'] = kernel, None\n"
         "import IPython\n"
-        "from daskrl.train import _bar\n"
+        "from daskrl.run import _bar\n"
         "print(_bar().__module__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

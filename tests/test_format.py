@@ -23,7 +23,7 @@ from safetensors.numpy import load
 
 import daskrl
 from daskrl.errors import StoreMismatchError
-from daskrl.store import Store
+from daskrl.store.store import Store
 from tests.data.make_store import FRAGMENTS, STORE
 from tests.oracles import Sampled, reset_seed
 

@@ -20,10 +20,11 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskrl
-from daskrl import codec, sources
-from daskrl.columns import crc32c
+from daskrl import codec
+from daskrl.envs import source as sources
 from daskrl.errors import ConfigError, StoreMismatchError, UnknownEnvironmentError
-from daskrl.store import Store, _attributes_crc32c
+from daskrl.store.columns import crc32c
+from daskrl.store.store import Store, _attributes_crc32c
 from tests import held
 
 pytestmark = pytest.mark.filterwarnings("ignore:no worker offers the resource learner")

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 import daskrl
 from daskrl import clusters, errors
-from daskrl.columns import read_fragment
-from daskrl.learner import Standing
-from daskrl.session import Session
+from daskrl.store.columns import read_fragment
+from daskrl.tasks.learner import Standing
+from daskrl.tasks.session import Session
 from tests.promise import TroubledDQN
 
 SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 16, "lag": 1}

@@ -16,12 +16,14 @@ import pytest
 from gymnasium import spaces, wrappers
 
 import daskrl
-from daskrl import clusters, envs, isolation, seeding
-from daskrl.envs import Stream
+from daskrl import clusters, envs, seeding
+from daskrl.envs import isolation
+from daskrl.envs import source as sources
+from daskrl.envs.spaces import spec_of
+from daskrl.envs.stream import Stream
 from daskrl.errors import ConfigError, EnvironmentTimeoutError, NondeterministicError
-from daskrl.rollout import within
-from daskrl.spaces import spec_of
-from daskrl.store import Store
+from daskrl.store.store import Store
+from daskrl.tasks.rollout import within
 
 SMALL = {"hidden": (8,), "learning_starts": 64, "batch_size": 8, "replay_ratio": 0.1, "window": 4096}
 
@@ -94,7 +96,7 @@ def test_an_id_whose_entry_point_gives_one_object_is_refused() -> None:
     gymnasium.register("OneForAll-v0", entry_point=lambda: ONE)
     try:
         with pytest.raises(ConfigError, match="one object for two environments"):
-            envs.source("OneForAll-v0")
+            sources.source("OneForAll-v0")
     finally:
         del gymnasium.registry["OneForAll-v0"]
 

@@ -28,8 +28,8 @@ from dask_kubernetes.operator.controller import controller
 from distributed import Client, Security
 
 from daskrl import cli
-from daskrl.demand import LEARNER, has_learner_resource
-from daskrl.workers import LOG_LENGTH, LOGGED, QUIET, THREADS, UNWATCHED
+from daskrl.pools.demand import LEARNER, has_learner_resource
+from daskrl.pools.workers import LOG_LENGTH, LOGGED, QUIET, THREADS, UNWATCHED
 from tests.slurm import free_port
 
 RECIPES = Path(__file__).parents[1] / "cluster"

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from daskrl import clusters, late
+from daskrl import clusters
 from daskrl.errors import DamagedError
-from daskrl.store import Layout, Store, read_checked
+from daskrl.store import late
+from daskrl.store.store import Layout, Store, read_checked
 from tests.promise import start
 
 PATIENT = 60.0

@@ -21,8 +21,8 @@ from daskrl.algorithms import C51, IMPALA, PPO, QRDQN, SAC, TD3
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.q_learning import QLearning
 from daskrl.config import Schedule
-from daskrl.spaces import spec_of
-from daskrl.window import Batch
+from daskrl.envs.spaces import spec_of
+from daskrl.replay.window import Batch
 from tests.test_examples import example
 
 SCHEDULE = Schedule(streams=2, envs_per_stream=2, fragment_steps=8)

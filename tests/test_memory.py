@@ -14,11 +14,11 @@ from distributed import Client, LocalCluster
 from gymnasium import spaces
 
 import daskrl
-from daskrl import memory
 from daskrl.config import Schedule
+from daskrl.envs.spaces import spec_of
 from daskrl.errors import ConfigError
-from daskrl.spaces import spec_of
-from daskrl.window import Window, needed_bytes
+from daskrl.replay.window import Window, needed_bytes
+from daskrl.tasks import memory
 from tests.promise import SETTINGS, start
 
 GIB = 1 << 30

@@ -16,8 +16,10 @@ import gymnasium
 import pytest
 
 import daskrl
-from daskrl import modules, rollout, sources
+from daskrl.code import modules
+from daskrl.envs import source as sources
 from daskrl.errors import ConfigError, StoreMismatchError
+from daskrl.tasks import rollout
 from tests.promise import start
 from tests.test_cli import SMALL, Here, daskrl_, here  # noqa: F401  a fixture
 

@@ -16,9 +16,9 @@ import daskrl
 from daskrl import networks
 from daskrl.algorithms.base import Setup
 from daskrl.config import Schedule
-from daskrl.envs import source
+from daskrl.envs.source import source
+from daskrl.envs.spaces import spec_of
 from daskrl.errors import ConfigError
-from daskrl.spaces import spec_of
 
 FRAMES = spec_of(spaces.Box(0, 255, (84, 84), np.uint8), spaces.Discrete(4))
 SMALL = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 8}

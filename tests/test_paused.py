@@ -16,7 +16,9 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskrl
-from daskrl import clusters, demand, pools
+from daskrl import clusters
+from daskrl.pools import dask as pools
+from daskrl.pools import demand
 from tests.promise import Once, start
 
 

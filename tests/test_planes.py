@@ -14,13 +14,13 @@ from gymnasium import spaces
 
 import daskrl
 from daskrl import networks
-from daskrl import spaces as leaves
 from daskrl.algorithms.base import Setup
 from daskrl.config import Schedule
+from daskrl.envs import spaces as leaves
+from daskrl.envs.planes import planes
+from daskrl.envs.source import MinAtarReset
+from daskrl.envs.spaces import Leaf, SpaceSpec, spec_of
 from daskrl.errors import ConfigError
-from daskrl.planes import planes
-from daskrl.sources import MinAtarReset
-from daskrl.spaces import Leaf, SpaceSpec, spec_of
 
 DISCRETE = spaces.Discrete(2)
 

@@ -14,13 +14,14 @@ import torch
 from gymnasium import spaces
 
 import daskrl
-from daskrl import errors, evaluations, playing, seeding
+from daskrl import errors, seeding
 from daskrl.algorithms.base import Setup
 from daskrl.config import Schedule
-from daskrl.figures import rows
-from daskrl.spaces import spec_of
-from daskrl.store import shown
-from daskrl.watch import Reader
+from daskrl.envs.spaces import spec_of
+from daskrl.store.store import shown
+from daskrl.tasks import evaluations, playing
+from daskrl.watching.figures import rows
+from daskrl.watching.watch import Reader
 from tests.oracles import Scripted, length
 from tests.test_cli import daskrl_
 

@@ -19,10 +19,13 @@ import distributed
 import pytest
 
 import daskrl
-from daskrl import demand, pools, schedule, session
+from daskrl import schedule
 from daskrl.errors import DaskrlError, EnvironmentFailure, SchedulerLostError, WorkerMismatchError
-from daskrl.store import Progress
-from daskrl.train import _records
+from daskrl.loop import _records
+from daskrl.pools import dask as pools
+from daskrl.pools import demand
+from daskrl.store.store import Progress
+from daskrl.tasks import session
 from tests import environments
 from tests.promise import start
 

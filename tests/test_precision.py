@@ -117,7 +117,7 @@ def test_an_update_under_mixed_precision_sees_the_weights_of_the_update_before()
 def _learner(algorithm: Any, fragment_steps: int) -> tuple[Any, dict[str, Any]]:
     from gymnasium import spaces
 
-    from daskrl.spaces import spec_of
+    from daskrl.envs.spaces import spec_of
 
     spec = spec_of(spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2))
     learner = algorithm.learner(Setup(spec, Schedule(1, 1, fragment_steps)), np.random.default_rng(1))

@@ -20,10 +20,12 @@ import torch
 from distributed import Client, LocalCluster
 
 import daskrl
-from daskrl import arithmetic, clusters, rollout, session, workers
+from daskrl import arithmetic, clusters
+from daskrl.algorithms.networks import fingerprint
 from daskrl.config import Options
 from daskrl.errors import EnvironmentRaisedError
-from daskrl.networks import fingerprint
+from daskrl.pools import workers
+from daskrl.tasks import rollout, session
 
 TINY: dict[str, Any] = {
     "streams": 2, "envs_per_stream": 2, "fragment_steps": 8, "seed": 3, "env_steps": 128, "progress": False,

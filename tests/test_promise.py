@@ -23,8 +23,10 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskrl
-from daskrl import clusters, learner, pools, rollout
+from daskrl import clusters
 from daskrl.errors import SchedulerLostError
+from daskrl.pools import dask as pools
+from daskrl.tasks import learner, rollout
 from tests.promise import SETTINGS, STEPS, Once, Troubled, TroubledDQN, kill_self, same_transitions, start
 
 

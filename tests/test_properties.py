@@ -15,7 +15,7 @@ from daskrl.algorithms.c51 import project
 from daskrl.algorithms.impala import vtrace
 from daskrl.algorithms.ppo import gae
 from daskrl.algorithms.qr_dqn import quantile_huber_loss
-from daskrl.samplers import SumTree
+from daskrl.replay.samplers import SumTree
 from tests.test_actor_critic import GAMMA, LAMBDA, LANES, STEPS, naive_vtrace, tensors
 from tests.test_samplers import naive_find
 from tests.test_value_algorithms import naive_projection

@@ -15,7 +15,7 @@ from gymnasium import spaces
 import daskrl
 from daskrl import clusters, seeding
 from daskrl.errors import EnvironmentRaisedError, EnvironmentTimeoutError
-from daskrl.store import Store
+from daskrl.store.store import Store
 
 SMALL = {"hidden": (8,), "learning_starts": 10**6, "batch_size": 8, "window": 4096}
 

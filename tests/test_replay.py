@@ -13,13 +13,13 @@ import torch
 from gymnasium import spaces
 
 import daskrl
-from daskrl import samplers
 from daskrl.algorithms.base import Setup
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import Schedule
-from daskrl.spaces import spec_of
-from daskrl.window import Batch
+from daskrl.envs.spaces import spec_of
+from daskrl.replay import samplers
+from daskrl.replay.window import Batch
 from tests.test_losses import BOX, DISCRETE, played, setup
 
 SETTINGS: dict[str, Any] = {"hidden": (8,), "learning_starts": 0, "replay_ratio": 5.0, "window": 128}

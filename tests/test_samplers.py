@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from daskrl import samplers
 from daskrl.config import Schedule
 from daskrl.errors import DivergedError
-from daskrl.samplers import Prioritized, SumTree, Uniform
-from daskrl.window import Window
+from daskrl.replay import samplers
+from daskrl.replay.samplers import Prioritized, SumTree, Uniform
+from daskrl.replay.window import Window
 from tests.test_window import ROUND, SCHEDULE, SPEC, Replay
 
 SIZES = [1, 15, 16, 17, 256, 257, 5000]

@@ -16,8 +16,10 @@ import pytest
 from distributed import Client, Event, Future, LocalCluster, get_worker
 
 import daskrl
-from daskrl import clusters, demand, preload, workers
+from daskrl import clusters
 from daskrl.errors import ConfigError
+from daskrl.pools import demand, workers
+from daskrl.tasks import preload
 from tests.promise import SETTINGS, start
 
 

@@ -19,8 +19,9 @@ import pytest
 from distributed import Client
 
 import daskrl
-from daskrl import clusters, pools
+from daskrl import clusters
 from daskrl.errors import StoreLockedError, WorkerMismatchError
+from daskrl.pools import dask as pools
 from tests.promise import start
 
 

@@ -23,7 +23,7 @@ import pytest
 import daskrl
 from daskrl import sinks
 from daskrl.errors import ConfigError
-from daskrl.watch import Reader
+from daskrl.watching.watch import Reader
 from tests.slurm import free_port
 
 FIRST = daskrl.Report(

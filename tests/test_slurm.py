@@ -15,8 +15,9 @@ import pytest
 from distributed import Client, Security
 
 import daskrl
-from daskrl import clusters, pools
+from daskrl import clusters
 from daskrl.errors import ConfigError
+from daskrl.pools import dask as pools
 from tests import slurm
 from tests.promise import Once, Troubled, start
 

@@ -11,9 +11,9 @@ import zarr
 from gymnasium import spaces
 
 import daskrl
-from daskrl.envs import Stream
+from daskrl.envs.spaces import Leaf, SpaceSpec, spec_of, value_at
+from daskrl.envs.stream import Stream
 from daskrl.errors import UnsupportedSpaceError
-from daskrl.spaces import Leaf, SpaceSpec, spec_of, value_at
 from tests.oracles import Sampled, leaf, play, stored_transitions
 
 NESTED = spaces.Dict(

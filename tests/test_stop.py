@@ -16,7 +16,7 @@ from distributed import Client
 import daskrl
 from daskrl import clusters, errors
 from daskrl.algorithms.replay import ReplayLearner
-from daskrl.window import Batch
+from daskrl.replay.window import Batch
 from tests.promise import SETTINGS, Once, Troubled, records, start
 
 

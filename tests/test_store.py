@@ -19,13 +19,13 @@ import zarr
 from safetensors.numpy import load_file
 
 import daskrl
-from daskrl import store as store_module
-from daskrl.columns import columns, crc32c, decode, encode, write_fragment
 from daskrl.config import Options, RunConfig, Schedule
+from daskrl.envs.spaces import spec_of
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreLockedError, StoreMismatchError
-from daskrl.session import versions
-from daskrl.spaces import spec_of
-from daskrl.store import Store
+from daskrl.store import store as store_module
+from daskrl.store.columns import columns, crc32c, decode, encode, write_fragment
+from daskrl.store.store import Store
+from daskrl.tasks.session import versions
 from tests.oracles import Scripted, play, reset_seed, stored_transitions
 
 ALGORITHM = daskrl.DQN(hidden=(16,), learning_starts=0, batch_size=8, replay_ratio=1, window=1000)

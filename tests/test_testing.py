@@ -15,9 +15,9 @@ import daskrl
 from daskrl.algorithms.base import Moment, Setup, Weights, require_box
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
-from daskrl.envs import source as source_of
-from daskrl.playing import play_episodes
-from daskrl.spaces import Array
+from daskrl.envs.source import source as source_of
+from daskrl.records import Array
+from daskrl.tasks.playing import play_episodes
 from daskrl.testing import AlgorithmTests, Corridor, Reach
 from tests.test_examples import example
 

@@ -21,8 +21,8 @@ from daskrl.algorithms.q_learning import QLearner, QLearning, Table
 from daskrl.algorithms.qr_dqn import QRDQN, quantile_huber_loss
 from daskrl.algorithms.rainbow import Rainbow
 from daskrl.config import Schedule
+from daskrl.envs.spaces import SpaceSpec, spec_of
 from daskrl.errors import ConfigError, UnsupportedSpaceError
-from daskrl.spaces import SpaceSpec, spec_of
 
 SCHEDULE = Schedule(streams=2, envs_per_stream=2, fragment_steps=8)
 BOX = spec_of(spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(4))

@@ -11,10 +11,10 @@ import pytest
 from gymnasium import spaces
 
 from daskrl import envs
+from daskrl.envs.spaces import Leaf, spec_of
+from daskrl.envs.values import RefusedError, as_ending, as_reward, as_stored
 from daskrl.errors import EnvironmentRaisedError, NonFiniteError
-from daskrl.playing import play_episodes
-from daskrl.spaces import Leaf, spec_of
-from daskrl.values import RefusedError, as_ending, as_reward, as_stored
+from daskrl.tasks.playing import play_episodes
 
 
 def leaf(kind: str, dtype: str, shape: tuple[int, ...] = (), sizes=(), start=()) -> Leaf:

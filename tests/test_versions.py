@@ -12,7 +12,9 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskrl
-from daskrl import errors, fingerprint, pools, session
+from daskrl import errors
+from daskrl.pools import dask as pools
+from daskrl.tasks import fingerprint, session
 from tests.promise import records
 
 VERSIONS = {
@@ -112,7 +114,7 @@ def test_a_run_made_with_fewer_probes_is_compared_by_those() -> None:
 
 
 def test_probes_are_the_same_in_another_process() -> None:
-    code = "from daskrl.fingerprint import probes; import json; print(json.dumps(probes()))"
+    code = "from daskrl.tasks.fingerprint import probes; import json; print(json.dumps(probes()))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == fingerprint.probes()
 

@@ -18,8 +18,9 @@ from gymnasium import spaces
 from nbclient import NotebookClient
 
 import daskrl
-from daskrl import errors, video
-from daskrl.envs import ActionMask
+from daskrl import errors
+from daskrl.envs import video
+from daskrl.envs.source import ActionMask
 from tests import environments
 from tests.test_cli import daskrl_
 

@@ -20,11 +20,11 @@ from nbclient import NotebookClient
 
 import daskrl
 from daskrl import cli
-from daskrl.commits import Record
 from daskrl.config import Schedule
 from daskrl.errors import ConfigError, StoreMismatchError
-from daskrl.figures import Tally, duration, page, rows
-from daskrl.watch import Reader, bars, follow, line, sampled
+from daskrl.records import Record
+from daskrl.watching.figures import Tally, duration, page, rows
+from daskrl.watching.watch import Reader, bars, follow, line, sampled
 from tests.test_cli import Terminal, daskrl_
 
 ROOT = Path(__file__).parents[1]
@@ -431,7 +431,7 @@ def test_the_reports_of_a_watched_run_are_its_own_and_lines_of_text_go_to_a_pipe
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: 0.0})
-    monkeypatch.setattr(sys.modules["daskrl.watch"], "time", clock)
+    monkeypatch.setattr(sys.modules["daskrl.watching.watch"], "time", clock)
     run = small(tmp_path / "run")
     assert [report.weights_version for report in daskrl.watch(run)] == list(range(11))
     lines = capsys.readouterr().err.splitlines()

@@ -12,9 +12,9 @@ import torch
 from gymnasium import spaces
 
 from daskrl.config import Schedule
+from daskrl.envs.spaces import spec_of
 from daskrl.errors import ConfigError
-from daskrl.spaces import spec_of
-from daskrl.window import Window, check_capacity
+from daskrl.replay.window import Window, check_capacity
 
 SCHEDULE = Schedule(streams=2, envs_per_stream=2, fragment_steps=4)
 ROUND = 16  # transitions: 2 streams x 2 environments x 4 steps
@@ -267,7 +267,7 @@ def test_last_observations_are_found_when_their_ring_grows_after_it_went_round(n
 
 @pytest.mark.parametrize("frame_stack", [1, 4])
 def test_a_window_given_staged_rounds_is_that_given_the_rounds(frame_stack, monkeypatch):
-    monkeypatch.setattr("daskrl.window._pinned", lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    monkeypatch.setattr("daskrl.replay.window._pinned", lambda shape, dtype: torch.empty(shape, dtype=dtype))
     replay = Replay(frame_stack=frame_stack, ends=0.3)
     plain, staging = (make(3 * ROUND, n=3, frame_stack=frame_stack) for _ in range(2))
     fragments = replay.round()

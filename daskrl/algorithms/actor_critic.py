@@ -12,15 +12,26 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
-from daskrl import networks
+from daskrl.algorithms import networks
 from daskrl.algorithms.base import Moment, Setup, Weights, is_float_box, shown, what_fits
+from daskrl.algorithms.networks import (
+    LSTM,
+    Encoder,
+    Normalise,
+    States,
+    convolved,
+    masked,
+    mlp,
+    orthogonal,
+    require_mask,
+    tensors,
+)
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_range
 from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.names import suggests
-from daskrl.networks import LSTM, Encoder, Normalise, States, convolved, masked, mlp, orthogonal, require_mask, tensors
-from daskrl.spaces import Array
-from daskrl.window import Window
+from daskrl.records import Array
+from daskrl.replay.window import Window, to_device
 
 Distribution = torch.distributions.Distribution
 
@@ -312,7 +323,7 @@ def backwards(delta: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     x, factor = delta.cpu().numpy().copy(), keep.cpu().numpy()  # a fifth of the time of as many operations of torch
     for t in range(len(x) - 2, -1, -1):
         x[t] += factor[t] * x[t + 1]
-    return networks.to_device(x, delta.device)
+    return to_device(x, delta.device)
 
 
 Update = Callable[["RoundLearner", Trajectories, np.random.Generator], float]

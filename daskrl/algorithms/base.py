@@ -20,8 +20,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from daskrl.config import Schedule
+from daskrl.envs.spaces import Leaf, SpaceSpec
 from daskrl.errors import UnsupportedSpaceError
-from daskrl.spaces import Array, Leaf, SpaceSpec
+from daskrl.records import Array
 
 Weights = Mapping[str, Array]
 """What decides how a policy acts: name -> array of any shape and number type."""
@@ -132,8 +133,8 @@ class Algorithm(Protocol):
     - ``lag``: the schedule's lag unless one is asked for;
     - ``outputs(policy, observation, state)``: of algorithms that use torch, what ``act`` decides by when it is greedy,
       as a function of tensors: ``{leaf: [N, ...]}``, ``{name: [N, *shape]}`` to ``[N, A]``, of which the largest is
-      taken, or actions ``[N, *leaf]``; and the recurrent state after it. For `daskrl.policies.Policy.module`, and to
-      export a policy;
+      taken, or actions ``[N, *leaf]``; and the recurrent state after it. For `daskrl.analysis.policies.Policy.module`,
+      and to export a policy;
     - ``transitions_per_update(setup)``, else ``batch_size``: what replay ratios are counted with.
     """
 

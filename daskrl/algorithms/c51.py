@@ -12,12 +12,12 @@ from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.dqn import DQN, Observation
+from daskrl.algorithms.networks import Encoder, Normal, masked, normals, tensors, uniform
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.names import suggests
-from daskrl.networks import Encoder, Normal, masked, normals, tensors, uniform
-from daskrl.window import Batch
+from daskrl.replay.window import Batch
 
 
 @suggests

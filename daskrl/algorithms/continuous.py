@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from daskrl.algorithms.base import Setup
-from daskrl.networks import Encoder, mlp
-from daskrl.spaces import Array, Leaf
+from daskrl.algorithms.networks import Encoder, mlp
+from daskrl.envs.spaces import Leaf
+from daskrl.records import Array
 
 Observation = Mapping[str, torch.Tensor]
 

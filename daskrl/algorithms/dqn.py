@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup, linear, require_discrete
+from daskrl.algorithms.networks import QNetwork, masked, require_mask, tensors
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
+from daskrl.envs.spaces import ACTION_MASK
 from daskrl.names import suggests
-from daskrl.networks import QNetwork, masked, require_mask, tensors
-from daskrl.spaces import ACTION_MASK, Array
-from daskrl.window import Batch
+from daskrl.records import Array
+from daskrl.replay.window import Batch
 
 Observation = Mapping[str, torch.Tensor]
 

@@ -14,7 +14,7 @@ from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.names import suggests
-from daskrl.networks import to_device
+from daskrl.replay.window import to_device
 
 
 @suggests

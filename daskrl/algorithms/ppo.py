@@ -21,7 +21,7 @@ from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.names import suggests
-from daskrl.networks import to_device
+from daskrl.replay.window import to_device
 
 _LOG_RATIO = 20.0  # largest logarithm of a probability ratio that counts; a float32 overflows at 88
 

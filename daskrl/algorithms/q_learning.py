@@ -10,10 +10,10 @@ import numpy as np
 
 from daskrl.algorithms.base import Moment, Setup, Weights, linear, require_discrete
 from daskrl.config import require_range, require_types
-from daskrl.envs import final_name
+from daskrl.envs.spaces import ACTION_MASK, SpaceSpec, final_name
 from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.names import Suggesting, suggests
-from daskrl.spaces import ACTION_MASK, Array, SpaceSpec
+from daskrl.records import Array
 
 _LARGEST = 1_000_000  # values in a table: every version of it is published whole
 

@@ -10,11 +10,11 @@ from torch import nn
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.c51 import DistributionNetwork, of_action
 from daskrl.algorithms.dqn import DQN, Observation
+from daskrl.algorithms.networks import masked, tensors
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import require_range
 from daskrl.names import suggests
-from daskrl.networks import masked, tensors
-from daskrl.window import Batch
+from daskrl.replay.window import Batch
 
 
 @suggests

@@ -12,14 +12,14 @@ from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.dqn import DQN, Observation
+from daskrl.algorithms.networks import LSTM, Encoder, States, masked, mlp, tensors
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.names import suggests
-from daskrl.networks import LSTM, Encoder, States, masked, mlp, tensors, to_device
-from daskrl.spaces import Array
-from daskrl.window import Positions, Window
+from daskrl.records import Array
+from daskrl.replay.window import Positions, Window, to_device
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -241,7 +241,7 @@ class Sequences:
     ----------
     observation : leaf name -> ``[W + T + n, B, ...]``.
     state : ``[B, 2, H]`` before the first step. begins : ``[W + T + n, B]`` bool, an episode's first step.
-    action, reward, discount : ``[T, B]`` as in `daskrl.window.Batch`.
+    action, reward, discount : ``[T, B]`` as in `daskrl.replay.window.Batch`.
     truncated : at most one `Lasts`; empty where no episode was truncated.
     weight : ``[B]`` importance weights, or None.
     """

@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from daskrl import networks, samplers
+from daskrl.algorithms import networks
 from daskrl.algorithms.base import Setup, Weights, linear
 from daskrl.algorithms.torch_learner import TorchLearner, TorchSettings
 from daskrl.config import require_range
 from daskrl.errors import ConfigError
 from daskrl.names import suggests
-from daskrl.networks import to_device
-from daskrl.spaces import Array
-from daskrl.window import Batch, Positions, Window, check_capacity, needed_bytes
+from daskrl.records import Array
+from daskrl.replay import samplers
+from daskrl.replay.window import Batch, Positions, Window, check_capacity, needed_bytes, to_device
 
 _WARM_UP = 3  # updates of a kind before one is recorded
 _TOGETHER = 1 << 26  # bytes of observations that a GPU gathers at once, where batches are drawn ahead
 _APART = 16  # each such batch begins at a multiple of so many transitions: aligned as one by itself, and so its bits
 
 Update = Callable[["ReplayLearner", Any], tuple[torch.Tensor, torch.Tensor | None]]
-"""One update of a learner from a `daskrl.window.Batch`, or whatever its ``gather`` returns: the loss (scalar), and the
-TD error ``[B]`` of each transition, or what else priorities are made of, or None."""
+"""One update of a learner from a `daskrl.replay.window.Batch`, or whatever its ``gather`` returns: the loss
+(scalar), and the TD error ``[B]`` of each transition, or what else priorities are made of, or None."""
 
 
 @suggests

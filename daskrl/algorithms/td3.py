@@ -11,13 +11,13 @@ from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup, require_box
 from daskrl.algorithms.continuous import Actor, Critics, Observation, squared_error
+from daskrl.algorithms.networks import normals, tensors
 from daskrl.algorithms.replay import Replay, ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.names import suggests
-from daskrl.networks import normals, tensors
-from daskrl.spaces import Array
-from daskrl.window import Batch
+from daskrl.records import Array
+from daskrl.replay.window import Batch
 
 
 @suggests

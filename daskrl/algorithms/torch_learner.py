@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from daskrl import arithmetic, networks
+from daskrl import arithmetic
+from daskrl.algorithms import networks
 from daskrl.algorithms.base import Setup, Weights
+from daskrl.algorithms.networks import CONVOLUTIONS, LSTM, Encoder, Flat
 from daskrl.config import require_types
+from daskrl.envs.planes import CHANNELS
 from daskrl.errors import ConfigError
 from daskrl.names import Suggesting, suggests
-from daskrl.networks import CONVOLUTIONS, LSTM, Encoder, Flat
-from daskrl.planes import CHANNELS
-from daskrl.spaces import Array
+from daskrl.records import Array
 
 _COMPILED = 1 << 16  # sizes and networks that may be compiled in a process
 _NEGLIGIBLE = 1e-36  # of a running average: beside an Adam's epsilon of 1e-10 or more it moves no weight
@@ -43,7 +44,7 @@ class TorchSettings(Suggesting):
     compiled : the learner's networks go through ``torch.compile``. It needs a compiler on the learner's machine (on a
         GPU torch's own, of 2.11 or newer), and another one may give other bits: learn on machines with the same.
     channels : which observations are convolved, and which of their axes is the channels': ``"auto"`` by the rule of
-        `daskrl.planes.planes`, ``"first"``, ``"last"``, or ``"none"`` for vectors alone.
+        `daskrl.envs.planes.planes`, ``"first"``, ``"last"``, or ``"none"`` for vectors alone.
     """
 
     convolutions: str = "nature"

@@ -33,11 +33,11 @@ from distributed import Client, SpecCluster
 import daskrl
 from daskrl import clusters
 from daskrl.algorithms.base import Moment, Setup
-from daskrl.demand import DRAINING, LEARNER
+from daskrl.pools.demand import DRAINING, LEARNER
+from daskrl.pools.workers import PRELOAD, PRELOAD_VARIABLE, THREADS
 from daskrl.testing import Kill, chaos
-from daskrl.workers import PRELOAD, PRELOAD_VARIABLE, THREADS
 
-HEAVY = "torch, gymnasium, zarr, daskrl.rollout"
+HEAVY = "torch, gymnasium, zarr, daskrl.tasks.rollout"
 PACKAGES = ("torch", "gymnasium", "zarr", "dask", "distributed")
 PATIENCE = 300.0  # seconds to wait for what has to happen
 SHARE = 0.95

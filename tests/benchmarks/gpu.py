@@ -40,8 +40,8 @@ from daskrl.algorithms.base import Setup
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.arithmetic import pinned
 from daskrl.config import Schedule
-from daskrl.spaces import spec_of
-from daskrl.window import Batch
+from daskrl.envs.spaces import spec_of
+from daskrl.replay.window import Batch
 
 HOW: dict[str, dict[str, Any]] = {
     "eager": {},

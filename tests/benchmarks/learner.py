@@ -36,12 +36,13 @@ from torch.nn import functional
 from daskrl import C51, DQN, IMPALA, PPO, QRDQN, R2D2, SAC, TD3, Rainbow
 from daskrl.algorithms.actor_critic import ActorCriticNetwork, RoundLearner, Trajectories, entropy, flat
 from daskrl.algorithms.base import Setup
+from daskrl.algorithms.networks import normals
 from daskrl.algorithms.r2d2 import SequenceLearner, Sequences
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.config import Schedule
-from daskrl.networks import normals
-from daskrl.spaces import Array, spec_of
-from daskrl.window import Batch
+from daskrl.envs.spaces import spec_of
+from daskrl.records import Array
+from daskrl.replay.window import Batch
 
 Loop = Iterator[torch.Tensor]
 """A bare loop: every step is one update, and gives its loss."""

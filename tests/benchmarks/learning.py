@@ -28,6 +28,7 @@ from tasks import ENVIRONMENTS, PROBLEMS, REFERENCES, TASKS, Problem, Reference,
 
 import daskrl
 from daskrl.algorithms import by_name
+from daskrl.envs import source as sources
 
 SCORES = Path(__file__).with_name("scores.jsonl")
 EVALUATION_SEED = 1
@@ -158,9 +159,7 @@ def reference(task: Reference, problem: Problem, seed: int) -> Result:
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import VecNormalize
 
-    from daskrl import envs
-
-    source = envs.source(ENVIRONMENTS.get(problem.env, problem.env))
+    source = sources.source(ENVIRONMENTS.get(problem.env, problem.env))
     gamma = task.settings.get("gamma", 0.99)
     began = time.process_time()
     training = make_vec_env(source.factory, n_envs=task.envs, seed=seed)

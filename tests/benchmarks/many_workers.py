@@ -38,8 +38,8 @@ from distributed import Client, Worker, WorkerPlugin
 from elasticity import Commits, Idle, Sleeping, spread, until
 
 import daskrl
-from daskrl.demand import LEARNER
-from daskrl.workers import LOG_LENGTH, LOGGED, QUIET, THREADS, UNWATCHED
+from daskrl.pools.demand import LEARNER
+from daskrl.pools.workers import LOG_LENGTH, LOGGED, QUIET, THREADS, UNWATCHED
 
 SETTINGS = {LOG_LENGTH: LOGGED, **QUIET, **UNWATCHED}  # as in daskrl.clusters
 REST = 8.0  # seconds before a run in which workers only tell that they live

@@ -27,10 +27,11 @@ import torch
 from _table import parser, show, verdict
 
 import daskrl
-from daskrl import clusters, envs, seeding
+from daskrl import clusters, seeding
 from daskrl.algorithms.base import Moment, Setup
+from daskrl.algorithms.networks import initialise
 from daskrl.config import Schedule
-from daskrl.networks import initialise
+from daskrl.envs import source as sources
 
 ALGORITHM = daskrl.DQN(
     double=False, replay_ratio=1e-6, window=1_000_000, epsilon_start=0.1, epsilon_end=0.1, learning_starts=1000
@@ -39,7 +40,7 @@ ALGORITHM = daskrl.DQN(
 
 def bare_loop(kind: str, name: str, count: int, seconds: float, process: int, ready: Any, out: Any) -> None:
     torch.set_num_threads(1)
-    source = envs.source(name)
+    source = sources.source(name)
     make = functools.partial(gymnasium.make, name, disable_env_checker=True)
     policy = initialise(ALGORITHM.policy(Setup(source.spec, Schedule())), seeding.generator(0, "initialise"))
     moment = Moment({}, np.random.default_rng(process))

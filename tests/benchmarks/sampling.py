@@ -17,11 +17,11 @@ import torch
 from _table import interleaved, parser, show, verdict
 from gymnasium import spaces
 
-from daskrl import samplers
 from daskrl.config import Schedule
-from daskrl.envs import final_name
-from daskrl.spaces import Array, spec_of
-from daskrl.window import Window
+from daskrl.envs.spaces import final_name, spec_of
+from daskrl.records import Array
+from daskrl.replay import samplers
+from daskrl.replay.window import Window
 
 warnings.filterwarnings("ignore")
 OBS, ACT = 27, 8

@@ -24,7 +24,7 @@ from gymnasium import spaces
 
 import daskrl
 from daskrl import DQN, clusters
-from daskrl.ahead import ReadAhead
+from daskrl.tasks.ahead import ReadAhead
 
 STREAMS, FIRST = 12, 10  # rounds of 3,072 transitions; those that are not counted
 

@@ -32,11 +32,11 @@ from distributed import Client, Scheduler, SpecCluster, Worker
 from elasticity import Commits
 
 import daskrl
-import daskrl.preload
+import daskrl.tasks.preload
 from daskrl import clusters, networks
 from daskrl.algorithms.base import Setup
-from daskrl.demand import HEADROOM
-from daskrl.workers import LOG_LENGTH, LOGGED, quiet
+from daskrl.pools.demand import HEADROOM
+from daskrl.pools.workers import LOG_LENGTH, LOGGED, quiet
 
 STEPS = 10  # of a fragment
 NEWEST = 20  # training episodes whose mean return is the score

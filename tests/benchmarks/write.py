@@ -26,14 +26,16 @@ import zarr
 from _table import interleaved, parser, show, verdict
 from gymnasium import spaces
 
-from daskrl import DQN, envs, seeding
+from daskrl import DQN, seeding
 from daskrl.algorithms.base import Moment, Setup
-from daskrl.columns import columns, encode, read_transitions, write_fragment
+from daskrl.algorithms.networks import initialise
 from daskrl.config import Schedule
-from daskrl.envs import Stream, final_name
-from daskrl.networks import initialise
-from daskrl.spaces import Array, SpaceSpec, spec_of
-from daskrl.window import Window
+from daskrl.envs import source as sources
+from daskrl.envs.spaces import SpaceSpec, final_name, spec_of
+from daskrl.envs.stream import Stream
+from daskrl.records import Array
+from daskrl.replay.window import Window
+from daskrl.store.columns import columns, encode, read_transitions, write_fragment
 
 SLOTS = 4096  # never twice the same one while writing is timed: ext4 flushes a file that replaces another
 PACKAGES = ("zarr", "numcodecs", "google-crc32c")
@@ -169,7 +171,7 @@ def share_of_rollout(environments: list[str], root: Path, fragments: int) -> Non
     schedule, algorithm = Schedule(envs_per_stream=4, fragment_steps=1024), DQN()
     rows = []
     for name in environments:
-        source = envs.source(name)
+        source = sources.source(name)
         if source.spec.action[0].kind != "discrete":
             action = source.spec.action[0]
             rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import daskrl
-from daskrl import rollout
+from daskrl.tasks import rollout
 
 STORE = Path(__file__).parent / "store_v1"
 FRAGMENTS = 6

@@ -1,0 +1,305 @@
+"""The columns of a store: what one fragment is made of, and how a column becomes the bytes of one chunk.
+
+A chunk is one fragment of one column. Its bytes are what zarr would write (``bytes``, ``zstd`` except for floats,
+``crc32c`` last), made here without zarr-python, which costs 1-2.5 ms a column whatever its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import itertools
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs.zstd import Zstd
+
+from daskrl.arithmetic import ALIGNMENT, aligned, zeros
+from daskrl.config import Schedule
+from daskrl.envs.spaces import Leaf, SpaceSpec, final_name, state_name
+from daskrl.errors import DamagedError, StoreError, StoreFullError
+from daskrl.records import Array
+from daskrl.store.late import content, patiently
+
+_ZSTD = Zstd(level=0)
+_SUFFIX = 4  # bytes of the crc32c codec
+# In the names of files being written: processes on other machines may write the same file.
+_PROCESS, _COUNTER = uuid.uuid4().hex[:12], itertools.count()
+
+
+Table = tuple[tuple[str, str, tuple[int, ...], int], ...]
+"""``(name, dtype, shape, offset)`` of each of some arrays in one vector of bytes."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room, or of a quota used up
+
+
+def pack(arrays: Mapping[str, Array]) -> tuple[Table, Array]:
+    """Named arrays as one vector of bytes, in the order of their names, and where each of them is.
+
+    What travels as one array does so in a tenth of the time. It is a copy.
+    """
+    rows, size = [], 0
+    for name in sorted(arrays):
+        value = np.asarray(arrays[name])
+        rows.append((name, value.dtype.str, value.shape, size))
+        size += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+    flat = zeros((size,), np.uint8)
+    for name, _, _, offset in rows:
+        value = np.ascontiguousarray(arrays[name])
+        flat[offset : offset + value.nbytes] = value.reshape(-1).view(np.uint8)
+    return tuple(rows), flat
+
+
+def unpack(table: Table, flat: Array) -> dict[str, Array]:
+    """The arrays that `pack` was given, as views that begin at multiples of 64 bytes, wherever ``flat`` begins."""
+    flat = aligned(flat)
+    return {
+        name: np.frombuffer(flat, dtype, math.prod(shape), offset).reshape(shape)
+        for name, dtype, shape, offset in table
+    }
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array of the store, without its leading fragment axis.
+
+    Attributes
+    ----------
+    shape : shape of one fragment.
+    dims : name of each axis of ``shape``.
+    optional : a chunk whose values are all zero is not written (``final_observation`` without an ending).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    optional: bool = False
+
+    @property
+    def compressed(self) -> bool:
+        """Floats hardly shrink; an optional column is mostly zeros."""
+        return self.optional or np.dtype(self.dtype).kind != "f"
+
+    def chunk_name(self, slot: int) -> str:
+        return ".".join(["c", str(slot), *("0" for _ in self.shape)])
+
+
+def columns(
+    spec: SpaceSpec,
+    schedule: Schedule,
+    frame_stack: int,
+    extras: Mapping[str, str] | None = None,
+    state: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, Column]:
+    """The data columns of a run.
+
+    Parameters
+    ----------
+    extras : columns an algorithm adds, name -> dtype, each of shape ``(time, env)``.
+    state : its recurrent state, name -> shape for one environment; kept as it was before and after the fragment.
+    """
+    steps, count = schedule.fragment_steps, schedule.envs_per_stream
+    made: dict[str, Column] = {}
+
+    def add(name: str, dtype: str, shape: tuple[int, ...], dims: tuple[str, ...], optional: bool = False) -> None:
+        made[name] = Column(name, dtype, shape, dims, optional)
+
+    def leaf_dims(leaf: Leaf) -> tuple[str, ...]:
+        return tuple(f"{leaf.name}_{i}" for i in range(len(leaf.shape)))
+
+    for leaf in spec.observation:
+        rows = steps + frame_stack
+        add(leaf.name, leaf.dtype, (rows, count, *leaf.shape), ("obs_time", "env", *leaf_dims(leaf)))
+        shape = (steps * count, *leaf.shape)
+        add(final_name(leaf.name), leaf.dtype, shape, ("final", *leaf_dims(leaf)), optional=True)
+    for leaf in spec.action:
+        add(leaf.name, leaf.dtype, (steps, count, *leaf.shape), ("time", "env", *leaf_dims(leaf)))
+    time_env = ("time", "env")
+    add("reward", "float32", (steps, count), time_env)
+    add("terminated", "bool", (steps, count), time_env)
+    add("truncated", "bool", (steps, count), time_env)
+    for name, dtype in (extras or {}).items():
+        add(name, dtype, (steps, count), time_env)
+    for name, shape in (state or {}).items():
+        column = state_name(name)
+        add(column, "float32", (2, count, *shape), ("edge", "env", *(f"{column}_{i}" for i in range(len(shape)))))
+    return made
+
+
+def crc32c(data: bytes | Array) -> int:
+    """CRC-32C (Castagnoli) of some bytes."""
+    return int(google_crc32c.value(data))
+
+
+def encode(column: Column, values: Array) -> bytes:
+    """The bytes of one chunk, checksum included."""
+    return b"".join(_encode(column, values))
+
+
+def _encode(column: Column, values: Array) -> tuple[bytes | memoryview, bytes]:
+    """The bytes of one chunk and those of its checksum. Floats are not copied."""
+    if values.shape != column.shape or values.dtype != np.dtype(column.dtype):
+        raise StoreError(
+            f"column {column.name}: expected {column.dtype}{list(column.shape)}, "
+            f"got {values.dtype}{list(values.shape)}."
+        )
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    if column.compressed:
+        body: bytes = _ZSTD.encode(data)
+        return body, crc32c(body).to_bytes(_SUFFIX, "little")
+    return data.data, crc32c(data).to_bytes(_SUFFIX, "little")
+
+
+def decode(column: Column, data: bytes, where: str) -> Array:
+    """The values of one chunk; raises `DamagedError` where the checksum or the size is off."""
+    body = np.frombuffer(data, np.uint8)[:-_SUFFIX]
+    if len(data) < _SUFFIX or crc32c(body) != int.from_bytes(data[-_SUFFIX:], "little"):
+        raise DamagedError(f"{where} fails its CRC-32C.")
+    try:
+        raw = _ZSTD.decode(body) if column.compressed else body
+    except RuntimeError as error:
+        raise DamagedError(f"{where} is not what its column's codecs write: {error}") from None
+    size = math.prod(column.shape) * np.dtype(column.dtype).itemsize
+    if len(raw) != size:
+        raise DamagedError(f"{where} holds {len(raw)} bytes, expected {size}.")
+    return np.frombuffer(raw, column.dtype).reshape(column.shape)
+
+
+def write_atomic(path: Path | str, *parts: bytes | memoryview) -> None:
+    """Write a file so that it has its old content or its new one, whatever happens to this process.
+
+    Two processes may write the same path at the same time; each has a temporary file of its own.
+
+    Parameters
+    ----------
+    parts : what to write, one after the other.
+    """
+    # os and strings, not open and Path: they cost as much again as making a small file.
+    folder, name = os.path.split(path)
+    partial = f"{folder}/.{name}.{os.getpid()}-{next(_COUNTER)}-{_PROCESS}.partial"
+    try:
+        file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            for part in parts:
+                view = memoryview(part)
+                while view:  # a write may take only a part, and only the next one says why
+                    view = view[os.write(file, view) :]
+        finally:
+            os.close(file)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+        if error.errno in FULL:
+            raise StoreFullError(
+                error.errno,
+                f"cannot write {path}: {os.strerror(error.errno)}. Nothing committed was lost; make room and "
+                "type: daskrl resume DIR",
+            ) from error
+        raise
+
+
+def write_fragment(
+    root: Path, layout: Mapping[str, Column], slot: int, fragment: Mapping[str, Array]
+) -> dict[str, list[int]]:
+    """Write the chunks of one fragment.
+
+    Called by rollout tasks, on any process, more than once for the same slot: the same values give the same
+    bytes in the same files.
+
+    Returns
+    -------
+    column name -> ``[nbytes, crc32c]`` of its chunk; ``[0, 0]`` for an optional chunk that was not needed.
+    """
+    written: dict[str, list[int]] = {}
+    for name, column, chunk in _chunks(layout, fragment):
+        if chunk is not None:
+            write_atomic(f"{root}/{name}/{column.chunk_name(slot)}", *chunk)
+        written[name] = _nbytes_and_crc(chunk)
+    return written
+
+
+def checksums(layout: Mapping[str, Column], fragment: Mapping[str, Array]) -> dict[str, list[int]]:
+    """What `write_fragment` would return, without writing."""
+    return {name: _nbytes_and_crc(chunk) for name, _, chunk in _chunks(layout, fragment)}
+
+
+_Chunk = tuple[bytes | memoryview, bytes]
+
+
+def _chunks(layout: Mapping[str, Column], fragment: Mapping[str, Array]) -> Iterator[tuple[str, Column, _Chunk | None]]:
+    """Each column's name, column and encoded chunk; None for an optional chunk that is not needed."""
+    ended = bool(fragment["terminated"].any() or fragment["truncated"].any())
+    for name, column in layout.items():
+        yield name, column, _encode(column, fragment[name]) if ended or not column.optional else None
+
+
+def _nbytes_and_crc(chunk: _Chunk | None) -> list[int]:
+    return [0, 0] if chunk is None else [len(chunk[0]) + _SUFFIX, int.from_bytes(chunk[1], "little")]
+
+
+def read_fragment(
+    root: Path,
+    layout: Mapping[str, Column],
+    record: Mapping[str, Any],
+    only: tuple[str, ...] | None = None,
+    patience: float = 0.0,
+) -> dict[str, Array]:
+    """Read the chunks of one committed fragment, checking each against its commit record.
+
+    Parameters
+    ----------
+    record : the fragment's commit record.
+    only : names of the columns wanted; all by default.
+    patience : seconds to wait for a chunk that is not seen yet; see `daskrl.store.late`.
+
+    Returns
+    -------
+    column name -> read-only array.
+
+    Raises
+    ------
+    DamagedError
+        A chunk is missing, or is not the one that was committed. Names the file.
+    """
+    result: dict[str, Array] = {}
+    for name, column in layout.items():
+        if only is not None and name not in only:
+            continue
+        nbytes, crc = record["columns"][name]
+        if column.optional and nbytes == 0:
+            result[name] = np.broadcast_to(np.zeros((), column.dtype), column.shape)
+            continue
+        path = root / name / column.chunk_name(record["slot"])
+        where = f"{path} (fragment {record['slot']}, column {name})"
+        look = functools.partial(content, path, where, nbytes=nbytes)
+        data = patiently(look, path, patience)
+        if len(data) != nbytes:
+            raise DamagedError(f"{where} has {len(data)} bytes, {nbytes} were committed.")
+        if int.from_bytes(data[-_SUFFIX:], "little") != crc:
+            raise DamagedError(f"{where} is not the chunk that was committed: CRC-32C differs.")
+        result[name] = decode(column, data, where)
+    return result
+
+
+def read_transitions(
+    root: Path, layout: Mapping[str, Column], record: Mapping[str, Any], patience: float = 0.0
+) -> dict[str, Array]:
+    """What a learner needs of one committed fragment, checked as by `read_fragment`.
+
+    Last observations are left out unless an episode was truncated: nothing follows a termination.
+    """
+    last = tuple(name for name, column in layout.items() if column.optional)
+    fragment = read_fragment(root, layout, record, tuple(name for name in layout if name not in last), patience)
+    if (fragment["truncated"] & ~fragment["terminated"]).any():
+        fragment.update(read_fragment(root, layout, record, last, patience))
+    return fragment

@@ -1,0 +1,896 @@
+"""The store of one run: a zarr v3 group that plain zarr and xarray read, a commit log, and files of weights.
+
+See FORMAT.md for the format. This is the only module that imports zarr, and it does so only to make the
+arrays, to grow them, and to hand them to readers; tasks write and read chunks through `daskrl.store.columns`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from daskrl import extras, seeding
+from daskrl.arithmetic import aligned_all
+from daskrl.config import Options, RunConfig, Schedule, known_keys, plain, require_integer
+from daskrl.envs.spaces import Leaf, SpaceSpec
+from daskrl.errors import ConfigError, DamagedError, StoreError, StoreMismatchError
+from daskrl.records import Array, Record
+from daskrl.schedule import Due, Rechecks
+from daskrl.store.columns import Column, columns, crc32c, decode, encode, read_fragment, read_transitions, write_atomic
+from daskrl.store.initial import Initial
+from daskrl.store.late import LateError, content, patiently
+from daskrl.store.log import CommitLog, DriverLock
+
+if TYPE_CHECKING:
+    import xarray
+    import zarr
+
+
+FORMAT = "daskrl.replay"
+FORMAT_VERSION = 1
+_ATTRIBUTES = ("format", "format_version", "run_id", "created", "config", "spec", "columns", "versions")
+_ENVIRONMENT = {"kind", "id", "kwargs", "name", "source_sha256", "packages", "captured"}
+_ALGORITHM = {"name", "settings", "source_sha256", "packages", "captured"}
+_GROW = 1024  # slots added by one resize
+_INDEX_ROWS = 4096  # fragments in one chunk of an index column
+_INDEX_EVERY = 256  # commits between two writes of the index columns
+# Each folder that is no array is an empty group, so that zarr does not warn of it when it lists the members.
+_EMPTY_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a task needs to read and write fragments: no zarr, no open files.
+
+    Attributes
+    ----------
+    patience : seconds to wait for a committed file that is not seen yet; on Dask's workers, see `daskrl.store.late`.
+    """
+
+    root: Path
+    config: RunConfig
+    spec: SpaceSpec
+    columns: Mapping[str, Column]
+    run_id: str
+    patience: float = 0.0
+
+    @property
+    def log(self) -> CommitLog:
+        return CommitLog(self.root, self.patience)
+
+    def require_same_run(self) -> None:
+        """Called by tasks before they write: raise `StoreMismatchError` where another run took this one's place.
+
+        A task may outlive its driver, and the run be overwritten meanwhile.
+        """
+        path = self.root / "zarr.json"
+
+        def look() -> dict[str, Any]:
+            data = content(path, str(path), "is missing.")
+            try:
+                found: dict[str, Any] = json.loads(data)["attributes"]
+                return found
+            except (ValueError, KeyError, TypeError):
+                raise LateError(f"{path} cannot be read as JSON.") from None
+
+        attributes = patiently(look, path, self.patience)
+        if attributes["run_id"] != self.run_id:
+            raise StoreMismatchError(
+                f"{self.root} holds another run now; what was computed for the old one is dropped."
+            )
+
+    def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
+        """The columns of one committed fragment, checked."""
+        return read_fragment(self.root, self.columns, record, only, self.patience)
+
+    def read_transitions(self, record: Record) -> dict[str, Array]:
+        """What a learner needs of one committed fragment, checked."""
+        return read_transitions(self.root, self.columns, record, self.patience)
+
+    def initial(self) -> bytes:
+        """The file of the weights that the run began with, checked; see `daskrl.tasks.initial`."""
+        return read_checked(self.root, self._init()["arrays"], self.patience)
+
+    def first_replay(self) -> list[list[Record]]:
+        """The rounds of another run that the learner's memory begins with, a record for each stream; none for most."""
+        if not (self.config.init or {}).get("replay"):
+            return []
+        records: list[Record] = json.loads(read_checked(self.root, self._init()["replay"], self.patience))
+        streams = self.config.schedule.streams
+        return [records[first : first + streams] for first in range(0, len(records), streams)]
+
+    def _init(self) -> Record:
+        for record in self.log.read(0):
+            if record["kind"] == "init":
+                return record
+        raise DamagedError(f"{self.log.path(0)} does not name what the run began with.")
+
+    def find(self, slots: Sequence[int], head: int) -> dict[int, Record]:
+        """The commit records of some slots, searching back from segment ``head``."""
+        wanted, found = set(slots), dict[int, Record]()
+        if wanted:
+            for record in self.log.backwards(head):
+                if record["kind"] == "fragment" and record["slot"] in wanted:
+                    found[record["slot"]] = record
+                    if len(found) == len(wanted):
+                        break
+            else:
+                raise StoreError(f"fragments {sorted(wanted - set(found))} are not committed in {self.root}.")
+        return found
+
+
+class Evaluated(NamedTuple):
+    """A version of the weights and its mean return over the greedy episodes of its evaluation."""
+
+    version: int
+    mean: float
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that the schedule needs to know.
+
+    Attributes
+    ----------
+    committed : rounds committed of each stream.
+    published : newest weights version whose learning is committed; -1 before version 0.
+    learner_updates : made up to that version.
+    episodes : episodes that ended.
+    returns : of the newest 100 of them.
+    loss : mean loss of the newest version that had updates.
+    kept : versions whose weights are kept on disk, and their files.
+    evaluated : versions that were evaluated, and the mean return; None where that failed.
+    limited : of those, how many episodes did not end, but were cut.
+    arithmetic : what the run computes with, once its first learner is known.
+    rechecks, due : what says which fragments are to be run again, and those that are.
+    environment_off : whether the promise does not hold for what the environment does.
+    out_of_bounds : whether an observation outside the bounds of its space was recorded.
+    """
+
+    committed: list[int]
+    published: int = -1
+    learner_updates: int = 0
+    episodes: int = 0
+    returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    arithmetic: Record | None = None
+    loss: float | None = None
+    kept: dict[int, list[Any]] = field(default_factory=dict)
+    evaluated: dict[int, float | None] = field(default_factory=dict)
+    limited: dict[int, int] = field(default_factory=dict)
+    rechecks: Rechecks | None = None
+    due: list[Due] = field(default_factory=list)
+    environment_off: bool = False
+    out_of_bounds: bool = False
+
+    @property
+    def evaluation(self) -> Evaluated | None:
+        """The newest version that was evaluated."""
+        found = [version for version, mean in self.evaluated.items() if mean is not None]
+        return Evaluated(max(found), self.evaluated[max(found)] or 0.0) if found else None
+
+    @property
+    def best(self) -> Evaluated | None:
+        """The version with the highest mean return of those evaluated; of equal ones the earliest."""
+        found = [(-mean, version) for version, mean in self.evaluated.items() if mean is not None]
+        return Evaluated(min(found)[1], -min(found)[0]) if found else None
+
+    def take(self, record: Record) -> None:
+        """Count one committed record in; of a stream, rounds come in order."""
+        if record["kind"] == "fragment":
+            self.committed[record["stream"]] += 1
+            self.episodes += len(record["episodes"])
+            self.returns.extend(episode[1] for episode in record["episodes"])
+            self.out_of_bounds |= bool(record.get("out_of_bounds"))
+            self.due.extend(self.rechecks.take(record) if self.rechecks is not None else ())
+        elif record["kind"] == "promise_off":
+            self.environment_off |= bool(record.get("environment"))
+        elif record["kind"] == "learn":
+            self.published = record["version"]
+            self.learner_updates = record["learner_updates"]
+            self.loss = record["loss"]
+        elif record["kind"] == "evaluation":
+            self.evaluated[record["version"]] = float(np.mean(record["returns"])) if record["returns"] else None
+            self.limited[record["version"]] = record.get("limited", 0)
+        elif record["kind"] == "arithmetic":
+            self.arithmetic = record
+        _take_weights(self.kept, record)
+
+
+class Store:
+    """A run on disk. Open one with `Store.open`; `daskrl.train` makes them.
+
+    Reading never needs a lock, and a store being written may be read at any time.
+    """
+
+    def __init__(self, root: Path, attributes: Mapping[str, Any]) -> None:
+        self.root = root
+        self.attributes = dict(attributes)
+        self.config = RunConfig.from_json(attributes["config"])
+        self.spec = SpaceSpec.from_json(attributes["spec"])
+        self.columns = {
+            data["name"]: Column(
+                **{**known_keys(Column, data), "shape": tuple(data["shape"]), "dims": tuple(data["dims"])}
+            )
+            for data in attributes["columns"]
+        }
+        self.log = CommitLog(root)
+        self._lock = DriverLock(root)
+        self._head = 0
+        self._capacity = 0
+        self._index: dict[int, dict[str, Array]] = {}
+        self._indexed: set[int] = set()
+        self._workers: dict[str, int] = {}
+
+    # -- making and opening -------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        config: RunConfig,
+        spec: SpaceSpec,
+        *,
+        extras: Mapping[str, str] | None = None,
+        state: Mapping[str, tuple[int, ...]] | None = None,
+        env_steps: int,
+        options: Options,
+        versions: Mapping[str, str],
+        overwrite: bool = False,
+        initial: Initial | None = None,
+    ) -> Store:
+        """Make an empty store; the directory appears complete or not at all.
+
+        Parameters
+        ----------
+        initial : what the run begins with, where ``config.init`` says so.
+
+        Raises
+        ------
+        StoreMismatchError
+            The path exists and is not empty.
+        """
+        root = Path(path).absolute()
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            if not cls.exists(root):
+                raise StoreMismatchError(f"{root} exists and is not a daskrl store. Choose another store=.")
+            if not overwrite:
+                raise StoreMismatchError(
+                    f"{root} already holds a run. Type: daskrl resume {path} (or daskrl.resume), choose another "
+                    "store=, or pass overwrite=True to delete it."
+                )
+            lock = DriverLock(root)
+            lock.acquire()
+            shutil.rmtree(root)
+            lock.release()
+        layout = columns(spec, config.schedule, config.frame_stack, extras, state)
+        attributes = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "run_id": uuid.uuid4().hex,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "config": config.to_json(),
+            "spec": spec.to_json(),
+            "columns": [vars(column) for column in layout.values()],
+            "versions": dict(versions),
+        }
+        attributes = json.loads(json.dumps(attributes))
+        root.parent.mkdir(parents=True, exist_ok=True)
+        making = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
+        try:
+            _create_arrays(making, attributes, layout, config)
+            for name in (".commits", ".weights", ".checkpoints"):
+                (making / name).mkdir()
+                (making / name / "zarr.json").write_text(_EMPTY_GROUP)
+            made = {"kind": "created", "attributes_crc32c": _attributes_crc32c(attributes)}
+            budget = {"kind": "budget", "env_steps": env_steps, "options": vars(options)}
+            begun = []
+            if initial is not None:
+                (making / ".init").mkdir()
+                (making / ".init" / "zarr.json").write_text(_EMPTY_GROUP)
+                arrays, replay = write_checked(making, ".init/weights.safetensors", initial.to_bytes()), None
+                if initial.replay is not None:
+                    initial.replay.copy(making / ".init")
+                    replay = write_checked(making, ".init/replay.json", initial.replay.to_bytes())
+                begun = [{"kind": "init", "arrays": arrays, "replay": replay}]
+            CommitLog(making).append(0, [made, budget, *begun])
+            if root.exists():
+                root.rmdir()
+            os.replace(making, root)
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        return cls(root, attributes)
+
+    @staticmethod
+    def exists(path: str | os.PathLike[str]) -> bool:
+        """Whether there is a store."""
+        return (Path(path) / ".commits").is_dir()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Store:
+        """Open a store for reading.
+
+        Raises
+        ------
+        ConfigError
+            ``path`` is no path.
+        StoreMismatchError
+            There is no store at ``path``, or its format is not one this version reads.
+        DamagedError
+            Its attributes are not those it was made with.
+        """
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigError(f"expected the directory of a run's store, got {path!r:.200}.")
+        root = Path(path).absolute()
+        try:
+            attributes = json.loads((root / "zarr.json").read_text())["attributes"]
+            format_, version = attributes["format"], attributes["format_version"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreMismatchError(
+                f"{root} is not a daskrl store: it has no zarr.json. Type: daskrl train ENV --store {path}"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise StoreMismatchError(f"{root} is not a daskrl store: its zarr.json has no daskrl attributes.") from None
+        if format_ != FORMAT or version != FORMAT_VERSION:
+            raise StoreMismatchError(
+                f"{root} has format {format_!r} version {version!r}; this daskrl reads {FORMAT!r} version "
+                f"{FORMAT_VERSION}. Install the daskrl it was written with: {attributes.get('versions')}."
+            )
+        for record in CommitLog(root).read(0):
+            if record["kind"] == "created" and record["attributes_crc32c"] != _attributes_crc32c(attributes):
+                raise DamagedError(f"{root / 'zarr.json'} does not hold the attributes the store was made with.")
+        return cls(root, attributes)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root, self.config, self.spec, self.columns, self.run_id)
+
+    @property
+    def run_id(self) -> str:
+        return str(self.attributes["run_id"])
+
+    # -- writing: the driver only -------------------------------------------------------------------------
+
+    @property
+    def head(self) -> int:
+        """Segments committed, as the driver knows them."""
+        return self._head
+
+    def lock(self) -> Progress:
+        """Become the one driver of this store and find out how far it is.
+
+        Raises
+        ------
+        StoreLockedError
+            Another driver has it.
+        DamagedError
+            A commit is missing or damaged.
+        """
+        self._lock.acquire()
+        try:
+            for partial in self.root.glob("*/.*.partial"):  # left by killed writers; nobody refers to them
+                partial.unlink(missing_ok=True)
+            self._head = self.log.head()
+            self._index, self._indexed, self._workers = {}, set(), {}
+            schedule = self.config.schedule
+            progress = Progress([0] * schedule.streams, rechecks=Rechecks(schedule, self.config.recheck_every))
+            self._capacity = self.array_length()
+            for record in self.log.forwards(0, self._head):
+                if record["kind"] == "fragment":
+                    if record["round"] != progress.committed[record["stream"]]:
+                        raise DamagedError(f"{self.root}: the commits of stream {record['stream']} are out of order.")
+                    self._index_record(record)
+                progress.take(record)
+            progress.due.clear()  # by the driver that committed them
+            self.flush_index()
+            return progress
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def unlock(self) -> None:
+        """Write what is buffered of the index and let another driver have the store."""
+        if self._lock._file is not None:
+            try:
+                self.flush_index()
+            finally:
+                self._lock.release()
+
+    def commit(self, records: Sequence[Record]) -> None:
+        """Commit some records, all of them or none. Growing the arrays comes first."""
+        fragments = [record for record in records if record["kind"] == "fragment"]
+        if fragments:
+            needed = max(record["slot"] for record in fragments) + 1
+            if needed > self._capacity:
+                self._grow(-(-needed // _GROW) * _GROW)
+        self.log.append(self._head, records)
+        self._head += 1
+        for record in fragments:
+            self._index_record(record)
+        if self._head % _INDEX_EVERY == 0:
+            self.flush_index()
+
+    def array_length(self) -> int:
+        """Slots every array has now; a driver killed while growing them leaves some longer than others."""
+        return min(int(_array_metadata(path)["shape"][0]) for path in self._arrays())
+
+    def _arrays(self) -> list[Path]:
+        names = [*self.columns, *(column.name for column in _index_columns(self.config))]
+        return [self.root / name / "zarr.json" for name in names]
+
+    def _grow(self, slots: int) -> None:
+        # Only the shape changes, so the array's zarr.json is rewritten in one atomic step.
+        for path in self._arrays():
+            metadata = _array_metadata(path)
+            metadata["shape"][0] = slots
+            write_atomic(path, json.dumps(metadata, indent=2).encode())
+        self._capacity = slots
+
+    def _index_record(self, record: Record) -> None:
+        block, row = divmod(record["slot"], _INDEX_ROWS)
+        if block not in self._index:
+            self._index[block] = {
+                column.name: self._index_rows(column, block) for column in _index_columns(self.config)
+            }
+            if len(self._index) > 2:  # rounds are committed in order, a few at a time: older blocks are full
+                self.flush_index()
+                self._index = {number: rows for number, rows in self._index.items() if number >= block - 1}
+        rows = self._index[block]
+        worker = self._workers.setdefault(record["worker"], len(self._workers))
+        for name, value in (
+            ("stream", record["stream"]),
+            ("round", record["round"]),
+            ("weights_version", record["weights_version"]),
+            ("environment_seed", record["environment_seed"]),
+            ("first_episode", record["first_episode"]),
+            ("episode_step", record["episode_step"]),
+            ("continues", record["continues"]),
+            ("wall_time", record["wall_time"]),
+            ("worker", worker),
+        ):
+            rows[f"fragment.{name}"][row] = value
+
+    def _index_rows(self, column: Column, block: int) -> Array:
+        if block in self._indexed:  # written and dropped by this driver, and now a straggler comes
+            path = self.root / column.name / column.chunk_name(block)
+            return decode(column, path.read_bytes(), str(path)).copy()
+        return np.full(column.shape, _fill(column.dtype), column.dtype)
+
+    def flush_index(self) -> None:
+        """Write the buffered rows of the ``fragment.*`` columns. They repeat the log, for readers without it."""
+        self._indexed.update(self._index)
+        for block, rows in self._index.items():
+            for column in _index_columns(self.config):
+                path = self.root / column.name / column.chunk_name(block)
+                write_atomic(path, encode(column, rows[column.name]))
+        path = self.root / "fragment.worker" / "zarr.json"
+        metadata = _array_metadata(path)
+        if metadata["attributes"].get("workers") != list(self._workers):
+            metadata["attributes"]["workers"] = list(self._workers)
+            write_atomic(path, json.dumps(metadata, indent=2).encode())
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def records(self, kind: str | None = None) -> Iterator[Record]:
+        """Every committed record, oldest first; of one kind if given."""
+        for record in self.log.forwards():
+            if kind is None or record["kind"] == kind:
+                yield record
+
+    def fragments(self) -> list[Record]:
+        """The record of every committed fragment, by slot."""
+        by_slot = {record["slot"]: record for record in self.records("fragment")}
+        return [by_slot[slot] for slot in sorted(by_slot)]
+
+    def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
+        """The columns of one committed fragment, checked against its record."""
+        return read_fragment(self.root, self.columns, record, only)
+
+    def unknown_keys(self) -> list[str]:
+        """What the attributes say that this daskrl does not know, as ``config.schedule.NAME``: of a later version."""
+        config, spec = self.attributes["config"], self.attributes["spec"]
+        known: list[tuple[str, Mapping[str, Any], set[str]]] = [
+            ("config", config, _names(RunConfig)),
+            ("config.schedule", config["schedule"], _names(Schedule)),
+            ("config.environment", config["environment"], _ENVIRONMENT),
+            ("config.algorithm", config["algorithm"], _ALGORITHM),
+            ("spec", spec, _names(SpaceSpec)),
+            *((f"spec.{side}", leaf, _names(Leaf)) for side in ("observation", "action") for leaf in spec[side]),
+            *(("columns", column, _names(Column)) for column in self.attributes["columns"]),
+        ]
+        return sorted({f"{where}.{name}" for where, data, names in known for name in data if name not in names})
+
+    def budget(self) -> Record:
+        """The newest ``budget`` record: how many env steps the run is to take, and its options."""
+        return list(self.records("budget"))[-1]
+
+    def promise_off(self) -> list[str]:
+        """Why this run may differ from another of the same config; empty while the promise holds."""
+        return [record["reason"] for record in self.records("promise_off")]
+
+    def weights_versions(self) -> list[int]:
+        """Versions of the weights kept on disk, oldest first."""
+        return sorted(self._weights_kept()[0])
+
+    def evaluations(self) -> list[Record]:
+        """The evaluations made while the run went on (``evaluate_every``), by version; see FORMAT.md."""
+        return sorted(self.records("evaluation"), key=lambda record: int(record["version"]))
+
+    def best(self) -> Evaluated | None:
+        """The version with the highest mean return of those evaluated as the run went on; of equal ones the earliest.
+
+        None where none was. ``Store.weights("best")`` has its weights.
+        """
+        progress = Progress([])
+        for record in self.records("evaluation"):
+            progress.take(record)
+        return progress.best
+
+    def published(self) -> int:
+        """The newest version of the weights that was published, kept on disk or not; -1 before version 0."""
+        return self._weights_kept()[1]
+
+    def _weights_kept(self) -> tuple[dict[int, list[Any]], int]:
+        kept: dict[int, list[Any]] = {}
+        published = -1
+        for record in self.records():
+            _take_weights(kept, record)
+            if record["kind"] == "learn":
+                published = max(published, record["version"])
+        return kept, published
+
+    def weights(self, version: int | str | None = None) -> tuple[int, dict[str, Array]]:
+        """One stored version of the weights, the newest by default; ``"best"`` is that of `best`.
+
+        A warning says where the newest one published is not kept: of a run that goes on, or whose driver was killed.
+
+        Returns
+        -------
+        version, and name -> array.
+        """
+        kept, published = self._weights_kept()
+        if version == "best":
+            best = self.best()
+            if best is None:
+                raise ConfigError(
+                    f"{self.root}: version 'best': no version was evaluated. Train with evaluate_every= "
+                    f"(--evaluate-every), or name one of {sorted(kept)}."
+                )
+            version = best.version
+        if version is None:
+            version = max(kept, default=-1)
+            if -1 < version < published:
+                warnings.warn(f"{self.root}: {older_weights(version, published)}", stacklevel=2)
+        if not kept:
+            raise ConfigError(f"{self.root} has no weights yet: the run has to go on. Type: daskrl resume {self.root}")
+        if version not in kept:
+            raise ConfigError(f"{self.root} keeps weights versions {sorted(kept)}, not {version}.")
+        assert isinstance(version, int)
+        return version, read_weights(self.root, kept[version])
+
+    # `daskrl.analysis.policies.policy`, put here by that module: it knows the algorithms, the store does not.
+    policy: ClassVar[Callable[..., Any]]
+
+    def digest(self) -> str:
+        """SHA-256 over every committed transition and the newest weights.
+
+        Wall-clock times and worker names are not part of it. It reads everything, so damage is found.
+
+        Raises
+        ------
+        DamagedError
+            Names the file.
+        """
+        sha = hashlib.sha256()
+        for record in self.fragments():
+            sha.update(f"fragment {record['round']} {record['stream']} {record['weights_version']}\n".encode())
+            values = self.read(record)
+            for name in sorted(values):
+                sha.update(f"{name} {values[name].dtype.str} {values[name].shape}\n".encode())
+                sha.update(np.ascontiguousarray(values[name]).tobytes())
+        kept, _ = self._weights_kept()
+        for older in sorted(kept)[:-1]:
+            read_checked(self.root, kept[older])
+        if kept:
+            version, weights = self.weights(max(kept))
+            sha.update(f"weights {version}\n".encode())
+            for name in sorted(weights):
+                sha.update(f"{name} {weights[name].dtype.str} {weights[name].shape}\n".encode())
+                sha.update(weights[name].tobytes())
+        return sha.hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """What the store holds and how far its run is: what ``daskrl info --json`` prints, all of it for JSON.
+
+        Returns
+        -------
+        store : its directory.
+        environment, algorithm, seed : what was run.
+        begun_with : where the first weights came from; only of a run that was given some.
+        env_steps, fragments, episodes : committed.
+        env_steps_budget : what the run is to take.
+        return_last_100 : mean return of the newest 100 episodes; None before the first.
+        weights_version, learner_updates : the newest that were published.
+        stored_weights, newest_stored_weights : versions of the weights kept on disk; the newest of them, or None.
+        promise : ``"kept"``, or why it is off.
+        versions : of the packages the run was made with.
+        config : every setting, see `daskrl.config.RunConfig`.
+        """
+        schedule = self.config.schedule
+        fragments, published, updates = 0, -1, 0
+        returns: list[float] = []
+        for record in self.records():
+            if record["kind"] == "fragment":
+                fragments += 1
+                returns.extend(episode[1] for episode in record["episodes"])
+            elif record["kind"] == "learn" and record["version"] > published:
+                published, updates = record["version"], record["learner_updates"]
+        steps = schedule.fragment_steps * schedule.envs_per_stream
+        off, stored, best = self.promise_off(), self.weights_versions(), self.best()
+        return {
+            "store": str(self.root),
+            "environment": self.config.environment.get("id") or self.config.environment["name"],
+            "algorithm": self.config.algorithm["name"],
+            "seed": self.config.seed,
+            **({} if self.config.init is None else {"begun_with": dict(self.config.init)}),
+            "env_steps": fragments * steps,
+            "env_steps_budget": self.budget()["env_steps"],
+            "fragments": fragments,
+            "episodes": len(returns),
+            "return_last_100": float(np.mean(returns[-100:])) if returns else None,
+            "weights_version": published,
+            "learner_updates": updates,
+            "stored_weights": stored,
+            "newest_stored_weights": max(stored, default=None),
+            **({} if best is None else {"best_version": best.version, "best_return": best.mean}),
+            "promise": off or "kept",
+            "versions": self.attributes["versions"],
+            "config": json.loads(json.dumps(self.config.to_json())),
+        }
+
+    def rows(self) -> dict[str, Any]:
+        """The `summary` for people: without every setting, and what is newer than the newest weights kept in words."""
+        rows = self.summary()
+        rows.pop("config")
+        newest = rows.pop("newest_stored_weights")
+        if newest is not None and newest < rows["weights_version"]:
+            rows["newest_weights"] = older_weights(newest, rows["weights_version"])
+        return rows
+
+    def zarr(self) -> zarr.Group:
+        """The store as a read-only zarr group."""
+        import zarr
+
+        return zarr.open_group(self.root, mode="r")
+
+    def to_xarray(self, fragments_per_chunk: int = 64) -> xarray.Dataset:
+        """The store as a lazy ``xarray.Dataset``, cut to the fragments committed so far.
+
+        Needs ``daskrl[analysis]``. A slot below the last committed one that is itself not committed yet (a live run)
+        reads as zeros; ``fragment.round`` is -1 there. ``.to_zarr(PATH)`` writes it, each chunk of Dask as one of
+        Zarr; netCDF takes no nested attributes: ``.drop_attrs().to_netcdf(PATH)``. Without daskrl it is
+        ``xarray.open_zarr(STORE, consolidated=False)``: metadata are not consolidated, which xarray else warns of.
+
+        Parameters
+        ----------
+        fragments_per_chunk : of the Dask arrays.
+        """
+        fragments_per_chunk = plain(fragments_per_chunk)
+        require_integer("fragments_per_chunk", fragments_per_chunk, 1)
+        with extras.needed("analysis", "to_xarray needs xarray"):
+            import xarray
+
+        length = max((record["slot"] for record in self.fragments()), default=-1) + 1
+        data = xarray.open_zarr(self.root, consolidated=False, chunks=None)
+        cut: xarray.Dataset = data.isel(fragment=slice(0, length)).chunk({"fragment": fragments_per_chunk})
+        return cut.drop_encoding()  # how the store's chunks lie, which is not how these do
+
+    def __repr__(self) -> str:
+        return f"<daskrl.Store {self.root} ({self.config.environment.get('id', 'callable')})>"
+
+    def _repr_html_(self) -> str:
+        return html_table("daskrl store", self.rows())
+
+
+def older_weights(version: int, published: int) -> str:
+    """Says that a version of the weights is not the newest, and how the newest can be had."""
+    return (
+        f"weights version {version} is the newest kept, version {published} the newest published: the run goes on, or "
+        "its driver was killed. To have the newest, resume the run and stop it (Run.stop, Ctrl-C, SIGTERM), which "
+        "keeps the weights it reached, or have more versions kept (weights_every)."
+    )
+
+
+def _take_weights(kept: dict[int, list[Any]], record: Record) -> None:
+    """Note the weights that a record of a version, or of a stop, says are on disk."""
+    if record["kind"] in ("learn", "checkpoint") and record.get("weights"):
+        kept.setdefault(record["version"], record["weights"])
+
+
+def _names(cls: Any) -> set[str]:
+    return {field.name for field in fields(cls)}
+
+
+def _attributes_crc32c(attributes: Mapping[str, Any]) -> int:
+    kept = {name: attributes.get(name) for name in _ATTRIBUTES}
+    return crc32c(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _array_metadata(path: Path) -> dict[str, Any]:
+    try:
+        metadata: dict[str, Any] = json.loads(path.read_text())
+        if metadata["node_type"] != "array" or not isinstance(metadata["shape"][0], int):
+            raise ValueError
+        metadata["attributes"] = dict(metadata["attributes"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
+        raise DamagedError(f"{path} is missing, or is not the metadata of a zarr array.") from None
+    return metadata
+
+
+def html_table(title: str, rows: Mapping[str, Any]) -> str:
+    """A small table for Jupyter; every value escaped."""
+    body = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(key.replace('_', ' '))}</th>"
+        f"<td style='text-align:left'>{html.escape(shown(value))}</td></tr>"
+        for key, value in rows.items()
+    )
+    return f"<div><strong>{html.escape(title)}</strong><table>{body}</table></div>"
+
+
+def shown(value: Any) -> str:
+    """A value as people read it."""
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list) and len(value) > 8:
+        return f"{value[0]} … {value[-1]} ({len(value)})"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return str(value)
+
+
+def belongs_to(config: RunConfig, spec: SpaceSpec, run_id: str, version: int) -> dict[str, str]:
+    """What weights belong to, as text by name, for the metadata of their file; see FORMAT.md, section 6."""
+    spaces = spec.to_json()
+
+    def text(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+    return {
+        "version": str(version),
+        "run_id": run_id,
+        "algorithm": str(config.algorithm["name"]),
+        "settings": text(config.algorithm["settings"]),
+        "environment": text(config.environment),
+        "observation": text(spaces["observation"]),
+        "action": text(spaces["action"]),
+        "frame_stack": str(config.frame_stack),
+    }
+
+
+def safetensors(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Arrays by name as safetensors: the same bytes in every process."""
+    from safetensors.numpy import save
+
+    data: bytes = save(
+        {name: np.asarray(value, order="C") for name, value in arrays.items()},
+        metadata=None if metadata is None else dict(metadata),
+    )
+    if metadata is None:
+        return data
+    # The library writes the metadata in the order of a hash table, which is another in every process.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    return len(written).to_bytes(8, "little") + written + data[8 + size :]
+
+
+def write_checked(root: Path, name: str, data: bytes) -> list[Any]:
+    """Write a file of the store and return ``[name, nbytes, crc32c]`` for its commit record."""
+    write_atomic(root / name, data)
+    return [name, len(data), crc32c(data)]
+
+
+def read_checked(root: Path, written: Sequence[Any], patience: float = 0.0) -> bytes:
+    """Read a file that `write_checked` wrote; raises `DamagedError` naming it."""
+    name, nbytes, crc = written
+    path: Path = root / name
+    data = patiently(lambda: content(path, str(path), nbytes=nbytes), path, patience)
+    if len(data) != nbytes or crc32c(data) != crc:
+        raise DamagedError(f"{path} is not the file that was committed: size or CRC-32C differs.")
+    return data
+
+
+def read_weights(root: Path, written: Sequence[Any], patience: float = 0.0) -> dict[str, Array]:
+    """The arrays of a file of weights, by name; raises `DamagedError` naming it."""
+    from safetensors.numpy import load
+
+    return aligned_all(load(read_checked(root, written, patience)))
+
+
+def _index_columns(config: RunConfig) -> list[Column]:
+    rows, env = (_INDEX_ROWS,), (_INDEX_ROWS, config.schedule.envs_per_stream)
+    named: list[tuple[str, str, tuple[int, ...]]] = [
+        ("stream", "int32", rows),
+        ("round", "int64", rows),
+        ("weights_version", "int64", rows),
+        ("environment_seed", "int64", env),
+        ("first_episode", "int64", env),
+        ("episode_step", "int64", env),
+        ("continues", "bool", rows),
+        ("wall_time", "float64", rows),
+        ("worker", "int32", rows),
+    ]
+    dims = ("fragment", "env")
+    return [_IndexColumn(f"fragment.{name}", dtype, shape, dims[: len(shape)]) for name, dtype, shape in named]
+
+
+class _IndexColumn(Column):
+    """A column whose chunk is many fragments of one row each: the fragment axis is its own."""
+
+    def chunk_name(self, slot: int) -> str:
+        return ".".join(["c", str(slot), *("0" for _ in self.shape[1:])])
+
+
+def _fill(dtype: str) -> Any:
+    return {"i": -1, "f": np.nan, "b": False}[np.dtype(dtype).kind]
+
+
+def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[str, Column], config: RunConfig) -> None:
+    import zarr
+    from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+    from zarr.storage import MemoryStore
+
+    # In memory: on disk zarr would make hard links, which not every file system has.
+    made: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(made), attributes=dict(attributes), zarr_format=3)
+
+    def create(column: Column, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]) -> None:
+        is_index = isinstance(column, _IndexColumn)
+        group.create_array(
+            column.name,
+            shape=shape,
+            chunks=chunks,
+            dtype=column.dtype,
+            serializer=BytesCodec(),
+            compressors=[ZstdCodec(level=0), Crc32cCodec()] if column.compressed else [Crc32cCodec()],
+            fill_value=_fill(column.dtype) if is_index else np.zeros((), column.dtype)[()],
+            chunk_key_encoding={"name": "default", "separator": "."},
+            dimension_names=dims,
+        )
+
+    for column in layout.values():
+        create(column, (_GROW, *column.shape), (1, *column.shape), ("fragment", *column.dims))
+    for column in _index_columns(config):
+        create(column, (_GROW, *column.shape[1:]), column.shape, column.dims)
+    for name, metadata in made.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(metadata.to_bytes())
+
+
+def environment_seeds(config: RunConfig, stream: int, first_episode: Sequence[int]) -> list[int]:
+    """The reset seed of each environment's episode at the start of a fragment."""
+    return [seeding.environment_seed(config.seed, stream, env, episode) for env, episode in enumerate(first_episode)]
+
+
+def opened(store: Any) -> Store:
+    """A store by its path, itself, or a `daskrl.Run`'s."""
+    store = getattr(store, "store", store)
+    return store if isinstance(store, Store) else Store.open(store)

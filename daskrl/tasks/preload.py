@@ -1,0 +1,42 @@
+"""Imports what takes seconds, so that a worker has it when it arrives; and has one with a lifetime leave when idle.
+
+For a worker of your own: ``DASK_DISTRIBUTED__WORKER__PRELOAD=daskrl.tasks.preload dask worker ...``
+"""
+
+# ruff: noqa: F401
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import gymnasium.envs
+import safetensors.numpy
+import torch._dynamo  # which Adam imports
+import zarr
+
+import daskrl.algorithms.dqn
+import daskrl.tasks.learner
+import daskrl.tasks.rollout
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+# Seconds before the end of its lifetime (``dask worker --lifetime``) in which a worker gets nothing more to do.
+DRAIN = 60.0
+
+
+def dask_setup(worker: Worker) -> None:
+    """Called by Dask as the worker starts."""
+    if worker.lifetime:
+        margin = min(DRAIN, worker.lifetime / 4)
+        worker.loop.call_later(worker.lifetime - margin, leave, worker, margin)
+
+
+async def leave(worker: Worker, margin: float) -> None:
+    """Have runs place nothing more on it, let it finish what it has for so many seconds at most, and close it.
+
+    Dask itself closes a worker at the end of its lifetime with what it is at.
+    """
+    with contextlib.suppress(Exception):  # no run was ever on this scheduler: there is nothing to finish
+        await worker.scheduler.daskrl_drain(names=[worker.name], timeout=margin)
+        await worker.close_gracefully(reason="daskrl-drained")

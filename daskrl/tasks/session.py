@@ -1,0 +1,334 @@
+"""What a process keeps for a run between its tasks: a cache of what can be rebuilt, and nothing else.
+
+Environments and algorithms reach a worker once, by value, when it joins; tasks then name the session.
+Import-light on purpose: the scheduler unpickles task functions, and must not import torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import hashlib
+import importlib.util
+import os
+import platform
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from daskrl.algorithms.base import Algorithm, Setup
+from daskrl.code import modules
+from daskrl.config import Options, RunConfig
+from daskrl.envs.source import Environment
+from daskrl.envs.stream import Stream
+from daskrl.errors import DamagedError, DaskrlError, StoreError
+from daskrl.records import Array
+from daskrl.store import late
+from daskrl.store.columns import Table
+from daskrl.store.store import Layout
+from daskrl.tasks import children, memory
+from daskrl.tasks.playing import Playing
+
+_PROBED = 3.0  # seconds to look for the driver's file; where the store is not shared, each worker takes them
+
+_DASKS_TRIM = "65536"  # MALLOC_TRIM_THRESHOLD_ as Dask's nannies set it unless they are told otherwise
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+Published = tuple[dict[str, Any], Table, Array]
+"""What ``learn`` publishes: its record with at least ``version``, and the weights as made by
+`daskrl.store.columns.pack`."""
+
+Given = tuple[str, Layout, Algorithm, Callable[[], Environment], Options]
+"""Token, layout, algorithm, factory and options: what a session is made of."""
+
+
+@dataclass
+class Session:
+    """One run in one process.
+
+    Attributes
+    ----------
+    streams : stream -> (round it stands at, live environments).
+    evaluations : weights version -> an evaluation on its way.
+    policies : weights version -> policy that acts with it.
+    learner, reader : a `daskrl.tasks.learner.Standing` and what reads for it, on the process that learns; else None.
+    published : weights version -> what was published, the newest few.
+    lock, learning : held for a moment around ``streams`` and ``policies``; held while learning.
+    closed : nothing is cached any more; a rollout may still be running.
+    """
+
+    token: str
+    layout: Layout
+    algorithm: Algorithm
+    factory: Callable[[], Environment]
+    options: Options
+    streams: dict[int, tuple[int, Stream]] = field(default_factory=dict)
+    evaluations: dict[int, Playing] = field(default_factory=dict)
+    policies: dict[int, Any] = field(default_factory=dict)
+    learner: Any = None
+    reader: Any = None
+    published: dict[int, Published] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    learning: threading.Lock = field(default_factory=threading.Lock)
+    closed: bool = False
+
+    @property
+    def config(self) -> RunConfig:
+        return self.layout.config
+
+    def setup(self, device: str = "cpu") -> Setup:
+        """What the run tells its algorithm."""
+        return Setup(self.layout.spec, self.config.schedule, self.config.frame_stack, device)
+
+    def take_stream(self, index: int) -> tuple[int, Stream | None]:
+        """A stream's live environments, which are then the caller's alone, and the round they stand at."""
+        with self.lock:
+            return self.streams.pop(index, (-1, None))
+
+    def keep_stream(self, index: int, round_: int, live: Stream) -> None:
+        """Keep them for the stream's next task; of two that ran at the same time, those of the later."""
+        with self.lock:
+            _, other = self.streams.pop(index, (-1, None))
+            if self.closed:
+                other = live
+            else:
+                self.streams[index] = (round_, live)
+        if other is not None:
+            other.close()
+
+    def take_evaluation(self, version: int) -> Playing | None:
+        """What has been played of an evaluation, which is then the caller's alone."""
+        with self.lock:
+            return self.evaluations.pop(version, None)
+
+    def keep_evaluation(self, version: int, under_way: Playing) -> None:
+        """Keep it for the next task; of two that ran at the same time, this one."""
+        with self.lock:
+            other = self.evaluations.pop(version, None)
+            if self.closed:
+                other = under_way
+            else:
+                self.evaluations[version] = under_way
+        if other is not None:
+            other.close()
+
+    def let_go(self) -> None:
+        """Close all environments that are kept, and forget the policies."""
+        with self.lock:
+            live: list[Stream | Playing] = [stream for _, stream in self.streams.values()]
+            live += self.evaluations.values()
+            self.streams.clear()
+            self.evaluations.clear()
+            self.policies.clear()
+        for one in live:
+            one.close()
+
+    def close(self) -> None:
+        with self.lock:
+            self.closed = True
+        self.let_go()
+
+
+BYTECODE = importlib.util.MAGIC_NUMBER.hex()  # of this Python's code: another minor version cannot run it
+
+_SESSIONS: dict[str, Session] = {}
+_OFFERED: dict[tuple[int, bytes], Given] = {}
+_LOCK = threading.Lock()  # around it: tasks of one process run in several threads
+_PACKING = threading.Lock()  # what cloudpickle takes by value is a setting of the whole process
+
+
+class NotJoinedError(DaskrlError):
+    """A task reached a process that does not know its session; the driver lets it join again."""
+
+
+def get(token: str) -> Session:
+    session = find(token)
+    if session is None:
+        raise NotJoinedError(f"process {os.getpid()} has not joined session {token}")
+    return session
+
+
+def find(token: str) -> Session | None:
+    """The session, if this process has joined it."""
+    with _LOCK:
+        return _SESSIONS.get(token)
+
+
+def put(session: Session) -> None:
+    """Start caching for a session. A session replaces older ones of the same store."""
+    with _LOCK:
+        older = [
+            token
+            for token, other in _SESSIONS.items()
+            if token != session.token and other.layout.root == session.layout.root
+        ]
+        replaced = [_SESSIONS.pop(token) for token in older]
+        _SESSIONS.setdefault(session.token, session)
+    for other in replaced:  # environments may take their time to close
+        other.close()
+
+
+def forget(token: str) -> None:
+    """Drop what a session cached."""
+    with _LOCK:
+        session = _SESSIONS.pop(token, None)
+    if session is not None:
+        session.close()
+
+
+def ease(token: str) -> None:
+    """Let go of a session's environments and policies, and give the memory back: they can be rebuilt elsewhere."""
+    session = find(token)
+    if session is None:
+        return
+    session.let_go()
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def pack(
+    token: str, layout: Layout, algorithm: Algorithm, factory: Callable[[], Environment], options: Options
+) -> bytes:
+    """A session as bytes for other processes. What was defined outside installed packages goes by value."""
+    entry_point = getattr(getattr(factory, "spec", None), "entry_point", None)  # of an id
+    names = {getattr(_unwrapped(obj), "__module__", None) for obj in (type(algorithm), factory, entry_point)}
+    with _PACKING:
+        names -= cloudpickle.list_registry_pickle_by_value()  # the user's own wish, to be left standing
+        local = [module for name in names if name and (module := modules.local(name)) is not None]
+        for module in local:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            data: bytes = cloudpickle.dumps((token, layout, algorithm, factory, options))
+            return data
+        finally:
+            for module in local:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def carries_code(payload: bytes) -> bool:
+    """Whether a packed session has functions or classes in it by value, as bytecode."""
+    return b"_make_function" in payload
+
+
+def _unwrapped(obj: Any) -> Any:
+    return getattr(obj, "func", obj) if not isinstance(obj, type) else obj
+
+
+def offer(payload: bytes, given: Given) -> None:
+    """Have workers that are threads of this process take what was packed as it is, until `withdraw`.
+
+    Unpickling a class by value where it was defined replaces its methods, and the new ones do not see when a global of
+    its module is changed (cloudpickle 3.1).
+    """
+    with _LOCK:
+        _OFFERED[_offer_key(payload)] = given
+
+
+def withdraw(payload: bytes) -> None:
+    with _LOCK:
+        _OFFERED.pop(_offer_key(payload), None)
+
+
+def _offer_key(payload: bytes) -> tuple[int, bytes]:
+    return os.getpid(), hashlib.sha256(payload).digest()  # a process that was forked from this one is another
+
+
+def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
+    """Take part in a run: the first task on every worker. Says what this process computes with.
+
+    Parameters
+    ----------
+    probe : a file of the driver's in the store, which this process must see, and be able to make one beside.
+    """
+    with _LOCK:
+        given = _OFFERED.get(_offer_key(payload))
+    token, layout, algorithm, factory, options = given or cloudpickle.loads(payload)
+    if probe is not None:
+        children.allow()
+        layout = dataclasses.replace(layout, patience=late.PATIENCE)
+        _require_shared(layout.root, Path(probe))
+    return begin(Session(token, layout, algorithm, factory, options))
+
+
+def begin(session: Session) -> dict[str, Any]:
+    """Take part in a run whose algorithm and environment this process has. Says what it computes with."""
+    _keep_freed_memory()
+    put(session)
+    return introduction(session.layout)
+
+
+def _keep_freed_memory() -> None:
+    """Undo Dask's default under which a process gives back what it frees at once.
+
+    Every array would then be made of new pages, which takes longer than what many a network computes in it. The numbers
+    are those that glibc, left alone, arrives at once an array of 32 MiB was freed.
+    """
+    if sys.platform != "linux" or os.environ.get("MALLOC_TRIM_THRESHOLD_") != _DASKS_TRIM:
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+
+
+def _require_shared(root: Path, probe: Path) -> None:
+    host = socket.gethostname()
+    try:
+        late.patiently(lambda: late.content(probe, str(probe)), probe, _PROBED)
+    except DamagedError:
+        raise StoreError(
+            f"{host} does not see the driver's files in {root}. Put the store where all nodes see it, under one path."
+        ) from None
+    mine = probe.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        mine.touch()
+        mine.unlink()
+    except OSError as error:
+        raise StoreError(f"{host} cannot write in {root}: {error.strerror}.") from error
+
+
+def introduction(layout: Layout) -> dict[str, Any]:
+    """What this process would compute a run with."""
+    import torch
+
+    from daskrl.algorithms.networks import arithmetic_settings, fingerprint
+    from daskrl.tasks.fingerprint import probes
+
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": versions(layout.config.packages),
+        "cpu": fingerprint("cpu"),
+        "cuda": fingerprint("cuda") if cuda else None,
+        "cuda_name": torch.cuda.get_device_name() if cuda else None,
+        "probes": probes(),
+        "settings": arithmetic_settings(),
+        "bytecode": BYTECODE,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "free": {"cpu": memory.free(), "cuda": torch.cuda.mem_get_info()[0] if cuda else None},
+        "used": memory.used(),
+    }
+
+
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the packages that decide a run's bits: those of all runs, and those of its environment.
+
+    numcodecs is one of them: checksums in commits are over compressed bytes.
+    """
+    found = {"python": platform.python_version()}
+    for name in ("daskrl", "torch", "numpy", "gymnasium", "numcodecs", *packages):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

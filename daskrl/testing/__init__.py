@@ -1,0 +1,26 @@
+"""Suites that an addition inherits, and harm on purpose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daskrl.names import lazily
+
+if TYPE_CHECKING:
+    from daskrl.testing.algorithms import AlgorithmTests, Corridor, Reach
+    from daskrl.testing.faults import FillDisk, Kill, Partition, Slow, Stop
+    from daskrl.testing.harm import ChaosReport, Harm, chaos, plan_of_kills
+
+__all__ = [
+    "AlgorithmTests", "ChaosReport", "Corridor", "FillDisk", "Harm", "Kill", "Partition", "Reach", "Slow", "Stop",
+    "chaos", "plan_of_kills",
+]  # fmt: skip
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "daskrl.testing.algorithms": ["AlgorithmTests", "Corridor", "Reach"],
+        "daskrl.testing.faults": ["FillDisk", "Kill", "Partition", "Slow", "Stop"],
+        "daskrl.testing.harm": ["ChaosReport", "Harm", "chaos", "plan_of_kills"],
+    },
+)

@@ -1,0 +1,179 @@
+"""A page in Dask's dashboard, ``/daskrl``: every run on the scheduler, beside Dask's own pages.
+
+A driver counts what it commits and tells the scheduler the figures, once a second at most. The scheduler keeps the
+newest of each run and makes HTML of them when somebody looks. It reads no store: it need not see the file system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from daskrl.records import Record
+from daskrl.store.store import Store
+from daskrl.watching.figures import Figures, Tally, page, run_title
+
+if TYPE_CHECKING:
+    from distributed import Client, Scheduler
+
+_EVERY = 1.0  # seconds between two times that a driver tells its figures
+_REFRESH = 2  # seconds between two times that a browser asks for the page
+_PATIENCE = 5.0  # seconds that the first and the last word may take
+_KEPT = 10  # runs without a driver that stay on the page
+
+
+# -- on the scheduler -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Shown:
+    title: str
+    figures: Figures
+    client: str | None  # of the driver; None where it ended or was lost
+
+    def html(self, now: float) -> str:
+        stopped = self.client is None and not self.figures.finished
+        return page(self.figures, f"{self.title} (stopped)" if stopped else self.title, now)
+
+
+class Page:
+    """The runs that drivers told of. Of those without a driver the newest ten stay."""
+
+    def __init__(self) -> None:
+        self._served = False
+        self._runs: dict[str, _Shown] = {}  # by the run's id, the one that a driver took up last at the end
+        self._others: list[str] = []  # Dask's pages
+
+    def start(self, scheduler: Scheduler) -> None:
+        """Serve the page where Dask serves its dashboard, or says that bokeh is missing for it; else do nothing."""
+        from distributed.http.scheduler.missing_bokeh import MissingBokeh
+        from tornado import web
+
+        http, write = scheduler.http_application, self.html
+
+        class Handler(web.RequestHandler):
+            def get(self) -> None:
+                self.write(write(time.time()))
+
+        bokeh = any("bokeh" in str(application).lower() for application in http.applications)
+        if bokeh or any(rule.target is MissingBokeh for rule in http.wildcard_router.rules):
+            http.add_application(web.Application([(r".*/daskrl", Handler)]))  # whatever --dashboard-prefix is
+            self._served = True
+        if bokeh:
+            from distributed.dashboard.scheduler import template_variables
+
+            self._others = template_variables(scheduler)["pages"]  # Dask's own list, so that they have the link too
+            self._others.append("daskrl")
+
+    def served(self) -> bool:
+        """Whether the scheduler has a dashboard, and this page in it."""
+        return self._served
+
+    def tell(self, run: str, client: str | None, title: str, figures: str) -> None:
+        """Take a run's newest figures, as JSON; ``client`` is None when its driver ends."""
+        shown = _Shown(title, Figures(**json.loads(figures)), client)
+        if client is not None and run in self._runs and self._runs[run].client is None:
+            del self._runs[run]  # resumed
+        self._runs[run] = shown
+        self._forget()
+
+    def left(self, client: str) -> None:
+        """A client is gone, and with it whatever it drove."""
+        for shown in self._runs.values():
+            if shown.client == client:
+                shown.client = None
+        self._forget()
+
+    def _forget(self) -> None:
+        ended = [run for run, shown in self._runs.items() if shown.client is None]
+        for run in ended[:-_KEPT]:
+            del self._runs[run]
+
+    def html(self, now: float) -> str:
+        """The page: runs that go on first, and the newest of them first."""
+        newest_first = [*reversed(self._runs.values())]
+        runs = sorted(newest_first, key=lambda shown: shown.client is None)
+        links = "".join(f'<li><a href="{other}">{other.title()}</a></li>' for other in self._others)
+        content = "<hr>".join(shown.html(now) for shown in runs) or "<p>no run</p>"
+        return (
+            f'<!DOCTYPE html><html><head><meta charset="utf-8"><meta http-equiv="refresh" content="{_REFRESH}">'
+            '<title>daskrl</title><link rel="stylesheet" href="statics/css/base.css"></head><body>'
+            f'<div class="navbar"><ul>{links}</ul></div>'
+            f'<div class="content" style="font-size:13px">{content}</div></body></html>'
+        )
+
+
+# -- in the driver ----------------------------------------------------------------------------------------
+
+
+class _Teller:
+    """Counts what a driver commits, and tells the scheduler what comes of it."""
+
+    def __init__(self, client: Client, store: Store, per_update: float) -> None:
+        self.client, self.run, self.title = client, store.run_id, f"{run_title(store.config)}: {store.root}"
+        self.tally = Tally(store.config.schedule, per_update)
+        for record in store.records():
+            self.tally.take(record)
+        self._told, self._telling = time.monotonic(), Future[None]()
+        self._telling.set_result(None)
+        client.sync(self._tell, client.id, self._figures(), callback_timeout=_PATIENCE)
+
+    def take(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self.tally.take(record)
+        now = time.monotonic()
+        if now - self._told >= _EVERY and self._telling.done():
+            self._told = now
+            # Not waited for: a scheduler that is slow must not be felt.
+            telling = self._tell(self.client.id, self._figures())
+            loop = self.client.loop.asyncio_loop  # type: ignore[union-attr]
+            self._telling = asyncio.run_coroutine_threadsafe(telling, loop)
+
+    def end(self) -> None:
+        with contextlib.suppress(Exception):
+            self._telling.result(_PATIENCE)  # else it may come after the last
+        if self.client.status == "running":
+            self.client.sync(self._tell, None, self._figures(), callback_timeout=_PATIENCE)
+
+    def _figures(self) -> str:
+        return json.dumps(self.tally.figures().to_json())
+
+    async def _tell(self, client: str | None, figures: str) -> None:
+        scheduler = self.client.scheduler
+        assert scheduler is not None
+        await scheduler.daskrl_tell(run=self.run, client=client, title=self.title, figures=figures)
+
+
+@contextlib.contextmanager
+def telling(client: Client | None, store: Store, per_update: float) -> Iterator[Callable[[Sequence[Record]], None]]:
+    """A function to call with what was committed, which puts the run on the scheduler's page.
+
+    It does nothing where there is no page, and whatever goes wrong on the way to it is no matter of the run.
+
+    Parameters
+    ----------
+    per_update : transitions that a gradient update learns from.
+    """
+    teller = None
+    if client is not None and client.scheduler is not None:
+        with contextlib.suppress(Exception):
+            if client.sync(client.scheduler.daskrl_page, callback_timeout=_PATIENCE):
+                teller = _Teller(client, store, per_update)
+
+    def committed(records: Sequence[Record]) -> None:
+        if teller is not None:
+            with contextlib.suppress(Exception):
+                teller.take(records)
+
+    try:
+        yield committed
+    finally:
+        if teller is not None:
+            with contextlib.suppress(Exception):
+                teller.end()
