@@ -25,7 +25,7 @@ from daskrl.loop import _records
 from daskrl.pools import dask as pools
 from daskrl.pools import demand
 from daskrl.store.store import Progress
-from daskrl.tasks import session
+from daskrl.tasks import fingerprint, session
 from tests import environments
 from tests.promise import start
 
@@ -619,7 +619,7 @@ def test_a_learner_that_is_paused_is_waited_for_with_its_tasks_and_its_weights(
     pool.submit_learns([schedule.Learn(2)], 1, lambda version: (False, False))
     assert schedule.Learn(2) not in pool.in_flight
     pool.submit_checkpoint(0)  # of a run that is stopped: nobody would wait for it in vain
-    assert pools.Checkpoint() not in pool.in_flight
+    assert schedule.Checkpoint() not in pool.in_flight
     now = 161.0
     with pytest.warns(
         UserWarning, match=r"60 s without the learner's worker: Dask has paused worker l, .*learner_time"
@@ -668,12 +668,12 @@ def test_a_checkpoint_that_waits_on_a_paused_learner_is_not_waited_for(cluster: 
     cluster.has_status("l", "paused")
     with pytest.warns(UserWarning, match="paused the learner's worker l"):
         pool.wait()
-    assert pools.Checkpoint() not in pool.in_flight
+    assert schedule.Checkpoint() not in pool.in_flight
 
 
 def test_a_recheck_on_a_worker_that_is_paused_is_made_on_another(cluster: Cluster, tmp_path: Path) -> None:
     pool = pausing(cluster, tmp_path, "b")
-    recheck = pools.Recheck(0, 0, json.dumps({"stream": 0}))
+    recheck = schedule.Recheck(0, 0, json.dumps({"stream": 0}))
     pool.submit_recheck(recheck, 7)
     (address,) = {address for future, address, *_ in cluster.tasks if future.key.startswith("recheck")}
     cluster.has_status(address, "paused")
@@ -1012,7 +1012,7 @@ def test_a_checkpoint_is_asked_of_the_learner_and_of_nobody_before_there_is_one(
     join(cluster, pool, "l", learner=1)
     learn(cluster, pool, 0)
     pool.submit_checkpoint(-1)
-    assert pool.in_flight == {pools.Checkpoint()}
+    assert pool.in_flight == {schedule.Checkpoint()}
     cluster.remove("l")  # lost with its worker: nobody waits for it
     pool.wait()
     assert pool.in_flight == set()
@@ -1089,7 +1089,7 @@ def test_a_worker_that_cannot_join_is_refused_and_named(cluster: Cluster, tmp_pa
 
 
 def test_no_worker_that_can_take_part_ends_the_run(cluster: Cluster, tmp_path: Path) -> None:
-    pool = pool_on(cluster, tmp_path, pools.reference(INFO, "cpu"))
+    pool = pool_on(cluster, tmp_path, fingerprint.reference(INFO, "cpu"))
     with pytest.raises(WorkerMismatchError, match="other arithmetic"):
         join(cluster, pool, "odd", {**INFO, "cpu": "other bits"})
 
@@ -1098,7 +1098,7 @@ def test_workers_that_cannot_take_part_do_not_end_a_run_whose_cluster_has_others
     cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster.cluster = Planned("0", "1")
-    pool = pool_on(cluster, tmp_path, pools.reference(INFO, "cpu"))
+    pool = pool_on(cluster, tmp_path, fingerprint.reference(INFO, "cpu"))
     odd = {**INFO, "cpu": "other bits"}
     with pytest.warns(UserWarning, match="worker 0 .* gets no rollouts: it has other arithmetic"):
         join(cluster, pool, "0", odd)
@@ -1107,7 +1107,7 @@ def test_workers_that_cannot_take_part_do_not_end_a_run_whose_cluster_has_others
 
 
 def test_another_gpu_that_was_accepted_is_told_of_once(cluster: Cluster, tmp_path: Path) -> None:
-    pool = pool_on(cluster, tmp_path, pools.reference(GPU, "cuda"), strict=False)
+    pool = pool_on(cluster, tmp_path, fingerprint.reference(GPU, "cuda"), strict=False)
     join(cluster, pool, "l", {**GPU, "cuda": "other bits", "cuda_name": "Other"}, learner=1)
     with pytest.warns(UserWarning, match="another GPU computation"):
         learn(cluster, pool, 0)
@@ -1162,7 +1162,7 @@ def test_a_pool_that_cannot_begin_closes_its_connection(cluster: Cluster, tmp_pa
 
 def test_a_process_that_is_refused_keeps_no_session(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
-    other = {**pools.reference(INFO, "cpu"), "versions": {}}
+    other = {**fingerprint.reference(INFO, "cpu"), "versions": {}}
     plan = pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options, other)
     before = set(session._SESSIONS)
     with pytest.raises(WorkerMismatchError):

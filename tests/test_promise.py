@@ -26,7 +26,7 @@ import daskrl
 from daskrl import clusters
 from daskrl.errors import SchedulerLostError
 from daskrl.pools import dask as pools
-from daskrl.tasks import learner, rollout
+from daskrl.tasks import fingerprint, learner, rollout
 from tests.promise import SETTINGS, STEPS, Once, Troubled, TroubledDQN, kill_self, same_transitions, start
 
 
@@ -336,8 +336,8 @@ def test_a_worker_with_other_arithmetic_gets_no_rollouts_and_is_named(digest: st
 
 def test_a_worker_with_other_packages_gets_no_rollouts_and_is_named() -> None:
     run = {"versions": {"torch": "2.13.0", "numpy": "2.0"}, "cpu": "x", "cuda": None, "settings": {}, "device": "cpu"}
-    assert pools.mismatch(run, run, learns=True) is None
-    problem = pools.mismatch({**run, "versions": {"torch": "2.12.0", "numpy": "2.0"}}, run, learns=True)
+    assert fingerprint.mismatch(run, run, learns=True) is None
+    problem = fingerprint.mismatch({**run, "versions": {"torch": "2.12.0", "numpy": "2.0"}}, run, learns=True)
     assert problem is not None
     assert "torch 2.12.0 (run: 2.13.0)" in problem
 

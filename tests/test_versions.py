@@ -26,7 +26,7 @@ INFO: dict[str, Any] = {
     "versions": VERSIONS, "cpu": "c", "cuda": None, "cuda_name": None, "probes": PROBES, "settings": {}, "host": "h",
     "pid": 1,
 }  # fmt: skip
-RUN = pools.reference(INFO, "cpu")
+RUN = fingerprint.reference(INFO, "cpu")
 
 
 def with_version(**changed: str) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def with_probe(**changed: str) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_versions_that_give_the_same_bits_take_part_and_are_noted(info: dict[str, Any]) -> None:
-    assert pools.mismatch(info, RUN, learns=True) is None
-    note = pools.note_on(info, RUN, "worker 1")
+    assert fingerprint.mismatch(info, RUN, learns=True) is None
+    note = fingerprint.note_on(info, RUN, "worker 1")
     assert note is not None
     assert note["kind"] == "versions"
     assert note["versions"] == info["versions"]
@@ -65,7 +65,7 @@ def test_versions_whose_difference_no_probe_sees_are_refused_by_name(name: str, 
     info = with_version(**{name: version})
     if version == "not installed":
         info = {**info, "versions": {key: value for key, value in VERSIONS.items() if key != name}}
-    problem = pools.mismatch(info, RUN, learns=True)
+    problem = fingerprint.mismatch(info, RUN, learns=True)
     assert problem is not None
     assert f"{name} " in problem
     assert f"(run: {VERSIONS[name]})" in problem
@@ -81,7 +81,7 @@ def test_versions_whose_difference_no_probe_sees_are_refused_by_name(name: str, 
 )  # fmt: skip
 def test_a_version_that_gives_other_bits_is_refused_by_name(probe: str, package: str, version: str, said: str) -> None:
     info = {**with_version(**{package: version}), "probes": {**PROBES, probe: "other"}}
-    problem = pools.mismatch(info, RUN, learns=True)
+    problem = fingerprint.mismatch(info, RUN, learns=True)
     assert problem is not None
     assert said in problem
 
@@ -91,26 +91,26 @@ def test_a_version_that_gives_other_bits_is_refused_by_name(probe: str, package:
     [("python", "math.sin"), ("numpy", "NumPy's functions"), ("torch", "torch's functions"), ("zstd", "compressed")],
 )  # fmt: skip
 def test_equal_versions_that_give_other_bits_are_refused_with_what_aligns_them(probe: str, said: str) -> None:
-    problem = pools.mismatch(with_probe(**{probe: "other"}), RUN, learns=False)
+    problem = fingerprint.mismatch(with_probe(**{probe: "other"}), RUN, learns=False)
     assert problem is not None
     assert said in problem
     assert "OPENBLAS_CORETYPE=Haswell" in problem
-    assert pools.note_on(with_probe(**{probe: "other"}), RUN, "this") is None
+    assert fingerprint.note_on(with_probe(**{probe: "other"}), RUN, "this") is None
 
 
 def test_a_run_made_before_there_were_probes_is_compared_by_versions() -> None:
     old = {key: value for key, value in RUN.items() if key != "probes"}
-    assert pools.mismatch(INFO, old, learns=True) is None
-    problem = pools.mismatch(with_version(python="3.11.2"), old, learns=True)
+    assert fingerprint.mismatch(INFO, old, learns=True) is None
+    problem = fingerprint.mismatch(with_version(python="3.11.2"), old, learns=True)
     assert problem is not None
     assert "python 3.11.2 (run: 3.11.9)" in problem
 
 
 def test_a_run_made_with_fewer_probes_is_compared_by_those() -> None:
     fewer = {**RUN, "probes": {"python": "p"}}
-    assert pools.mismatch(with_probe(numpy="other"), fewer, learns=True) is None
-    assert pools.mismatch(with_version(python="3.11.2"), fewer, learns=True) is None
-    assert pools.mismatch(with_version(numpy="2.5.0"), fewer, learns=True) is not None
+    assert fingerprint.mismatch(with_probe(numpy="other"), fewer, learns=True) is None
+    assert fingerprint.mismatch(with_version(python="3.11.2"), fewer, learns=True) is None
+    assert fingerprint.mismatch(with_version(numpy="2.5.0"), fewer, learns=True) is not None
 
 
 def test_probes_are_the_same_in_another_process() -> None:
@@ -176,7 +176,7 @@ def test_a_run_is_resumed_on_another_patch_release_of_python(tmp_path: Path, mon
 
 def test_a_store_of_before_there_were_probes_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = q_learning(tmp_path / "whole", env_steps=128).wait().store.digest()
-    reference = pools.reference
+    reference = fingerprint.reference
 
     def without_probes(info: Any, device: str) -> Any:
         return {key: value for key, value in reference(info, device).items() if key != "probes"}
