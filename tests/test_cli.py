@@ -22,7 +22,8 @@ import distributed  # before its settings are changed: importing it reads their 
 import pytest
 
 import daskrl
-from daskrl import cli, clusters, sinks
+from daskrl import clusters, sinks
+from daskrl.cli import commands as cli
 from tests.promise import start
 from tests.slurm import free_port
 from tests.test_bad_input import faulty

@@ -12,7 +12,8 @@ import pytest
 from distributed import Client
 
 import daskrl
-from daskrl import cli, clusters, errors, schedule, sinks
+from daskrl import clusters, errors, schedule, sinks
+from daskrl.cli import commands as cli
 from daskrl.store.store import Evaluated, Progress
 from daskrl.tasks import evaluations
 from daskrl.watching.figures import rows

@@ -405,7 +405,7 @@ def test_the_file_of_first_weights_is_checked(tmp_path: Path, dqn: daskrl.Store)
 def test_the_command_line_begins_with_a_version_of_a_store_and_info_shows_it(
     tmp_path: Path, dqn: daskrl.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from daskrl import cli
+    from daskrl.cli import commands as cli
 
     settings = [f"{name}={value}" for name, value in {**REPLAY, "target_update": 5}.items()]
     cli.train(

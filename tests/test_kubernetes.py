@@ -27,7 +27,7 @@ import yaml
 from dask_kubernetes.operator.controller import controller
 from distributed import Client, Security
 
-from daskrl import cli
+from daskrl.cli import commands as cli
 from daskrl.pools.demand import LEARNER, has_learner_resource
 from daskrl.pools.workers import LOG_LENGTH, LOGGED, QUIET, THREADS, UNWATCHED
 from tests.slurm import free_port

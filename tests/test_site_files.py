@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from daskrl import clusters
+from daskrl.clusters import jobs
 from daskrl.errors import ConfigError
 
 SITES = Path(__file__).parents[1] / "cluster"
@@ -167,7 +168,7 @@ def test_a_site_file_that_is_not_there_is_named_beside_the_systems() -> None:
     ],
 )  # fmt: skip
 def test_walltimes_are_read_as_the_system_reads_them(walltime: str, slurm: bool, seconds: int) -> None:
-    assert clusters._seconds(walltime, minutes_first=slurm) == seconds
+    assert jobs._seconds(walltime, minutes_first=slurm) == seconds
 
 
 # What YAML 1.1 makes of each: 43200, 83, 8, 100000.0, True, a date, 90.

@@ -207,7 +207,7 @@ def test_older_weights_are_never_taken_without_a_word(
     client: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that goes on, and one whose driver was killed: the newest version published is not on disk."""
-    from daskrl import cli
+    from daskrl.cli import commands as cli
 
     store = tmp_path / "run"
     for report in start(store, client=client, weights_every=100):

@@ -19,7 +19,7 @@ import pytest
 from nbclient import NotebookClient
 
 import daskrl
-from daskrl import cli
+from daskrl.cli import commands as cli
 from daskrl.config import Schedule
 from daskrl.errors import ConfigError, StoreMismatchError
 from daskrl.records import Record
