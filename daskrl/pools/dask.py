@@ -331,9 +331,7 @@ class DaskPool:
         self._evaluators: dict[int, str] = {}  # weights version -> the worker that has begun to evaluate it
         self._deaths: Counter[Any] = Counter()
         self._submitted = 0
-        self._rechecks: dict[
-            schedule.Recheck, int
-        ] = {}  # not answered -> commits when asked for
+        self._rechecks: dict[schedule.Recheck, int] = {}  # not answered -> commits when asked for
         self._asked: tuple[int, str | None, list[str]] | None = None
         self._cluster = client.cluster
         self._since: dict[str, float] = {}  # when it was found that something is missing
