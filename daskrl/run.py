@@ -190,7 +190,7 @@ class Run(Watched):
                             "return": "-" if value is None else f"{value:.1f}",
                             "lag": report.policy_lag,
                             "replay": f"{report.replay_ratio:.1f}",
-                            "workers": report.workers or "in-process",
+                            "workers": "in-process" if self.client is None else report.workers,
                         }
                     )
                     yield report

@@ -19,6 +19,7 @@ import daskrl
 from daskrl import clusters
 from daskrl.pools import dask as pools
 from daskrl.pools import demand
+from daskrl.train import Report
 from tests.promise import Once, start
 
 
@@ -94,6 +95,40 @@ def test_workers_that_are_all_paused_are_said_and_the_run_goes_on_when_they_are_
     (why,) = [message for message in said if "without a worker that takes tasks" in message]
     assert why.count("Dask has paused worker") == 3
     assert "The run waits" in why
+
+
+class Bar:
+    """Stands in for tqdm's bar."""
+
+    n = initial = 0
+
+    def __init__(self, **options: Any) -> None:
+        self.said: list[Any] = []
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def set_description(self, text: str) -> None:
+        pass
+
+    def set_postfix(self, said: dict[str, Any]) -> None:
+        self.said.append(said["workers"])
+
+
+@pytest.mark.parametrize(("client", "said"), [(None, "in-process"), ("a client", 0)], ids=["in-process", "cluster"])
+def test_a_cluster_all_of_whose_workers_are_paused_is_not_shown_as_a_run_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Any, said: Any
+) -> None:
+    bar = Bar()
+    monkeypatch.setattr(importlib.import_module(Report.__module__), "_bar", lambda: lambda **options: bar)
+    run = start(tmp_path / "run")
+    run.client = client
+    report = Report(1, 128, 0, None, 0, None, 1, 0.0, 0, 1.0, None)
+    assert list(run._shown(report for _ in range(1))) == [report]
+    assert bar.said == [said]
 
 
 class Hoarder(gymnasium.Wrapper):  # type: ignore[type-arg]
