@@ -19,7 +19,7 @@ import daskrl
 from daskrl import clusters
 from daskrl.pools import dask as pools
 from daskrl.pools import demand
-from daskrl.train import Report
+from daskrl.records import Report
 from tests.promise import Once, start
 
 
@@ -123,7 +123,7 @@ def test_a_cluster_all_of_whose_workers_are_paused_is_not_shown_as_a_run_in_one_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Any, said: Any
 ) -> None:
     bar = Bar()
-    monkeypatch.setattr(importlib.import_module(Report.__module__), "_bar", lambda: lambda **options: bar)
+    monkeypatch.setattr("daskrl.run._bar", lambda: lambda **options: bar)
     run = start(tmp_path / "run")
     run.client = client
     report = Report(1, 128, 0, None, 0, None, 1, 0.0, 0, 1.0, None)
