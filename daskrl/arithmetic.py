@@ -160,6 +160,21 @@ def of_thread(threads: int = 1) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Make networks without moving torch's global generator on, which is the user's.
+
+    Layers draw weights from it when they are made; those of a run are then replaced.
+    """
+    import torch
+
+    before = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
 def _flushes_denormals() -> bool:
     """Whether this thread takes numbers below the smallest normal one for 0, as libraries made for speed have it."""
     return bool(np.float64(5e-324) * np.float64(1) == 0)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from daskrl.algorithms.base import Algorithm, Setup, settings
-from daskrl.arithmetic import pinned
+from daskrl.arithmetic import pinned, undrawn
 from daskrl.code import modules
 from daskrl.code.captured import Captured, differences
 from daskrl.codec import NotStoredError, decoded, encoded
@@ -80,7 +80,8 @@ def try_algorithm(algorithm: Algorithm, setup: Setup) -> None:
 
     with pinned():
         algorithm.check(setup)
-        policy = algorithm.policy(setup)
+        with undrawn():
+            policy = algorithm.policy(setup)
     if isinstance(policy, nn.Module):
         require_flat(policy)
 

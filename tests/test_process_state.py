@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import random
 import subprocess
 import sys
 import threading
@@ -181,6 +182,28 @@ def test_a_run_within_a_mode_of_torch_has_the_bits_of_one_without(
         evaluated = daskrl.evaluate(plain[1], episodes=3).returns
         assert of_process() == before
     assert (run.store.digest(), evaluated) == (plain[0], plain[2])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env"),
+    [
+        (dqn(), "CartPole-v1"), (daskrl.PPO(hidden=(8,), lstm=4), "CartPole-v1"), (daskrl.QLearning(), "FrozenLake-v1"),
+        (daskrl.SAC(hidden=(8,), learning_starts=32, batch_size=11, replay_ratio=0.1, window=128), "Pendulum-v1"),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_a_run_draws_nothing_from_the_global_generators(algorithm: Any, env: str, tmp_path: Path) -> None:
+    def drawn() -> tuple[bytes, bytes, Any]:
+        return torch.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), random.getstate()  # noqa: NPY002
+
+    before = drawn()
+    store = daskrl.train(algorithm, env, store=tmp_path / "run", evaluate_every=1, **TINY).wait().store
+    daskrl.evaluate(store, episodes=1)
+    daskrl.reproduce(store, 3)
+    store.policy().export(tmp_path / "weights.safetensors")
+    daskrl.train(algorithm, env, store=tmp_path / "next", init=store, **TINY)
+    fingerprint()
+    assert drawn() == before
 
 
 def test_whoever_reads_a_report_has_the_settings_of_the_process(tmp_path: Path) -> None:

@@ -472,7 +472,7 @@ def fingerprint(device: str = "cpu") -> str:
 
     sha = hashlib.sha256()
     random = generator(0, "initialise", 0)
-    with arithmetic.pinned(device=device):
+    with arithmetic.pinned(device=device), arithmetic.undrawn():
         for image in (False, True):
             leaf = Leaf("x", "box", (40, 40), "uint8") if image else Leaf("x", "box", (8,), "float32")
             network = QNetwork(Encoder(SpaceSpec((leaf,), ()), 1), 4, [256, 256], dueling=True)

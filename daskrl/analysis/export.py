@@ -20,7 +20,7 @@ import torch
 from daskrl import extras, seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup
 from daskrl.algorithms.greedy import ActingModule, GreedyModule, tensors
-from daskrl.arithmetic import aligned_all, pinned
+from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.errors import ConfigError, ExportError
 from daskrl.records import Array
 from daskrl.store.columns import write_atomic
@@ -228,7 +228,7 @@ def _weights(policy: Exportable, path: Path) -> Exported:
     data = safetensors(policy.weights, policy.about)
     back = load(data)
     inputs = _inputs(policy)
-    with pinned():
+    with pinned(), undrawn():
         network = policy.algorithm.policy(policy.setup)
         policy.algorithm.load(network, aligned_all(back))
         actions, read = _actions(policy, policy.network, inputs), _actions(policy, network, inputs)

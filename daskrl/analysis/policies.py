@@ -14,7 +14,7 @@ import numpy as np
 
 from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup, Weights, recurrent_state, shown
-from daskrl.arithmetic import aligned_all, pinned
+from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.config import plain
 from daskrl.envs import source as sources
 from daskrl.envs.spaces import Leaf, value_at
@@ -72,7 +72,7 @@ class Policy:
     ) -> None:
         self.algorithm, self.setup, self.weights = algorithm, setup, aligned_all(weights)
         self.weights_version, self.about, self.bounds = weights_version, dict(about), bounds
-        with pinned():
+        with pinned(), undrawn():
             self.network = algorithm.policy(setup)
             algorithm.load(self.network, self.weights)
         self._recurrent = recurrent_state(algorithm, setup)

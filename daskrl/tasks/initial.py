@@ -12,7 +12,7 @@ import numpy as np
 
 from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Setup, recurrent_state
-from daskrl.arithmetic import aligned_all, pinned
+from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.errors import ConfigError
 from daskrl.records import Array
 from daskrl.store.columns import columns
@@ -54,7 +54,7 @@ def take(
     """
     init = getattr(init, "store", init)  # of a `daskrl.Run`
     found = _found(init, version, algorithm, digest)
-    with pinned():
+    with pinned(), undrawn():
         learner = algorithm.learner(setup, seeding.generator(0, "initialise"))
         fits = Initial(_fitting(found.weights, learner.weights()), found.others, found.origin)
         begin(learner, fits)

@@ -17,7 +17,7 @@ import numpy as np
 
 from daskrl import seeding
 from daskrl.algorithms.base import Weights, staged
-from daskrl.arithmetic import aligned_all, pinned
+from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.errors import DamagedError, DivergedError
 from daskrl.records import Array, Record
 from daskrl.store.columns import Table, pack, unpack, write_atomic
@@ -214,7 +214,8 @@ class Standing:
     def __init__(self, session: Session, device: str) -> None:
         self.session, self.layout = session, session.layout
         random = seeding.generator(session.config.seed, "initialise")
-        self.learner = session.algorithm.learner(session.setup(device), random)
+        with undrawn():
+            self.learner = session.algorithm.learner(session.setup(device), random)
         session.reader = self.reader = Reader(session, self.learner, device)
         if session.config.init is not None:
             initial.begin(self.learner, Initial.from_bytes(session.layout.initial()))

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup, Weights, recurrent_state
-from daskrl.arithmetic import pinned
+from daskrl.arithmetic import pinned, undrawn
 from daskrl.config import require_integer
 from daskrl.envs.source import Environment, EnvironmentFactory
 from daskrl.envs.spaces import SpaceSpec
@@ -133,7 +133,8 @@ def greedy_policy(algorithm: Algorithm, setup: Setup, weights: Weights, seed: in
     """
     import torch
 
-    acting = algorithm.policy(setup)
+    with undrawn():
+        acting = algorithm.policy(setup)
     algorithm.load(acting, weights)
     moment = Moment({}, seeding.generator(seed, "evaluate"), greedy=True)
 

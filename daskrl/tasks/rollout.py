@@ -18,7 +18,7 @@ import numpy as np
 
 from daskrl import seeding
 from daskrl.algorithms.base import Moment, recurrent_state
-from daskrl.arithmetic import of_thread, pinned
+from daskrl.arithmetic import of_thread, pinned, undrawn
 from daskrl.code import modules
 from daskrl.config import RunConfig
 from daskrl.envs import isolation
@@ -346,7 +346,8 @@ def acting_policy(session: Session, weights: Published) -> Any:
         known = session.policies.get(version)
     if known is not None:
         return known
-    made = session.algorithm.policy(session.setup())
+    with undrawn():
+        made = session.algorithm.policy(session.setup())
     session.algorithm.load(made, unpack(table, flat))
     with session.lock:
         session.policies[version] = made
