@@ -22,7 +22,7 @@ from daskrl.store.store import Store
 _OBJECT = "$object"  # in place of a setting that no store can keep: whoever resumes the run gives it again
 
 
-def require_same_run(store: Store, config: RunConfig, algorithm: Algorithm) -> None:
+def require_same_run(store: Store, config: RunConfig, algorithm: Algorithm, source: EnvironmentSource) -> None:
     """Raise `StoreMismatchError` unless a run of ``config`` is the one in the store."""
     require_known_keys(store)
     given, kept = json.loads(json.dumps(config.to_json())), json.loads(json.dumps(store.config.to_json()))
@@ -31,7 +31,7 @@ def require_same_run(store: Store, config: RunConfig, algorithm: Algorithm) -> N
     differs = [
         *(f"{name}: {given[name]!r} (store: {kept[name]!r})" for name in given
           if name not in ("environment", "algorithm") and given[name] != kept[name]),
-        *_environment_differs(store.config.environment, config.environment, None),
+        *_environment_differs(store.config.environment, config.environment, None, source),
         *_algorithm_differs(store.config.algorithm, config.algorithm, algorithm),
     ]  # fmt: skip
     if differs:
@@ -135,7 +135,10 @@ def _as_list(value: Any, annotation: str) -> Any:
 
 
 def _environment_differs(
-    kept: Mapping[str, Any], given: Mapping[str, Any], env: sources.EnvironmentFactory | None
+    kept: Mapping[str, Any],
+    given: Mapping[str, Any],
+    env: sources.EnvironmentFactory | None,
+    source: EnvironmentSource,
 ) -> list[str]:
     """What differs between two names of environments. A store of an older daskrl says less, and less is compared."""
     if given["kind"] != kept["kind"] or given.get("id") != kept.get("id"):
@@ -151,8 +154,8 @@ def _environment_differs(
             sha256 = sources.old_source_sha256(env)
         same = sha256 == kept["source_sha256"]
         differs = [] if same else [f"the source of {given['name']!r} is not that of the {kept['name']!r}"]
-    if "captured" in kept:
-        differs += differences(given["captured"], kept["captured"])
+    if "captured" in kept and (held := differences(given["captured"], kept["captured"])):
+        differs += differences(sources.captured_in_use(source), kept["captured"]) if not differs else held
     return differs
 
 
@@ -241,7 +244,7 @@ def same_environment(store: Store, env: sources.EnvironmentFactory | str | None)
     else:
         source = sources.source(env)
     differs = _environment_differs(kept, {**source.identity, "id": kept["id"]} if "id" in kept else source.identity,
-                                   None if isinstance(env, str) else env)  # fmt: skip
+                                   None if isinstance(env, str) else env, source)  # fmt: skip
     if differs:
         raise StoreMismatchError(
             f"env: {source.name!r} is not what the store {store.root} was made with; what differs: {_listed(differs)}. "

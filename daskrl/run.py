@@ -344,7 +344,7 @@ def train(
         config = dataclasses.replace(config, init=initial.identity)
     if going_on:
         opened = Store.open(store)
-        require_same_run(opened, config, algorithm)
+        require_same_run(opened, config, algorithm, source)
         require_same_spec(opened, source)
         return _resumed(opened, algorithm, source, env_steps, vars(options), client, progress)
     try:

@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -282,6 +282,48 @@ def test_a_setting_that_is_a_whole_number_is_the_same_as_its_float(tmp_path: Pat
     daskrl.resume(store, env=held.Scaled, algorithm=daskrl.DQN(**SMALL, reward_clip=1.0))
     with pytest.raises(StoreMismatchError, match=r"reward_clip: 2 \(store: 1\.0\)|reward_clip: 2\.0 \(store: 1\.0\)"):
         daskrl.resume(store, env=held.Scaled, algorithm=daskrl.DQN(**SMALL, reward_clip=2))
+
+
+class Buffered(held.Base):
+    """All of its kind write their observations to one array, and keep them in one dict."""
+
+    buffer = np.zeros(1, np.float32)
+    last: ClassVar[dict[str, Any]] = {}
+    scale = 1.0
+
+    def step(self, action: Any) -> Any:
+        observation, reward, over, cut, info = super().step(action)
+        self.buffer[:] = observation
+        self.last["observation"] = self.buffer
+        return self.buffer, reward * self.scale, over, cut, info
+
+
+@pytest.mark.parametrize("default", [None, np.zeros(1, np.float32)], ids=["class", "default argument"])
+def test_an_array_that_steps_write_to_makes_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: Any
+) -> None:
+    class Own(Buffered):
+        def step(self, action: Any, out: Any = default) -> Any:
+            observation, *rest = super().step(action)
+            if out is not None:
+                out[:] = observation
+            return observation if out is None else out, *rest
+
+    expected = finished(tmp_path / "whole", Own)
+    store = begun(tmp_path / "run", Own)
+    assert not daskrl.evaluate(store, env=Own, episodes=2).other_environment
+    assert not daskrl.reproduce(store, 0, env=Own).differs
+    daskrl.resume(store, env=Own)
+    daskrl.resume(store, env=Own)
+    if default is not None:
+        default[:] = 9  # as in a process that stepped another number of times
+    Own.last.clear()
+    run = daskrl.train(dqn(), Own, store=store, env_steps=4 * ROUND, resume=True, **SHAPE)
+    assert run.wait().store.digest() == expected
+    monkeypatch.setattr(Buffered, "scale", 2.0)
+    with pytest.raises(StoreMismatchError, match=r"scale: 2\.0 \(store: 1\.0\)") as caught:
+        daskrl.resume(store, env=Own)
+    assert "buffer" not in str(caught.value)
 
 
 # -- env_kwargs -------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, 
 _NEW = vars(copyreg)["__newobj__"]
 _OF_CLASSES = {"_abc_impl", "_abc_registry", "_abc_cache"}
 _WRITES = {"append", "appendleft", "extend", "add", "put", "put_nowait"}
-_CHANGES = "changes when an environment is made"
+CHANGES = "changes when an environment is made"
 _DRAWS = re.compile(r"(Generator|RandomState|Random)\b")
 
 
@@ -66,14 +66,24 @@ class _NotComparableError(Exception):
 
 def differences(given: Mapping[str, str], kept: Mapping[str, str]) -> list[str]:
     """What differs between two tables, as messages say it: values first, then code."""
-    state = [name for table in (given, kept) for name, text in table.items() if text == _CHANGES]
-    changed = [name for name in {**given, **kept} if given.get(name) != kept.get(name) and not _is_within(name, state)]
+    state = [name for table in (given, kept) for name, text in table.items() if text == CHANGES]
+    changed = [
+        name
+        for name in {**given, **kept}
+        if given.get(name) != kept.get(name)
+        and not _is_within(name, state)
+        and not (any(_is_within(path, [name]) for path in state) and _are_dicts(given.get(name), kept.get(name)))
+    ]
     code = [name for name in changed if all(_is_code(table.get(name)) for table in (given, kept))]
     values = [name for name in changed if name not in code]
     return [
         *(f"{name}: {given.get(name, 'not there')} (store: {kept.get(name, 'not there')})" for name in values),
         *(f"the source of {name}" for name in code),
     ]
+
+
+def _are_dicts(*texts: str | None) -> bool:
+    return all(text is not None and re.fullmatch(r"\{\}|dict of \d+", text) for text in texts)
 
 
 def _is_within(name: str, paths: list[str]) -> bool:
@@ -93,7 +103,7 @@ def changing(before: Table, after: Table) -> Table:
         if not _is_within(name, [*state, *draws]):
             state.append(name)
     kept = {name: text for name, text in before.items() if not _is_within(name, state)}
-    return dict(sorted({**kept, **dict.fromkeys(state, _CHANGES)}.items()))
+    return dict(sorted({**kept, **dict.fromkeys(state, CHANGES)}.items()))
 
 
 def _is_code(text: str | None) -> bool:

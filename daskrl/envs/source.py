@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -9,12 +10,13 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
 import re
 import sysconfig
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +25,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from daskrl import extras
-from daskrl.code.captured import Captured, changing
+from daskrl.code.captured import CHANGES, Captured, changing
 from daskrl.code.source import compiled, is_own_module, source_of_class, written
 from daskrl.codec import NotStoredError, decoded, encoded_arguments
 from daskrl.envs.isolation import in_new_worlds, remembers, same_object
@@ -224,6 +226,7 @@ class EnvironmentSource:
     Attributes
     ----------
     remembers : how what is known to keep something beyond an episode breaks the promise; else None.
+    named : what ``identity["captured"]`` is the table of, by name.
     """
 
     identity: Mapping[str, Any]
@@ -231,6 +234,7 @@ class EnvironmentSource:
     spec: SpaceSpec
     default_frame_stack: int = 1
     remembers: str | None = None
+    named: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -309,9 +313,40 @@ def source(env: str | EnvironmentFactory, /, **kwargs: Any) -> EnvironmentSource
             spec=spec_of(probe.observation_space, probe.action_space),
             remembers=remembers(probe),
             default_frame_stack=4 if isinstance(env, str) and _shows_a_screen(probe) else 1,
+            named=named,
         )
     finally:
         probe.close()
+
+
+def captured_in_use(source: EnvironmentSource) -> dict[str, str]:
+    """``identity["captured"]``, with what resets and steps of an environment change as state, too: a shared buffer.
+
+    Only where two tables differ: this makes an environment and plays a few steps.
+    """
+    env, tables = source.factory(), []
+
+    def look() -> None:
+        held = Captured(source.named, lenient=True)
+        held.ran(*_classes(env))
+        tables.append(held.table)
+
+    look()
+    with contextlib.suppress(Exception):  # what an environment raises is said where it is stepped in earnest
+        space = copy.deepcopy(env.action_space)
+        space.seed(0)
+        env.reset(seed=0)
+        look()
+        for _ in range(3):
+            env.step(space.sample())
+            look()
+    with contextlib.suppress(Exception):
+        env.close()
+    state = [changing(before, after) for before, after in itertools.pairwise(tables)]
+    found: dict[str, str] = dict(source.identity["captured"])
+    for table in state:
+        found.update({name: text for name, text in table.items() if text == CHANGES})
+    return found
 
 
 def _require_own_objects(probe: Environment, factory: EnvironmentFactory) -> None:
