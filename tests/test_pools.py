@@ -685,9 +685,9 @@ def test_a_recheck_on_a_worker_that_is_paused_is_made_on_another(cluster: Cluste
     assert recheck in pool.in_flight
 
 
-def rechecking(cluster: Cluster, pool: pools.DaskPool, environment: int | None) -> tuple[pools.Recheck, str]:
+def rechecking(cluster: Cluster, pool: pools.DaskPool, environment: int | None) -> tuple[schedule.Recheck, str]:
     """A recheck that has begun, and the worker that it is on."""
-    recheck = pools.Recheck(0, 0, json.dumps({"stream": 0}), environment)
+    recheck = schedule.Recheck(0, 0, json.dumps({"stream": 0}), environment)
     pool.submit_recheck(recheck, 7)
     return recheck, rechecked_on(cluster)
 
