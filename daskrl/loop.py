@@ -16,7 +16,8 @@ from daskrl.pools.dask import Plan, Pool
 from daskrl.pools.demand import Demand
 from daskrl.records import Record, Report
 from daskrl.schedule import Checkpoint, Recheck
-from daskrl.store.store import Progress, Store
+from daskrl.store.progress import Progress
+from daskrl.store.store import Store
 from daskrl.tasks.rollout import GO_ON, own
 
 if TYPE_CHECKING:

@@ -32,7 +32,9 @@ from daskrl.loop import conclude, drive, environment_breaks_promise
 from daskrl.names import suggests
 from daskrl.pools.dask import DaskPool, InProcessPool, Plan, Pool
 from daskrl.records import Report
-from daskrl.store.store import Progress, Store, html_table
+from daskrl.shown import html_table
+from daskrl.store.progress import Progress
+from daskrl.store.store import Store
 from daskrl.tasks.initial import Init
 from daskrl.tasks.initial import take as take_initial
 from daskrl.tasks.rollout import GO_ON

@@ -6,6 +6,7 @@ Each task builds its own generator, so a task that runs twice, late, or elsewher
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,11 @@ def environment_seed(seed: int, stream: int, env: int, episode: int, purpose: Pu
     """The seed given to ``env.reset`` at the start of one episode, in ``[0, 2**31)``."""
     block, place = divmod(episode, _BLOCK)
     return _environment_seeds(seed, purpose, stream, env, block)[place]
+
+
+def environment_seeds(seed: int, stream: int, first_episode: Sequence[int]) -> list[int]:
+    """The reset seed of each environment's episode at the start of a fragment."""
+    return [environment_seed(seed, stream, env, episode) for env, episode in enumerate(first_episode)]
 
 
 # Seeds of many episodes from one sequence: short episodes need one every few steps, and a sequence costs as much

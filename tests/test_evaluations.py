@@ -14,7 +14,7 @@ from distributed import Client
 import daskrl
 from daskrl import clusters, errors, schedule, sinks
 from daskrl.cli import commands as cli
-from daskrl.store.store import Evaluated, Progress
+from daskrl.store.progress import Evaluated, Progress
 from daskrl.tasks import evaluations
 from daskrl.watching.figures import rows
 from daskrl.watching.watch import Reader, line

@@ -22,6 +22,7 @@ HOUSE = [
     "errors",
     "extras",
     "names",
+    "shown",
     "records",
     "arithmetic",
     "seeding",

@@ -18,7 +18,7 @@ from daskrl import errors, seeding
 from daskrl.algorithms.base import Setup
 from daskrl.config import Schedule
 from daskrl.envs.spaces import spec_of
-from daskrl.store.store import shown
+from daskrl.shown import shown
 from daskrl.tasks import evaluations, playing
 from daskrl.watching.figures import rows
 from daskrl.watching.watch import Reader

@@ -22,7 +22,7 @@ from safetensors import safe_open
 import daskrl
 from daskrl import errors, seeding
 from daskrl.algorithms.base import Moment
-from daskrl.store.store import safetensors
+from daskrl.store.weights import safetensors
 from tests import environments
 from tests.test_cli import daskrl_
 from tests.test_examples import example
@@ -442,7 +442,7 @@ def test_a_weights_file_has_the_same_bytes_in_every_process() -> None:
     arrays = {"b": np.arange(3, dtype=np.float32), "a": np.zeros((2, 2), np.int64), "ü": np.ones(1, np.bool_)}
     about = {"version": "3", "zeta": "ö", "alpha": "{}", "run_id": "x", "settings": '{"a":1}'}
     code = (
-        "import sys, numpy as np; from daskrl.store.store import safetensors\n"
+        "import sys, numpy as np; from daskrl.store.weights import safetensors\n"
         f"sys.stdout.buffer.write(safetensors({{'b': np.arange(3, dtype=np.float32), 'a': np.zeros((2, 2), np.int64), "
         f"'ü': np.ones(1, np.bool_)}}, {about!r}))"
     )

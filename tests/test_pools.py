@@ -24,7 +24,7 @@ from daskrl.errors import DaskrlError, EnvironmentFailure, SchedulerLostError, W
 from daskrl.loop import _records
 from daskrl.pools import dask as pools
 from daskrl.pools import demand
-from daskrl.store.store import Progress
+from daskrl.store.progress import Progress
 from daskrl.tasks import fingerprint, session
 from tests import environments
 from tests.promise import start

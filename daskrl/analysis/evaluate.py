@@ -21,7 +21,8 @@ from daskrl.envs.spaces import Leaf
 from daskrl.errors import ConfigError, StoreMismatchError
 from daskrl.identity import same_algorithm, same_environment
 from daskrl.names import suggests
-from daskrl.store.store import Store, html_table, shown
+from daskrl.shown import html_table, shown
+from daskrl.store.store import Store
 from daskrl.store.store import opened as opened_store
 from daskrl.tasks import playing
 from daskrl.tasks.playing import MAX_EPISODE_STEPS

@@ -24,7 +24,7 @@ from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.errors import ConfigError, ExportError
 from daskrl.records import Array
 from daskrl.store.columns import write_atomic
-from daskrl.store.store import safetensors
+from daskrl.store.weights import safetensors
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 """Formats, and how their files' names end."""

@@ -24,7 +24,9 @@ from daskrl.errors import ConfigError
 from daskrl.identity import same_algorithm, same_environment
 from daskrl.names import suggests
 from daskrl.records import Array
-from daskrl.store.store import Store, belongs_to, html_table
+from daskrl.shown import html_table
+from daskrl.store.store import Store
+from daskrl.store.weights import belongs_to
 
 if TYPE_CHECKING:
     from daskrl.algorithms.greedy import GreedyModule

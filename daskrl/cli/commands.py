@@ -814,7 +814,7 @@ def _callable(run: Run) -> Any:
 
 
 def _table(title: str, rows: dict[str, Any]) -> None:
-    from daskrl.store.store import shown
+    from daskrl.shown import shown
 
     table = Table(title=title, show_header=False, title_justify="left")
     for key, value in rows.items():

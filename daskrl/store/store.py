@@ -7,32 +7,34 @@ arrays, to grow them, and to hand them to readers; tasks write and read chunks t
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import os
 import shutil
 import time
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from daskrl import extras, seeding
+from daskrl import extras
 from daskrl.arithmetic import aligned_all
 from daskrl.config import Options, RunConfig, Schedule, known_keys, plain, require_integer
 from daskrl.envs.spaces import Leaf, SpaceSpec
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreMismatchError
 from daskrl.records import Array, Record
-from daskrl.schedule import Due, Rechecks
+from daskrl.schedule import Rechecks
+from daskrl.shown import html_table
 from daskrl.store.columns import Column, columns, crc32c, decode, encode, read_fragment, read_transitions, write_atomic
+from daskrl.store.index import INDEX_EVERY, INDEX_ROWS, IndexColumn, fill, index_columns
 from daskrl.store.initial import Initial
 from daskrl.store.late import LateError, content, patiently
 from daskrl.store.log import CommitLog, DriverLock
+from daskrl.store.progress import Evaluated, Progress, take_weights
+from daskrl.store.weights import older_weights
 
 if TYPE_CHECKING:
     import xarray
@@ -45,8 +47,6 @@ _ATTRIBUTES = ("format", "format_version", "run_id", "created", "config", "spec"
 _ENVIRONMENT = {"kind", "id", "kwargs", "name", "source_sha256", "packages", "captured"}
 _ALGORITHM = {"name", "settings", "source_sha256", "packages", "captured"}
 _GROW = 1024  # slots added by one resize
-_INDEX_ROWS = 4096  # fragments in one chunk of an index column
-_INDEX_EVERY = 256  # commits between two writes of the index columns
 # Each folder that is no array is an empty group, so that zarr does not warn of it when it lists the members.
 _EMPTY_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
@@ -130,83 +130,6 @@ class Layout:
             else:
                 raise StoreError(f"fragments {sorted(wanted - set(found))} are not committed in {self.root}.")
         return found
-
-
-class Evaluated(NamedTuple):
-    """A version of the weights and its mean return over the greedy episodes of its evaluation."""
-
-    version: int
-    mean: float
-
-
-@dataclass
-class Progress:
-    """How far a run is: all that the schedule needs to know.
-
-    Attributes
-    ----------
-    committed : rounds committed of each stream.
-    published : newest weights version whose learning is committed; -1 before version 0.
-    learner_updates : made up to that version.
-    episodes : episodes that ended.
-    returns : of the newest 100 of them.
-    loss : mean loss of the newest version that had updates.
-    kept : versions whose weights are kept on disk, and their files.
-    evaluated : versions that were evaluated, and the mean return; None where that failed.
-    limited : of those, how many episodes did not end, but were cut.
-    arithmetic : what the run computes with, once its first learner is known.
-    rechecks, due : what says which fragments are to be run again, and those that are.
-    environment_off : whether the promise does not hold for what the environment does.
-    out_of_bounds : whether an observation outside the bounds of its space was recorded.
-    """
-
-    committed: list[int]
-    published: int = -1
-    learner_updates: int = 0
-    episodes: int = 0
-    returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    arithmetic: Record | None = None
-    loss: float | None = None
-    kept: dict[int, list[Any]] = field(default_factory=dict)
-    evaluated: dict[int, float | None] = field(default_factory=dict)
-    limited: dict[int, int] = field(default_factory=dict)
-    rechecks: Rechecks | None = None
-    due: list[Due] = field(default_factory=list)
-    environment_off: bool = False
-    out_of_bounds: bool = False
-
-    @property
-    def evaluation(self) -> Evaluated | None:
-        """The newest version that was evaluated."""
-        found = [version for version, mean in self.evaluated.items() if mean is not None]
-        return Evaluated(max(found), self.evaluated[max(found)] or 0.0) if found else None
-
-    @property
-    def best(self) -> Evaluated | None:
-        """The version with the highest mean return of those evaluated; of equal ones the earliest."""
-        found = [(-mean, version) for version, mean in self.evaluated.items() if mean is not None]
-        return Evaluated(min(found)[1], -min(found)[0]) if found else None
-
-    def take(self, record: Record) -> None:
-        """Count one committed record in; of a stream, rounds come in order."""
-        if record["kind"] == "fragment":
-            self.committed[record["stream"]] += 1
-            self.episodes += len(record["episodes"])
-            self.returns.extend(episode[1] for episode in record["episodes"])
-            self.out_of_bounds |= bool(record.get("out_of_bounds"))
-            self.due.extend(self.rechecks.take(record) if self.rechecks is not None else ())
-        elif record["kind"] == "promise_off":
-            self.environment_off |= bool(record.get("environment"))
-        elif record["kind"] == "learn":
-            self.published = record["version"]
-            self.learner_updates = record["learner_updates"]
-            self.loss = record["loss"]
-        elif record["kind"] == "evaluation":
-            self.evaluated[record["version"]] = float(np.mean(record["returns"])) if record["returns"] else None
-            self.limited[record["version"]] = record.get("limited", 0)
-        elif record["kind"] == "arithmetic":
-            self.arithmetic = record
-        _take_weights(self.kept, record)
 
 
 class Store:
@@ -420,7 +343,7 @@ class Store:
         self._head += 1
         for record in fragments:
             self._index_record(record)
-        if self._head % _INDEX_EVERY == 0:
+        if self._head % INDEX_EVERY == 0:
             self.flush_index()
 
     def array_length(self) -> int:
@@ -428,7 +351,7 @@ class Store:
         return min(int(_array_metadata(path)["shape"][0]) for path in self._arrays())
 
     def _arrays(self) -> list[Path]:
-        names = [*self.columns, *(column.name for column in _index_columns(self.config))]
+        names = [*self.columns, *(column.name for column in index_columns(self.config))]
         return [self.root / name / "zarr.json" for name in names]
 
     def _grow(self, slots: int) -> None:
@@ -440,11 +363,9 @@ class Store:
         self._capacity = slots
 
     def _index_record(self, record: Record) -> None:
-        block, row = divmod(record["slot"], _INDEX_ROWS)
+        block, row = divmod(record["slot"], INDEX_ROWS)
         if block not in self._index:
-            self._index[block] = {
-                column.name: self._index_rows(column, block) for column in _index_columns(self.config)
-            }
+            self._index[block] = {column.name: self._index_rows(column, block) for column in index_columns(self.config)}
             if len(self._index) > 2:  # rounds are committed in order, a few at a time: older blocks are full
                 self.flush_index()
                 self._index = {number: rows for number, rows in self._index.items() if number >= block - 1}
@@ -467,13 +388,13 @@ class Store:
         if block in self._indexed:  # written and dropped by this driver, and now a straggler comes
             path = self.root / column.name / column.chunk_name(block)
             return decode(column, path.read_bytes(), str(path)).copy()
-        return np.full(column.shape, _fill(column.dtype), column.dtype)
+        return np.full(column.shape, fill(column.dtype), column.dtype)
 
     def flush_index(self) -> None:
         """Write the buffered rows of the ``fragment.*`` columns. They repeat the log, for readers without it."""
         self._indexed.update(self._index)
         for block, rows in self._index.items():
-            for column in _index_columns(self.config):
+            for column in index_columns(self.config):
                 path = self.root / column.name / column.chunk_name(block)
                 write_atomic(path, encode(column, rows[column.name]))
         path = self.root / "fragment.worker" / "zarr.json"
@@ -547,7 +468,7 @@ class Store:
         kept: dict[int, list[Any]] = {}
         published = -1
         for record in self.records():
-            _take_weights(kept, record)
+            take_weights(kept, record)
             if record["kind"] == "learn":
                 published = max(published, record["version"])
         return kept, published
@@ -705,21 +626,6 @@ class Store:
         return html_table("daskrl store", self.rows())
 
 
-def older_weights(version: int, published: int) -> str:
-    """Says that a version of the weights is not the newest, and how the newest can be had."""
-    return (
-        f"weights version {version} is the newest kept, version {published} the newest published: the run goes on, or "
-        "its driver was killed. To have the newest, resume the run and stop it (Run.stop, Ctrl-C, SIGTERM), which "
-        "keeps the weights it reached, or have more versions kept (weights_every)."
-    )
-
-
-def _take_weights(kept: dict[int, list[Any]], record: Record) -> None:
-    """Note the weights that a record of a version, or of a stop, says are on disk."""
-    if record["kind"] in ("learn", "checkpoint") and record.get("weights"):
-        kept.setdefault(record["version"], record["weights"])
-
-
 def _names(cls: Any) -> set[str]:
     return {field.name for field in fields(cls)}
 
@@ -738,67 +644,6 @@ def _array_metadata(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
         raise DamagedError(f"{path} is missing, or is not the metadata of a zarr array.") from None
     return metadata
-
-
-def html_table(title: str, rows: Mapping[str, Any]) -> str:
-    """A small table for Jupyter; every value escaped."""
-    body = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(key.replace('_', ' '))}</th>"
-        f"<td style='text-align:left'>{html.escape(shown(value))}</td></tr>"
-        for key, value in rows.items()
-    )
-    return f"<div><strong>{html.escape(title)}</strong><table>{body}</table></div>"
-
-
-def shown(value: Any) -> str:
-    """A value as people read it."""
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, list) and len(value) > 8:
-        return f"{value[0]} … {value[-1]} ({len(value)})"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    return str(value)
-
-
-def belongs_to(config: RunConfig, spec: SpaceSpec, run_id: str, version: int) -> dict[str, str]:
-    """What weights belong to, as text by name, for the metadata of their file; see FORMAT.md, section 6."""
-    spaces = spec.to_json()
-
-    def text(value: Any) -> str:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-    return {
-        "version": str(version),
-        "run_id": run_id,
-        "algorithm": str(config.algorithm["name"]),
-        "settings": text(config.algorithm["settings"]),
-        "environment": text(config.environment),
-        "observation": text(spaces["observation"]),
-        "action": text(spaces["action"]),
-        "frame_stack": str(config.frame_stack),
-    }
-
-
-def safetensors(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Arrays by name as safetensors: the same bytes in every process."""
-    from safetensors.numpy import save
-
-    data: bytes = save(
-        {name: np.asarray(value, order="C") for name, value in arrays.items()},
-        metadata=None if metadata is None else dict(metadata),
-    )
-    if metadata is None:
-        return data
-    # The library writes the metadata in the order of a hash table, which is another in every process.
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    written = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    written += b" " * (-len(written) % 8)
-    return len(written).to_bytes(8, "little") + written + data[8 + size :]
 
 
 def write_checked(root: Path, name: str, data: bytes) -> list[Any]:
@@ -824,34 +669,6 @@ def read_weights(root: Path, written: Sequence[Any], patience: float = 0.0) -> d
     return aligned_all(load(read_checked(root, written, patience)))
 
 
-def _index_columns(config: RunConfig) -> list[Column]:
-    rows, env = (_INDEX_ROWS,), (_INDEX_ROWS, config.schedule.envs_per_stream)
-    named: list[tuple[str, str, tuple[int, ...]]] = [
-        ("stream", "int32", rows),
-        ("round", "int64", rows),
-        ("weights_version", "int64", rows),
-        ("environment_seed", "int64", env),
-        ("first_episode", "int64", env),
-        ("episode_step", "int64", env),
-        ("continues", "bool", rows),
-        ("wall_time", "float64", rows),
-        ("worker", "int32", rows),
-    ]
-    dims = ("fragment", "env")
-    return [_IndexColumn(f"fragment.{name}", dtype, shape, dims[: len(shape)]) for name, dtype, shape in named]
-
-
-class _IndexColumn(Column):
-    """A column whose chunk is many fragments of one row each: the fragment axis is its own."""
-
-    def chunk_name(self, slot: int) -> str:
-        return ".".join(["c", str(slot), *("0" for _ in self.shape[1:])])
-
-
-def _fill(dtype: str) -> Any:
-    return {"i": -1, "f": np.nan, "b": False}[np.dtype(dtype).kind]
-
-
 def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[str, Column], config: RunConfig) -> None:
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
@@ -862,7 +679,7 @@ def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[st
     group = zarr.create_group(MemoryStore(made), attributes=dict(attributes), zarr_format=3)
 
     def create(column: Column, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]) -> None:
-        is_index = isinstance(column, _IndexColumn)
+        is_index = isinstance(column, IndexColumn)
         group.create_array(
             column.name,
             shape=shape,
@@ -870,24 +687,19 @@ def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[st
             dtype=column.dtype,
             serializer=BytesCodec(),
             compressors=[ZstdCodec(level=0), Crc32cCodec()] if column.compressed else [Crc32cCodec()],
-            fill_value=_fill(column.dtype) if is_index else np.zeros((), column.dtype)[()],
+            fill_value=fill(column.dtype) if is_index else np.zeros((), column.dtype)[()],
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=dims,
         )
 
     for column in layout.values():
         create(column, (_GROW, *column.shape), (1, *column.shape), ("fragment", *column.dims))
-    for column in _index_columns(config):
+    for column in index_columns(config):
         create(column, (_GROW, *column.shape[1:]), column.shape, column.dims)
     for name, metadata in made.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(metadata.to_bytes())
-
-
-def environment_seeds(config: RunConfig, stream: int, first_episode: Sequence[int]) -> list[int]:
-    """The reset seed of each environment's episode at the start of a fragment."""
-    return [seeding.environment_seed(config.seed, stream, env, episode) for env, episode in enumerate(first_episode)]
 
 
 def opened(store: Any) -> Store:

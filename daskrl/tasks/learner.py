@@ -23,7 +23,8 @@ from daskrl.records import Array, Record
 from daskrl.store.columns import Table, pack, unpack, write_atomic
 from daskrl.store.initial import Initial
 from daskrl.store.late import look_anew
-from daskrl.store.store import Layout, belongs_to, read_checked, safetensors, write_checked
+from daskrl.store.store import Layout, read_checked, write_checked
+from daskrl.store.weights import belongs_to, safetensors
 from daskrl.tasks import initial
 from daskrl.tasks.session import Published, Session, find, get
 

@@ -27,7 +27,6 @@ from daskrl.envs.stream import Fragment, Policy, Stream
 from daskrl.errors import EnvironmentRaisedError, EnvironmentTimeoutError, NondeterministicError
 from daskrl.records import Array, Record
 from daskrl.store.columns import checksums, unpack, write_fragment
-from daskrl.store.store import environment_seeds
 from daskrl.tasks.session import Published, Session, get
 
 T = TypeVar("T")
@@ -158,7 +157,7 @@ def _run(
         first = {
             "first_episode": live.episode.tolist(),
             "episode_step": live.age.tolist(),
-            "environment_seed": environment_seeds(config, stream, live.episode.tolist()),
+            "environment_seed": seeding.environment_seeds(config.seed, stream, live.episode.tolist()),
         }
         policy = make_policy(session, weights, stream, round_)
         alive()  # from here on the fragment's own steps are timed

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from daskrl.config import RunConfig, Schedule
 from daskrl.records import Record
 from daskrl.schedule import evaluations_due
-from daskrl.store.store import Progress, shown
+from daskrl.shown import shown
+from daskrl.store.progress import Progress
 
 LINGER = 10.0  # seconds, or two rounds if longer, that a worker counts as one of the run's after its newest fragment
 RECENT = 60.0  # seconds that rates, the learner's share and the estimated end are taken over

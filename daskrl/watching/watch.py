@@ -18,7 +18,8 @@ from daskrl.errors import ConfigError, DamagedError, DaskrlError, StoreMismatchE
 from daskrl.identity import same_algorithm
 from daskrl.names import suggests
 from daskrl.records import Report
-from daskrl.store.store import Store, shown
+from daskrl.shown import shown
+from daskrl.store.store import Store
 from daskrl.watching.figures import Figures, Points, Tally, halves, page, rows, run_title
 from daskrl.watching.watched import Watched
 

@@ -1,0 +1,60 @@
+"""Files of weights: safetensors with what they belong to in their metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from daskrl.config import RunConfig
+from daskrl.envs.spaces import SpaceSpec
+from daskrl.records import Array
+
+
+def belongs_to(config: RunConfig, spec: SpaceSpec, run_id: str, version: int) -> dict[str, str]:
+    """What weights belong to, as text by name, for the metadata of their file; see FORMAT.md, section 6."""
+    spaces = spec.to_json()
+
+    def text(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+    return {
+        "version": str(version),
+        "run_id": run_id,
+        "algorithm": str(config.algorithm["name"]),
+        "settings": text(config.algorithm["settings"]),
+        "environment": text(config.environment),
+        "observation": text(spaces["observation"]),
+        "action": text(spaces["action"]),
+        "frame_stack": str(config.frame_stack),
+    }
+
+
+def safetensors(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Arrays by name as safetensors: the same bytes in every process."""
+    from safetensors.numpy import save
+
+    data: bytes = save(
+        {name: np.asarray(value, order="C") for name, value in arrays.items()},
+        metadata=None if metadata is None else dict(metadata),
+    )
+    if metadata is None:
+        return data
+    # The library writes the metadata in the order of a hash table, which is another in every process.
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    return len(written).to_bytes(8, "little") + written + data[8 + size :]
+
+
+def older_weights(version: int, published: int) -> str:
+    """Says that a version of the weights is not the newest, and how the newest can be had."""
+    return (
+        f"weights version {version} is the newest kept, version {published} the newest published: the run goes on, or "
+        "its driver was killed. To have the newest, resume the run and stop it (Run.stop, Ctrl-C, SIGTERM), which "
+        "keeps the weights it reached, or have more versions kept (weights_every)."
+    )
