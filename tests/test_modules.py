@@ -235,7 +235,7 @@ def test_what_has_no_name_that_can_be_typed_is_not_given_one(tmp_path: Path) -> 
         assert "on the command line --env FILE.py:NAME, where it is defined at the top of a file" in str(raised.value)
     assert "resume(" in str(raised.value)
     assert "env=inner)" in str(raised.value)
-    assert rollout._own(run.store.config).startswith(" --algorithm MODULE:Inner")
+    assert rollout.own(run.store.config).startswith(" --algorithm MODULE:Inner")
 
 
 def test_the_users_own_modules_are_those_of_no_package() -> None:
