@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from daskrl import envs, seeding
+from daskrl import seeding
 from daskrl.envs import source as sources
 from daskrl.envs.spaces import spec_of
+from daskrl.envs.stream import Stream
 from daskrl.errors import (
     ConfigError,
     EnvironmentRaisedError,
@@ -28,9 +29,7 @@ SEED, STREAM, COUNT, STEPS = 5, 2, 3, 7
 def make_stream(factory=Scripted, *, count=COUNT, frame_stack=1, episode=None):
     probe = factory()
     spec = spec_of(probe.observation_space, probe.action_space)
-    return envs.Stream.make(
-        factory, spec, seed=SEED, index=STREAM, count=count, frame_stack=frame_stack, episode=episode
-    )
+    return Stream.make(factory, spec, seed=SEED, index=STREAM, count=count, frame_stack=frame_stack, episode=episode)
 
 
 def counting_policy(observation, state, t):
@@ -204,7 +203,7 @@ def test_a_stream_rebuilt_by_recorded_actions_stands_where_the_first_one_stood()
 def test_an_environment_stepped_again_by_itself_gives_all_that_is_stored_of_it_endings_included(frame_stack):
     columns, _ = roll(make_stream(Frames, frame_stack=frame_stack), 4)
     for env in range(COUNT):
-        alone = envs.Stream.make(
+        alone = Stream.make(
             Frames, spec_of(Frames.observation_space, Frames.action_space), seed=SEED, index=STREAM, count=1,
             frame_stack=frame_stack, first=env,
         )  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 from gymnasium import spaces, wrappers
 
 import daskrl
-from daskrl import clusters, envs, seeding
+from daskrl import clusters, seeding
 from daskrl.envs import isolation
 from daskrl.envs import source as sources
 from daskrl.envs.spaces import spec_of
@@ -119,7 +119,7 @@ def test_what_environments_only_read_may_be_shared(tmp_path: Path) -> None:
 def test_an_object_that_comes_back_later_is_refused_where_streams_are_made() -> None:
     pool = itertools.cycle([Line() for _ in range(3)])
     spec = spec_of(Line.observation_space, Line.action_space)
-    make = functools.partial(envs.Stream.make, lambda: next(pool), spec, seed=0, frame_stack=1)
+    make = functools.partial(Stream.make, lambda: next(pool), spec, seed=0, frame_stack=1)
     first = make(index=0, count=2)
     with pytest.raises(ConfigError, match="one object for two environments"):
         make(index=1, count=2)  # the third, and the first again
@@ -131,9 +131,9 @@ def test_an_object_that_comes_back_later_is_refused_where_streams_are_made() -> 
 def test_environments_of_an_evaluation_are_apart_from_those_that_train() -> None:
     spec = spec_of(Line.observation_space, Line.action_space)
     inner = Line()
-    training = envs.Stream.make(lambda: inner, spec, seed=0, index=0, count=1, frame_stack=1)
+    training = Stream.make(lambda: inner, spec, seed=0, index=0, count=1, frame_stack=1)
     with pytest.raises(ConfigError, match="one object for two environments"):
-        envs.Stream.make(lambda: wrappers.TimeLimit(inner, 3), spec, seed=0, index=0, count=1, frame_stack=1)
+        Stream.make(lambda: wrappers.TimeLimit(inner, 3), spec, seed=0, index=0, count=1, frame_stack=1)
     training.close()
 
 

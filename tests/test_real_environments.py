@@ -12,6 +12,7 @@ import pytest
 import daskrl
 from daskrl import envs
 from daskrl.algorithms import by_name
+from daskrl.envs.source import source
 from daskrl.errors import ConfigError
 
 SMALL: dict[str, Any] = {"hidden": (8,), "learning_starts": 16, "batch_size": 8, "window": 320}
@@ -57,7 +58,7 @@ WORLDS = {"BipedalWalker-v3": 45, "BipedalWalkerHardcore-v3": 45, "LunarLander-v
 @pytest.mark.parametrize("env", list(WORLDS))
 def test_an_episode_in_a_box2d_world_is_that_of_a_new_environment(env: str) -> None:
     pytest.importorskip("Box2D")
-    factory = envs.source(env).factory
+    factory = source(env).factory
     later = factory()
     for seed in range(4):
         new = factory()

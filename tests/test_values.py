@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from daskrl import envs
+from daskrl import seeding
 from daskrl.envs.spaces import Leaf, spec_of
+from daskrl.envs.stream import Stream
 from daskrl.envs.values import RefusedError, as_ending, as_reward, as_stored
 from daskrl.errors import EnvironmentRaisedError, NonFiniteError
 from daskrl.tasks.playing import play_episodes
@@ -114,10 +115,10 @@ class Says(gymnasium.Env):
         return self.then, self.reward, False, False, {}
 
 
-def stream_of(factory, count: int = 2, frame_stack: int = 1) -> envs.Stream:
+def stream_of(factory, count: int = 2, frame_stack: int = 1) -> Stream:
     probe = factory()
     spec = spec_of(probe.observation_space, probe.action_space)
-    return envs.Stream.make(factory, spec, seed=1, index=3, count=count, frame_stack=frame_stack)
+    return Stream.make(factory, spec, seed=1, index=3, count=count, frame_stack=frame_stack)
 
 
 def zeros(observation, state, t):
@@ -206,7 +207,7 @@ def test_what_is_not_finite_is_named_by_environment_episode_step_and_seed(column
     stream = stream_of(lambda: NotFinite(column), frame_stack=frame_stack)
     with pytest.raises(NonFiniteError) as caught:
         stream.rollout(zeros, 16)
-    seed = envs.seeding.environment_seed(1, 3, 0, 1)
+    seed = seeding.environment_seed(1, 3, 0, 1)
     assert str(caught.value).startswith(f"{column} of stream 3 holds a value that is NaN or infinite")
     assert f"environment 0 (NotFinite), episode 1, step {step}, reset seed {seed}." in str(caught.value)
 
