@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from daskrl import schedule
 from daskrl.config import RunConfig
 from daskrl.errors import NondeterministicError
-from daskrl.pools.dask import Plan, Pool
+from daskrl.pools.base import Plan, Pool
 from daskrl.pools.demand import Demand
 from daskrl.records import Record, Report
 from daskrl.schedule import Checkpoint, Recheck

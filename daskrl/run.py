@@ -30,7 +30,9 @@ from daskrl.identity import (
 )
 from daskrl.loop import conclude, drive, environment_breaks_promise
 from daskrl.names import suggests
-from daskrl.pools.dask import DaskPool, InProcessPool, Plan, Pool
+from daskrl.pools.base import Plan, Pool
+from daskrl.pools.dask import DaskPool
+from daskrl.pools.local import InProcessPool
 from daskrl.records import Report
 from daskrl.shown import html_table
 from daskrl.store.progress import Progress

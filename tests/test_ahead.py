@@ -16,7 +16,8 @@ from distributed import Client
 import daskrl
 from daskrl import clusters
 from daskrl.errors import DamagedError
-from daskrl.pools import dask as pools
+from daskrl.pools.base import Plan
+from daskrl.pools.local import InProcessPool
 from daskrl.tasks import ahead, learner, session
 from tests.promise import SETTINGS, start
 
@@ -60,7 +61,7 @@ def run(tmp_path: Path) -> daskrl.Run:
 @pytest.fixture
 def token(run: daskrl.Run) -> Iterator[str]:
     """A session of a run that is through, which has learned version 4 of it."""
-    pool = pools.InProcessPool(pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options))
+    pool = InProcessPool(Plan(run.store.layout, run.algorithm, run.source.factory, run.options))
     for checkpoint in (run.store.root / ".checkpoints").iterdir():
         checkpoint.unlink()
     learn(pool.token, 4, run)
@@ -172,7 +173,7 @@ def test_a_learner_that_failed_is_not_kept(run: daskrl.Run, token: str, damaged:
 
 def test_a_session_that_learns_nothing_reads_nothing(run: daskrl.Run) -> None:
     learner.read_ahead("0000ffff", 5, run.store.log.head())  # gone, or of another worker
-    pool = pools.InProcessPool(pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options))
+    pool = InProcessPool(Plan(run.store.layout, run.algorithm, run.source.factory, run.options))
     learner.read_ahead(pool.token, 5, run.store.log.head())
     assert session.get(pool.token).reader is None
     pool.close()

@@ -149,7 +149,7 @@ class Hoarder(gymnasium.Wrapper):  # type: ignore[type-arg]
 
 def limit(dask_worker: Any) -> None:
     """Have it paused once it takes 200 MiB more than now."""
-    importlib.import_module("daskrl.preload")  # a worker has it all before it is measured
+    importlib.import_module("daskrl.tasks.preload")  # a worker has it all before it is measured
     used = dask_worker.monitor.get_process_memory()
     dask_worker.memory_manager.memory_limit = int(
         (used + (200 << 20)) / dask_worker.memory_manager.memory_pause_fraction

@@ -24,6 +24,8 @@ from daskrl.errors import DaskrlError, EnvironmentFailure, SchedulerLostError, W
 from daskrl.loop import _records
 from daskrl.pools import dask as pools
 from daskrl.pools import demand
+from daskrl.pools.base import Plan
+from daskrl.pools.local import InProcessPool
 from daskrl.store.progress import Progress
 from daskrl.tasks import fingerprint, session
 from tests import environments
@@ -155,7 +157,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def pool_on(cluster: Cluster, tmp_path: Path, arithmetic: Any = None, **options: Any) -> pools.DaskPool:
     run = start(tmp_path / "run", **options)
-    plan = pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options, arithmetic)
+    plan = Plan(run.store.layout, run.algorithm, run.source.factory, run.options, arithmetic)
     return pools.DaskPool(plan, cluster)  # type: ignore[arg-type]
 
 
@@ -1163,10 +1165,10 @@ def test_a_pool_that_cannot_begin_closes_its_connection(cluster: Cluster, tmp_pa
 def test_a_process_that_is_refused_keeps_no_session(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
     other = {**fingerprint.reference(INFO, "cpu"), "versions": {}}
-    plan = pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options, other)
+    plan = Plan(run.store.layout, run.algorithm, run.source.factory, run.options, other)
     before = set(session._SESSIONS)
     with pytest.raises(WorkerMismatchError):
-        pools.InProcessPool(plan)
+        InProcessPool(plan)
     assert set(session._SESSIONS) == before
 
 
@@ -1175,7 +1177,7 @@ def test_a_process_that_is_refused_keeps_no_session(tmp_path: Path) -> None:
 
 def test_a_version_overtaken_on_another_worker_is_not_published_after_it(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
-    plan = pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options)
+    plan = Plan(run.store.layout, run.algorithm, run.source.factory, run.options)
 
     class Silent:
         arithmetic, promise_off, notes = None, list[str](), list[Any]()

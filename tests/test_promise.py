@@ -26,6 +26,8 @@ import daskrl
 from daskrl import clusters
 from daskrl.errors import SchedulerLostError
 from daskrl.pools import dask as pools
+from daskrl.pools.base import Plan
+from daskrl.pools.local import InProcessPool
 from daskrl.tasks import fingerprint, learner, rollout
 from tests.promise import SETTINGS, STEPS, Once, Troubled, TroubledDQN, kill_self, same_transitions, start
 
@@ -190,8 +192,8 @@ def test_two_executions_of_one_rollout_write_the_same_bytes(reference: daskrl.St
     chunk = root / "observation" / store.columns["observation"].chunk_name(slot)
     before = chunk.read_bytes()
     run = daskrl.resume(root, progress=False)
-    plan = pools.Plan(store.layout, run.algorithm, run.source.factory, run.options)
-    pool = pools.InProcessPool(plan)
+    plan = Plan(store.layout, run.algorithm, run.source.factory, run.options)
+    pool = InProcessPool(plan)
     head = store.log.head()
     weights = learner.learn(pool.token, record["weights_version"], head, "cpu", False, False)
     barrier = threading.Barrier(2)
@@ -348,8 +350,8 @@ def test_restoring_the_learner_reads_the_window_and_the_rounds_since_the_checkpo
     root = tmp_path / "copy"
     shutil.copytree(reference.root, root)
     longer = daskrl.resume(root, env_steps=41 * 128, progress=False).wait()
-    plan = pools.Plan(longer.store.layout, longer.algorithm, longer.source.factory, longer.options)
-    pool = pools.InProcessPool(plan)
+    plan = Plan(longer.store.layout, longer.algorithm, longer.source.factory, longer.options)
+    pool = InProcessPool(plan)
     rounds = []
     read = learner._read
     monkeypatch.setattr(learner, "_read", lambda s, record: rounds.append(record["round"]) or read(s, record))

@@ -14,6 +14,7 @@ from distributed import Client, LocalCluster
 import daskrl
 from daskrl import errors
 from daskrl.pools import dask as pools
+from daskrl.pools.base import Plan
 from daskrl.tasks import fingerprint, session
 from tests.promise import records
 
@@ -181,7 +182,7 @@ def test_a_store_of_before_there_were_probes_is_resumed(tmp_path: Path, monkeypa
     def without_probes(info: Any, device: str) -> Any:
         return {key: value for key, value in reference(info, device).items() if key != "probes"}
 
-    monkeypatch.setattr(pools, "reference", without_probes)
+    monkeypatch.setattr(fingerprint, "reference", without_probes)
     store = q_learning(tmp_path / "run").wait().store
     monkeypatch.undo()
     (kept,) = [record for record in records(store.root) if record["kind"] == "arithmetic"]
@@ -216,7 +217,7 @@ def test_a_learners_worker_with_other_tasks_beside_it_is_refused(
 ) -> None:
     pool: Any = pools.DaskPool.__new__(pools.DaskPool)
     run = q_learning(tmp_path / "run", torch_threads=2)
-    pool.plan = pools.Plan(run.store.layout, run.algorithm, run.source.factory, run.options)
+    pool.plan = Plan(run.store.layout, run.algorithm, run.source.factory, run.options)
     worker = pools._Worker("a", "one", threads, True, INFO)
     pool._known = {"a": worker}
     for i, (host, pid) in enumerate(others):

@@ -1,6 +1,6 @@
-"""Where tasks run: in this process, or on a Dask worker pool that grows and shrinks.
+"""Tasks on a Dask worker pool that grows and shrinks.
 
-A pool takes the tasks of `daskrl.schedule` and gives back outcomes. It places rollouts itself, follows workers
+The pool takes the tasks of `daskrl.schedule` and gives back outcomes. It places rollouts itself, follows workers
 that join and leave, and quietly drops what was on a worker that left: the driver finds the task ready again.
 """
 
@@ -9,34 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import json
-import logging
 import os
 import queue
 import socket
 import time
 import uuid
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from daskrl import schedule
-from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
-from daskrl.config import Options
-from daskrl.envs.source import EnvironmentFactory
 from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, SchedulerLostError, WorkerMismatchError
-from daskrl.pools import demand, members, workers
+from daskrl.pools import demand, paused, workers
+from daskrl.pools.base import Outcome, Plan, note_versions, refuse_or_warn, warn_of_window
 from daskrl.records import Record
-from daskrl.store.store import Layout
 from daskrl.tasks import evaluations, fingerprint, learner, rollout, session
 
 if TYPE_CHECKING:
     from distributed import Client, Future, Nanny
-
-_LOG = logging.getLogger(__name__)
 
 _TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory of them is cleared
 
@@ -50,218 +43,6 @@ _BEFORE = 1e10  # seconds; more than the clock will show in this century
 _DEATHS = 10  # workers that may die under one rollout before it is taken for their killer
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished task and its record."""
-
-    task: Any
-    record: Record
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a pool must know of a run."""
-
-    layout: Layout
-    algorithm: Algorithm
-    factory: EnvironmentFactory
-    options: Options
-    arithmetic: Record | None = None
-
-    @property
-    def transitions_per_update(self) -> float:
-        """What replay ratios are counted with."""
-        config = self.layout.config
-        return transitions_per_update(self.algorithm, Setup(self.layout.spec, config.schedule, config.frame_stack))
-
-
-class Pool(Protocol):
-    """Called by the driver's loop only, from one thread.
-
-    Attributes
-    ----------
-    held : weights versions that rollouts can be given now.
-    in_flight : tasks submitted and not given back.
-    arithmetic : record of what the run computes with, once known.
-    promise_off : why the promise no longer holds; the driver commits and clears it.
-    notes : other records for the driver to commit and clear.
-    """
-
-    held: set[int]
-    in_flight: set[Any]
-    arithmetic: Record | None
-    promise_off: list[str]
-    notes: list[Record]
-
-    def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
-        """Start as many as there is room for."""
-
-    def submit_learns(
-        self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
-    ) -> None:
-        """Start as many as there is room for; ``keep(version)``: write (weights, checkpoint)."""
-
-    def submit_recheck(self, task: schedule.Recheck, head: int) -> None:
-        """Start the recheck of a fragment."""
-
-    def submit_evaluations(
-        self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
-    ) -> None:
-        """Go on with as many as there is room for; ``kept``: weights version -> its file.
-
-        Each outcome is a short while of playing, and the evaluation is to be gone on with until its record is whole. A
-        rollout goes first: only where a slot has none to do, or it is ``urgent``, is there room.
-        """
-
-    def submit_checkpoint(self, kept: int) -> None:
-        """Have the learner write where it stands, if weights are published: after ``kept``, the weights too."""
-
-    def wait(self) -> list[Outcome]:
-        """Block until something happened; what finished, possibly nothing."""
-
-    def release(self, needed: set[int]) -> None:
-        """Forget weights but those versions."""
-
-    def want(self, slots: int) -> None:
-        """Ask for that many rollout slots, of a cluster that scales."""
-
-    def workers(self) -> int:
-        """Workers that run rollouts now."""
-
-    def wake(self) -> None:
-        """Make `wait` return. From any thread."""
-
-    def close(self) -> None:
-        """Stop; what is in flight is given up."""
-
-
-def warn_of_window(plan: Plan, info: Record, device: str, limit: int | None = None) -> None:
-    """Say that the learner's window does not fit, before it fills the memory and the process is killed.
-
-    Parameters
-    ----------
-    info : what the learner's process said when it joined.
-    limit : bytes at which Dask pauses it, if it does.
-    """
-    needs = getattr(plan.algorithm, "window_bytes", None)
-    free = info.get("free", {}).get(device)
-    if needs is None or free is None:
-        return
-    where = f"on {info['host']}, where the learner runs"
-    if device == "cuda":
-        where = f"on the GPU of {info['host']}, where the learner runs"
-    elif limit is not None and limit - info["used"] < free:
-        free, where = limit - info["used"], f"on {info['host']} before Dask pauses the learner's worker"
-    config = plan.layout.config
-    needed = needs(Setup(plan.layout.spec, config.schedule, config.frame_stack))
-    if needed <= free:
-        return
-    smaller, window = "a smaller window", getattr(plan.algorithm, "window", 0)
-    round_steps = config.schedule.round_steps
-    fits = int(0.9 * window * max(0, free) / needed) // round_steps * round_steps
-    if fits:
-        smaller += f": window={fits}, on the command line -s window={fits}"
-    warnings.warn(
-        f"the window takes {members.size(needed)} once it is full, and {members.size(max(0, free))} are free {where}: "
-        f"the run may be killed on the way. Give the learner more memory, or start a new run with {smaller}.",
-        stacklevel=3,
-    )
-
-
-class InProcessPool:
-    """Runs each task when the driver waits for it: the same functions, the same bits, no Dask."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.token = plan, uuid.uuid4().hex[:8]
-        self.held: set[int] = set()
-        self.in_flight: set[Any] = set()
-        self.promise_off: list[str] = []
-        self.notes: list[Record] = []
-        self._weights: dict[int, session.Published] = {}
-        self._tasks: deque[tuple[Any, Callable[[], Record]]] = deque()
-        here = session.Session(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
-        self.arithmetic: Record | None = plan.arithmetic
-        try:
-            info = session.begin(here)
-            self.arithmetic = plan.arithmetic or fingerprint.reference(info, plan.layout.config.device)
-            warn_of_window(plan, info, self.arithmetic["device"])
-            problem = fingerprint.mismatch(info, self.arithmetic, learns=True)
-            if problem is not None:
-                self.promise_off.append(_refuse_or_warn(f"this process has {problem}", plan.options.strict))
-            _note(self.notes, info, self.arithmetic, "this process")
-        except BaseException:
-            self.close()
-            raise
-
-    def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
-        for task in ready:
-            weights = self._weights[task.weights_version]
-            call = functools.partial(rollout.rollout, self.token, weights, task.stream, task.round, head)
-            self._add(task, call)
-
-    def submit_learns(
-        self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
-    ) -> None:
-        for task in ready[:1]:
-            self._add(task, functools.partial(self._learn, task, head, *keep(task.version)))
-
-    def submit_recheck(self, task: schedule.Recheck, head: int) -> None:
-        record = json.loads(task.record)
-        if task.environment is not None:
-            self._add(task, functools.partial(rollout.retrace, self.token, record, task.environment, head))
-        elif (weights := self._weights.get(task.weights_version)) is not None:
-            self._add(task, functools.partial(rollout.recheck, self.token, weights, record, head))
-
-    def submit_evaluations(
-        self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
-    ) -> None:
-        if not any(_is_evaluate(task) for task in self.in_flight):
-            for task in due[:1]:
-                args = (self.token, task.version, kept[task.version], self.plan.options.evaluate_episodes)
-                self._add(task, functools.partial(evaluations.evaluate, *args))
-
-    def submit_checkpoint(self, kept: int) -> None:
-        if self._weights:
-            newest = self._weights[max(self._weights)]
-            self._add(schedule.Checkpoint(), functools.partial(learner.checkpoint, self.token, newest, kept))
-            self._tasks.rotate()  # before all others: they are given up
-
-    def _learn(self, task: schedule.Learn, head: int, keep: bool, checkpoint: bool) -> Record:
-        assert self.arithmetic is not None
-        weights = learner.learn(self.token, task.version, head, self.arithmetic["device"], keep, checkpoint)
-        self._weights[task.version] = weights
-        self.held.add(task.version)
-        return weights[0]
-
-    def _add(self, task: Any, call: Callable[[], Record]) -> None:
-        self.in_flight.add(task)
-        self._tasks.append((task, call))
-
-    def wait(self) -> list[Outcome]:
-        if not self._tasks:
-            raise DaskrlError("the schedule has no task left, yet the run is not finished: a defect of daskrl.")
-        task, call = self._tasks.popleft()
-        record = call()
-        self.in_flight.discard(task)
-        return [Outcome(task, record)]
-
-    def release(self, needed: set[int]) -> None:
-        self.held &= needed
-        self._weights = {version: weights for version, weights in self._weights.items() if version in needed}
-
-    def want(self, slots: int) -> None:
-        pass
-
-    def workers(self) -> int:
-        return 0
-
-    def wake(self) -> None:
-        pass
-
-    def close(self) -> None:
-        session.forget(self.token)
-
-
 @dataclass
 class _Worker:
     """A Dask worker as the pool knows it."""
@@ -273,12 +54,12 @@ class _Worker:
     info: Record | None = None  # what it said when it joined
     refused: str | None = None
     draining: bool = False  # about to be closed
-    status: str = members.RUNNING  # Dask's
-    memory: members.Memory = members.UNKNOWN
+    status: str = paused.RUNNING  # Dask's
+    memory: paused.Memory = paused.UNKNOWN
 
     @property
     def takes_tasks(self) -> bool:
-        return members.takes_tasks(self.status)
+        return paused.takes_tasks(self.status)
 
 
 @dataclass
@@ -511,7 +292,7 @@ class DaskPool:
         joined = False
         for kind, value in events:
             if kind == "told" and "memory" in value:
-                self._say_paused(value["worker"], members.Memory(**value["memory"]))
+                self._say_paused(value["worker"], paused.Memory(**value["memory"]))
             elif kind == "told" and value["key"] in self._taken_back:
                 self._told_all_the_same(self._taken_back.pop(value["key"]), json.loads(value["record"]), outcomes)
             elif kind == "told" and value["key"] in self._flights:
@@ -620,23 +401,23 @@ class DaskPool:
                 return
             self._scheduler_lost()
         present = self._client.scheduler_info(n_workers=-1)["workers"]
-        paused: list[_Worker] = []
+        short: list[_Worker] = []
         for address in [a for a in self._known if a not in present]:
             self._left(address)
         for address, info in present.items():
             name = str(info.get("name", address))
             anothers = name.startswith(demand.BESIDE_DRIVER) and name != self._name_beside
-            status = info.get("status", members.RUNNING)
+            status = info.get("status", paused.RUNNING)
             if address not in self._known and not anothers:
                 learns = demand.has_learner_resource(info.get("resources"))
-                memory = members.Memory.of(info)
+                memory = paused.Memory.of(info)
                 worker = _Worker(address, name, info["nthreads"], learns, status=status, memory=memory)
                 self._known[address] = worker
                 self._ask_to_join(worker)
-                paused += [worker] * (status == members.PAUSED)  # it keeps nothing of this run yet
+                short += [worker] * (status == paused.PAUSED)  # it keeps nothing of this run yet
             if address in self._known:
                 self._has_status(address, status)
-        for worker in paused:
+        for worker in short:
             self._say_paused(worker.address, worker.memory)
 
     def _has_status(self, address: str, status: str) -> None:
@@ -646,7 +427,7 @@ class DaskPool:
             return
         worker.status = status
         self._forget_answered()
-        if status == members.PAUSED:
+        if status == paused.PAUSED:
             self._ease([address], forget=False)
 
     def _ease(self, addresses: list[str], *, forget: bool) -> None:
@@ -673,20 +454,20 @@ class DaskPool:
             flight.answered = _is_evaluate(flight.task)  # of which this was a short while
             self._taken_back[key] = flight
 
-    def _say_paused(self, address: str, memory: members.Memory) -> None:
+    def _say_paused(self, address: str, memory: paused.Memory) -> None:
         worker = self._known.get(address)
         if worker is None:
             return
         worker.memory = memory
         key = f"paused {worker.name}"
-        if worker.status == members.PAUSED and key not in self._said:
+        if worker.status == paused.PAUSED and key not in self._said:
             self._said.add(key)
             learns = address == self._learner or worker.learner_resource
             instead: str | bool = any(w.takes_tasks and w.refused is None for w in self._known.values())
             if learns:
                 now = self._known.get(self._learner or "")
                 instead = now.name if now is not None and now.takes_tasks else False
-            pause = members.Pause(worker.name, address, memory, learns, instead, self._has_window)
+            pause = paused.Pause(worker.name, address, memory, learns, instead, self._has_window)
             warnings.warn(str(pause), stacklevel=3)
 
     @property
@@ -706,12 +487,12 @@ class DaskPool:
             return
         problem = fingerprint.mismatch(worker.info, self.arithmetic, learns=False) or self._other_bytecode(worker.info)
         if problem is None:
-            _note(self.notes, worker.info, self.arithmetic, f"worker {worker.name}", self._said)
+            note_versions(self.notes, worker.info, self.arithmetic, f"worker {worker.name}", self._said)
             return
         if self.plan.options.strict:
             self._refuse(worker, f"has {problem} Or accept it with strict=False; the store will say so.")
         else:
-            self.promise_off.append(_refuse_or_warn(f"worker {worker.name} has {problem}", strict=False))
+            self.promise_off.append(refuse_or_warn(f"worker {worker.name} has {problem}", strict=False))
 
     def _other_bytecode(self, info: Record) -> str | None:
         """Why the run's code cannot be run there, if it travels by value, as what stands in a notebook does."""
@@ -805,7 +586,7 @@ class DaskPool:
             self._say(
                 "running",
                 "a worker that takes tasks",
-                f"The run waits. To have it go on, {members.MORE_MEMORY}; or start more workers.",
+                f"The run waits. To have it go on, {paused.MORE_MEMORY}; or start more workers.",
                 stopped,
             )
         elif without_learner > _SAY_AFTER:
@@ -826,7 +607,7 @@ class DaskPool:
     def _say(self, key: str, what: str, then: str, stopped: list[_Worker]) -> None:
         if key not in self._said:
             self._said.add(key)
-            why = members.why_stopped((w.name, w.status, w.memory) for w in stopped)
+            why = paused.why_stopped((w.name, w.status, w.memory) for w in stopped)
             warnings.warn(
                 f"{_SAY_AFTER:.0f} s without {what}: "
                 f"{why or 'its job waits in the queue, or ends as it starts (see its log)'}. {then}",
@@ -866,10 +647,10 @@ class DaskPool:
             problem = fingerprint.mismatch(chosen.info, self.arithmetic, learns=True)
             if problem is not None:
                 self.promise_off.append(
-                    _refuse_or_warn(f"the learner's worker {chosen.name} has {problem}", self.plan.options.strict)
+                    refuse_or_warn(f"the learner's worker {chosen.name} has {problem}", self.plan.options.strict)
                 )
         if chosen.address != self._learner:
-            warn_of_window(self.plan, chosen.info, self.arithmetic["device"], members.pauses_at(chosen.memory))
+            warn_of_window(self.plan, chosen.info, self.arithmetic["device"], paused.pauses_at(chosen.memory))
         if current is not None and chosen is not current and not current.takes_tasks:
             for key in [key for key, flight in self._flights.items() if flight.address == current.address]:
                 if _is_learn(self._flights[key].task):
@@ -916,8 +697,8 @@ class DaskPool:
         if isinstance(task, schedule.Learn):
             raise DaskrlError(
                 f"{_DEATHS} workers died while they learned version {task.version}: the learner probably needs more "
-                f"memory than its worker has. Everything committed is kept. Either {members.MORE_FOR_LEARNER} and "
-                f"type: daskrl resume {self.plan.layout.root} -- or {members.smaller_run(self._has_window)}."
+                f"memory than its worker has. Everything committed is kept. Either {paused.MORE_FOR_LEARNER} and "
+                f"type: daskrl resume {self.plan.layout.root} -- or {paused.smaller_run(self._has_window)}."
             )
         if isinstance(task, schedule.Evaluate):
             raise EnvironmentFailure(
@@ -950,7 +731,7 @@ class DaskPool:
                 del self._deaths[task]
 
     def want(self, slots: int) -> None:
-        refused = [w.address for w in self._known.values() if w.refused is not None or w.status == members.PAUSED]
+        refused = [w.address for w in self._known.values() if w.refused is not None or w.status == paused.PAUSED]
         asked = (slots, self._learner, refused)
         if asked != self._asked and self._client.status == "running":
             message = {"client": self._client.id, "slots": slots, "learner": self._learner, "refused": refused}
@@ -1036,7 +817,7 @@ async def ease_here(topic: str, token: str, forget: bool, dask_worker: Any) -> N
     Before, as environments may fail to close, or never end to.
     """
     manager = dask_worker.memory_manager
-    memory = members.Memory(
+    memory = paused.Memory(
         dask_worker.monitor.get_process_memory(), getattr(manager, "memory_limit", None), dask_worker.state.nbytes
     )
     if not forget:
@@ -1071,23 +852,3 @@ def _shared_process(threads: int, who: str) -> ConfigError:
         "compute with one. Use processes=True or daskrl.clusters.local(), start the learner's worker with --nthreads 1 "
         "--resources learner=1, or train with torch_threads=1."
     )
-
-
-def _note(notes: list[Record], info: Record, run: Record, who: str, said: set[str] | None = None) -> None:
-    """Say, once for each set of versions, that others than the run's take part with the run's bits."""
-    note = fingerprint.note_on(info, run, who)
-    if note is None or (said is not None and str(note["alike"]) in said):
-        return
-    if said is not None:
-        said.add(str(note["alike"]))
-    _LOG.warning("%s has %s, and the run's bits: it takes part.", who, ", ".join(note["alike"]))
-    notes.append(note)
-
-
-def _refuse_or_warn(problem: str, strict: bool) -> str:
-    if strict:
-        raise WorkerMismatchError(
-            f"{problem} Or go on without the promise: strict=False (--no-strict); the store will say so."
-        )
-    warnings.warn(f"{problem} Going on without the promise.", stacklevel=3)
-    return problem

@@ -27,7 +27,7 @@ import numpy as np
 
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, DaskrlError, StoreFullError
-from daskrl.pools.dask import Pool
+from daskrl.pools.base import Pool
 from daskrl.run import Run
 from daskrl.testing import victims
 from daskrl.testing.faults import Fault, FillDisk, Kill, Partition, Slow, Stop, WorkerFault

@@ -1,0 +1,162 @@
+"""What the loop asks of whatever runs its tasks: the plan of a run, its outcomes, and the interface of a pool.
+
+`daskrl.pools.local` runs tasks in this process, `daskrl.pools.dask` on the workers of a Dask cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from daskrl import schedule
+from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
+from daskrl.config import Options
+from daskrl.envs.source import EnvironmentFactory
+from daskrl.errors import WorkerMismatchError
+from daskrl.pools import paused
+from daskrl.records import Record
+from daskrl.store.store import Layout
+from daskrl.tasks import fingerprint
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished task and its record."""
+
+    task: Any
+    record: Record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pool must know of a run."""
+
+    layout: Layout
+    algorithm: Algorithm
+    factory: EnvironmentFactory
+    options: Options
+    arithmetic: Record | None = None
+
+    @property
+    def transitions_per_update(self) -> float:
+        """What replay ratios are counted with."""
+        config = self.layout.config
+        return transitions_per_update(self.algorithm, Setup(self.layout.spec, config.schedule, config.frame_stack))
+
+
+class Pool(Protocol):
+    """Called by the driver's loop only, from one thread.
+
+    Attributes
+    ----------
+    held : weights versions that rollouts can be given now.
+    in_flight : tasks submitted and not given back.
+    arithmetic : record of what the run computes with, once known.
+    promise_off : why the promise no longer holds; the driver commits and clears it.
+    notes : other records for the driver to commit and clear.
+    """
+
+    held: set[int]
+    in_flight: set[Any]
+    arithmetic: Record | None
+    promise_off: list[str]
+    notes: list[Record]
+
+    def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
+        """Start as many as there is room for."""
+
+    def submit_learns(
+        self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
+    ) -> None:
+        """Start as many as there is room for; ``keep(version)``: write (weights, checkpoint)."""
+
+    def submit_recheck(self, task: schedule.Recheck, head: int) -> None:
+        """Start the recheck of a fragment."""
+
+    def submit_evaluations(
+        self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
+    ) -> None:
+        """Go on with as many as there is room for; ``kept``: weights version -> its file.
+
+        Each outcome is a short while of playing, and the evaluation is to be gone on with until its record is whole. A
+        rollout goes first: only where a slot has none to do, or it is ``urgent``, is there room.
+        """
+
+    def submit_checkpoint(self, kept: int) -> None:
+        """Have the learner write where it stands, if weights are published: after ``kept``, the weights too."""
+
+    def wait(self) -> list[Outcome]:
+        """Block until something happened; what finished, possibly nothing."""
+
+    def release(self, needed: set[int]) -> None:
+        """Forget weights but those versions."""
+
+    def want(self, slots: int) -> None:
+        """Ask for that many rollout slots, of a cluster that scales."""
+
+    def workers(self) -> int:
+        """Workers that run rollouts now."""
+
+    def wake(self) -> None:
+        """Make `wait` return. From any thread."""
+
+    def close(self) -> None:
+        """Stop; what is in flight is given up."""
+
+
+def warn_of_window(plan: Plan, info: Record, device: str, limit: int | None = None) -> None:
+    """Say that the learner's window does not fit, before it fills the memory and the process is killed.
+
+    Parameters
+    ----------
+    info : what the learner's process said when it joined.
+    limit : bytes at which Dask pauses it, if it does.
+    """
+    needs = getattr(plan.algorithm, "window_bytes", None)
+    free = info.get("free", {}).get(device)
+    if needs is None or free is None:
+        return
+    where = f"on {info['host']}, where the learner runs"
+    if device == "cuda":
+        where = f"on the GPU of {info['host']}, where the learner runs"
+    elif limit is not None and limit - info["used"] < free:
+        free, where = limit - info["used"], f"on {info['host']} before Dask pauses the learner's worker"
+    config = plan.layout.config
+    needed = needs(Setup(plan.layout.spec, config.schedule, config.frame_stack))
+    if needed <= free:
+        return
+    smaller, window = "a smaller window", getattr(plan.algorithm, "window", 0)
+    round_steps = config.schedule.round_steps
+    fits = int(0.9 * window * max(0, free) / needed) // round_steps * round_steps
+    if fits:
+        smaller += f": window={fits}, on the command line -s window={fits}"
+    warnings.warn(
+        f"the window takes {paused.size(needed)} once it is full, and {paused.size(max(0, free))} are free {where}: "
+        f"the run may be killed on the way. Give the learner more memory, or start a new run with {smaller}.",
+        stacklevel=3,
+    )
+
+
+def note_versions(notes: list[Record], info: Record, run: Record, who: str, said: set[str] | None = None) -> None:
+    """Say, once for each set of versions, that others than the run's take part with the run's bits."""
+    note = fingerprint.note_on(info, run, who)
+    if note is None or (said is not None and str(note["alike"]) in said):
+        return
+    if said is not None:
+        said.add(str(note["alike"]))
+    _LOG.warning("%s has %s, and the run's bits: it takes part.", who, ", ".join(note["alike"]))
+    notes.append(note)
+
+
+def refuse_or_warn(problem: str, strict: bool) -> str:
+    if strict:
+        raise WorkerMismatchError(
+            f"{problem} Or go on without the promise: strict=False (--no-strict); the store will say so."
+        )
+    warnings.warn(f"{problem} Going on without the promise.", stacklevel=3)
+    return problem
