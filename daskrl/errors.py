@@ -9,6 +9,7 @@ DaskrlError
 │   ├── StoreMismatchError(ValueError)     a store of another environment, format or config
 │   ├── DamagedError(ValueError)           a chunk, a commit or a checkpoint fails its checksum
 │   ├── StoreLockedError(BlockingIOError)  another driver writes this store
+│   ├── StoreUnreachableError(ConnectionError)  an object store has no such bucket, refuses, or does not answer
 │   └── StoreFullError(OSError)            the disk is full, or the quota used up
 ├── EnvironmentFailure(RuntimeError)
 │   ├── EnvironmentRaisedError             reset() or step() raised
@@ -58,6 +59,10 @@ class DamagedError(StoreError, ValueError):
 
 class StoreLockedError(StoreError, BlockingIOError):
     """Another driver has this store open for writing."""
+
+
+class StoreUnreachableError(StoreError, ConnectionError):
+    """An object store has no such bucket, does not let this process in, or does not answer."""
 
 
 class StoreFullError(StoreError, OSError):

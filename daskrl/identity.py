@@ -36,7 +36,7 @@ def require_same_run(store: Store, config: RunConfig, algorithm: Algorithm, sour
     ]  # fmt: skip
     if differs:
         raise StoreMismatchError(
-            f"{store.root} holds another run; it differs in {_listed(differs)}. Give the same settings, or choose "
+            f"{store.storage} holds another run; it differs in {_listed(differs)}. Give the same settings, or choose "
             "another store=."
         )
 
@@ -47,16 +47,16 @@ def require_known_keys(store: Store) -> None:
     if unknown:
         made = store.attributes.get("versions", {}).get("daskrl")
         raise StoreMismatchError(
-            f"{store.root} was made with what this daskrl does not know: {', '.join(unknown)}. It may decide what the "
-            f"run computes, so this daskrl reads and evaluates the run, but does not go on with it. Type: pip install "
-            f"'daskrl>={made}'"
+            f"{store.storage} was made with what this daskrl does not know: {', '.join(unknown)}. It may decide what "
+            f"the run computes, so this daskrl reads and evaluates the run, but does not go on with it. Type: pip "
+            f"install 'daskrl>={made}'"
         )
 
 
 def require_same_spec(store: Store, source: EnvironmentSource) -> None:
     if not source.spec.is_stored_as(store.spec):
         raise StoreMismatchError(
-            f"{store.root} holds {store.spec}, the environment {source.name!r} has {source.spec}. It has changed "
+            f"{store.storage} holds {store.spec}, the environment {source.name!r} has {source.spec}. It has changed "
             "since; install the version the run was made with."
         )
 
@@ -237,8 +237,8 @@ def same_environment(store: Store, env: sources.EnvironmentFactory | str | None)
     elif env is None:
         name = kept["name"].rpartition(".")[2].replace("<lambda>", "...")
         raise StoreMismatchError(
-            f"{store.root} was made with the callable {kept['name']!r}. Nothing is pickled in a store, so give it "
-            f"again: daskrl.resume({str(store.root)!r}, env={name}), or on the command line "
+            f"{store.storage} was made with the callable {kept['name']!r}. Nothing is pickled in a store, so give it "
+            f"again: daskrl.resume({str(store.storage)!r}, env={name}), or on the command line "
             f"{modules.option('env', kept['name'])}"
         )
     else:
@@ -247,8 +247,8 @@ def same_environment(store: Store, env: sources.EnvironmentFactory | str | None)
                                    None if isinstance(env, str) else env, source)  # fmt: skip
     if differs:
         raise StoreMismatchError(
-            f"env: {source.name!r} is not what the store {store.root} was made with; what differs: {_listed(differs)}. "
-            "Give the same code and the same values, or start a new run."
+            f"env: {source.name!r} is not what the store {store.storage} was made with; what differs: "
+            f"{_listed(differs)}. Give the same code and the same values, or start a new run."
         )
     require_same_spec(store, source)
     return source
@@ -258,7 +258,7 @@ def _same_id(store: Store, env: sources.EnvironmentFactory | str | None) -> Envi
     kept = store.config.environment
     bare = kept["id"].rpartition(":")[2]
     if env is not None and (not isinstance(env, str) or env.rpartition(":")[2] != bare):
-        raise StoreMismatchError(f"{store.root} was made with the environment {kept['id']!r}; leave env= out.")
+        raise StoreMismatchError(f"{store.storage} was made with the environment {kept['id']!r}; leave env= out.")
     kwargs = {name: decoded(value) for name, value in kept["kwargs"].items()}
     try:
         return sources.source(env or kept["id"], **kwargs)
@@ -301,9 +301,9 @@ def same_algorithm(store: Store, algorithm: Algorithm | None) -> Algorithm:
     if algorithm is None:
         if kept["source_sha256"] is not None:
             raise StoreMismatchError(
-                f"{store.root} was made with your own algorithm {kept['name']!r}. Nothing is pickled in a store, so "
-                f"give it again: daskrl.resume({str(store.root)!r}, algorithm={kept['name']}(...)), or on the command "
-                f"line {modules.option('algorithm', kept['name'])}"
+                f"{store.storage} was made with your own algorithm {kept['name']!r}. Nothing is pickled in a store, so "
+                f"give it again: daskrl.resume({str(store.storage)!r}, algorithm={kept['name']}(...)), or on the "
+                f"command line {modules.option('algorithm', kept['name'])}"
             )
         cls = by_class_name(kept["name"])
         algorithm = cls(**stored_settings(store, cls))

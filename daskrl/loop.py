@@ -138,7 +138,7 @@ def _records(
         elif isinstance(task, Recheck) and record["problem"] is not None:
             if plan.options.strict:
                 raise NondeterministicError(
-                    f"{record['problem']} {GO_ON}\n  Type: daskrl reproduce {store.root} --fragment {task.slot}"
+                    f"{record['problem']} {GO_ON}\n  Type: daskrl reproduce {store.storage} --fragment {task.slot}"
                     f"{own(store.config)}"
                 )
             if not progress.environment_off:
@@ -202,6 +202,7 @@ def _drop_old_checkpoints(store: Store, records: list[Record], published: int) -
     if any(record.get("checkpoint") for record in records):
         # Later files than ``published`` may be there already: the learner is up to two versions ahead of us.
         oldest = published - max(1, store.config.schedule.lag)
-        files = sorted((store.root / ".checkpoints").glob("*.safetensors"))
-        for old in [file for file in files if int(file.stem) <= oldest][:-1]:
-            old.unlink(missing_ok=True)
+        suffix, folder = ".safetensors", ".checkpoints"
+        files = [name for name in store.storage.names(folder) if name.endswith(suffix) and not name.startswith(".")]
+        for old in [name for name in files if int(name.removesuffix(suffix)) <= oldest][:-1]:
+            store.storage.delete(f"{folder}/{old}")

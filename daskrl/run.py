@@ -10,7 +10,6 @@ import queue
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskrl import extras, schedule
@@ -35,6 +34,7 @@ from daskrl.pools.dask import DaskPool
 from daskrl.pools.local import InProcessPool
 from daskrl.records import Report
 from daskrl.shown import html_table
+from daskrl.store.places import place
 from daskrl.store.progress import Progress
 from daskrl.store.store import Store
 from daskrl.tasks.initial import Init
@@ -209,7 +209,7 @@ class Run(Watched):
 
     def __repr__(self) -> str:
         where = "in-process" if self.client is None else f"on {self.client!r}"
-        return f"<daskrl.Run {self.algorithm.__class__.__name__} {self.source.name} {where}, {self.store.root}>"
+        return f"<daskrl.Run {self.algorithm.__class__.__name__} {self.source.name} {where}, {self.store.storage}>"
 
     def _repr_html_(self) -> str:
         return html_table("daskrl run", self.store.rows())
@@ -341,7 +341,7 @@ def train(
     initial = None
     if init is not None:
         initial = take_initial(init, init_version, algorithm, setup, replay=init_replay, digest=not going_on)
-        if initial.replay is not None and overwrite and initial.replay.root == Path(store).absolute():
+        if initial.replay is not None and overwrite and initial.replay.storage == place(store):
             raise ConfigError(
                 "init_replay: the run in store= would be deleted before it is copied. Choose another store=."
             )

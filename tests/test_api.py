@@ -222,7 +222,7 @@ def test_a_run_stands_for_its_store(tmp_path: Path, whole: daskrl.Run) -> None:
 
 def test_what_is_no_path_is_no_store(tmp_path: Path) -> None:
     for take in (daskrl.evaluate, daskrl.resume, daskrl.Store.open, daskrl.learning_curve):
-        with pytest.raises(errors.ConfigError, match="expected the directory of a run's store, got 5"):
+        with pytest.raises(errors.ConfigError, match=r"expected the directory of a run's store, or a URL .*, got 5"):
             take(5)  # type: ignore[operator]
     with pytest.raises(errors.ConfigError, match=r"init: expected a run's store, a file .* got 5"):
         start(tmp_path / "run", init=5)

@@ -18,7 +18,8 @@ import daskrl
 from daskrl.errors import DamagedError, StoreError, StoreFullError, StoreLockedError
 from daskrl.records import Record
 from daskrl.store.columns import crc32c
-from daskrl.store.log import CommitLog, DriverLock
+from daskrl.store.log import CommitLog
+from daskrl.store.posix import DriverLock, Posix
 from tests.promise import start
 
 RECORDS = [
@@ -31,7 +32,7 @@ RECORDS = [
 @pytest.fixture
 def log(tmp_path: Path) -> CommitLog:
     (tmp_path / ".commits").mkdir()
-    made = CommitLog(tmp_path)
+    made = CommitLog(Posix(tmp_path))
     for number, records in enumerate(RECORDS):
         made.append(number, records)
     return made
@@ -48,7 +49,7 @@ def test_what_was_appended_is_read_in_order_and_backwards(log):
 
 
 def test_a_segment_is_one_line_of_json_with_the_checksum_of_its_list(log):
-    data = log.path(1).read_bytes()
+    data = Path(log.where(1)).read_bytes()
     whole = json.loads(data)
     body = data[data.index(b"[") : data.rindex(b"]") + 1]
     assert whole["records"] == RECORDS[1]
@@ -72,7 +73,7 @@ def outcome(log: CommitLog, number: int) -> tuple[list[Record] | None, str]:
 
 @pytest.mark.parametrize("number", range(3))
 def test_every_damaged_byte_of_a_segment_is_found_or_changes_nothing(log, number):
-    path = log.path(number)
+    path = Path(log.where(number))
     data = path.read_bytes()
     found = 0
     for place in range(len(data)):
@@ -87,7 +88,7 @@ def test_every_damaged_byte_of_a_segment_is_found_or_changes_nothing(log, number
 
 
 def test_a_truncated_segment_is_named_at_every_length(log):
-    path = log.path(1)
+    path = Path(log.where(1))
     data = path.read_bytes()
     for length in range(len(data) - 1):  # without the newline a segment is still whole
         path.write_bytes(data[:length])
@@ -96,7 +97,7 @@ def test_a_truncated_segment_is_named_at_every_length(log):
 
 
 def test_a_missing_segment_is_named_by_whoever_lists_or_reads_it(log):
-    log.path(1).unlink()
+    Path(log.where(1)).unlink()
     for ask in (log.head, lambda: list(log.forwards()), lambda: list(log.backwards(3)), lambda: log.read(1)):
         with pytest.raises(DamagedError, match=r"00000001\.json is missing"):
             ask()
@@ -104,17 +105,19 @@ def test_a_missing_segment_is_named_by_whoever_lists_or_reads_it(log):
 
 def test_files_that_are_no_segments_do_not_count(log):
     for name in ("zarr.json", "driver.lock", ".00000003.json.abc.partial", "notes.json", "00000001.json.orig"):
-        (log.directory / name).write_text("{}")
+        (log.storage.root / ".commits" / name).write_text("{}")
     assert log.head() == 3
 
 
 def test_a_number_can_be_committed_once(log):
-    before = log.path(2).read_bytes()
+    before = Path(log.where(2)).read_bytes()
     with pytest.raises(StoreLockedError, match=r"another driver committed .*00000002\.json"):
         log.append(2, [{"kind": "learn", "version": 9}])
-    assert log.path(2).read_bytes() == before
+    assert Path(log.where(2)).read_bytes() == before
     assert log.head() == 3
-    assert sorted(path.name for path in log.directory.iterdir()) == [f"{n:08d}.json" for n in range(3)]
+    assert sorted(path.name for path in (log.storage.root / ".commits").iterdir()) == [
+        f"{n:08d}.json" for n in range(3)
+    ]
 
 
 NO_LINKS = ["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV", "EINVAL"]
@@ -133,15 +136,17 @@ def without_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("without_links", NO_LINKS, indirect=True)
 def test_a_file_system_without_hard_links_holds_a_log_and_a_number_is_committed_once(without_links, tmp_path):
     (tmp_path / ".commits").mkdir()
-    log = CommitLog(tmp_path)
+    log = CommitLog(Posix(tmp_path))
     for number, records in enumerate(RECORDS):
         log.append(number, records)
     assert [log.read(number) for number in range(3)] == RECORDS
-    before = log.path(2).read_bytes()
+    before = Path(log.where(2)).read_bytes()
     with pytest.raises(StoreLockedError, match=r"another driver committed .*00000002\.json"):
         log.append(2, [{"kind": "learn", "version": 9}])
-    assert log.path(2).read_bytes() == before
-    assert sorted(path.name for path in log.directory.iterdir()) == [f"{n:08d}.json" for n in range(3)]
+    assert Path(log.where(2)).read_bytes() == before
+    assert sorted(path.name for path in (log.storage.root / ".commits").iterdir()) == [
+        f"{n:08d}.json" for n in range(3)
+    ]
 
 
 @pytest.mark.parametrize("without_links", ["EPERM"], indirect=True)
@@ -157,7 +162,7 @@ def test_of_two_drivers_without_links_and_without_locks_one_commits_a_number_whe
         monkeypatch.undo()
         monkeypatch.setattr(os, "link", refuse)
         try:
-            CommitLog(tmp_path).append(0, other)
+            CommitLog(Posix(tmp_path)).append(0, other)
         except StoreLockedError as error:
             said.append(str(error))
 
@@ -174,11 +179,11 @@ def test_of_two_drivers_without_links_and_without_locks_one_commits_a_number_whe
 
     monkeypatch.setattr(place, name, between)
     try:
-        CommitLog(tmp_path).append(0, mine)
+        CommitLog(Posix(tmp_path)).append(0, mine)
     except StoreLockedError as error:
         said.append(str(error))
     assert len(said) == 1
-    assert CommitLog(tmp_path).read(0) == (other if moment == "claims" else mine)
+    assert CommitLog(Posix(tmp_path)).read(0) == (other if moment == "claims" else mine)
     assert [path.name for path in (tmp_path / ".commits").iterdir()] == ["00000000.json"]
 
 
@@ -210,7 +215,7 @@ def test_what_else_a_link_fails_with_is_raised_as_it_is(log, monkeypatch):
 HOLDER = """
 import sys
 from pathlib import Path
-from daskrl.store.log import DriverLock
+from daskrl.store.posix import DriverLock
 lock = DriverLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)
@@ -229,27 +234,27 @@ def holder(root: Path) -> subprocess.Popen[str]:
 
 
 def test_a_second_process_is_refused_and_told_who_holds_the_store(log):
-    with holder(log.root) as process:
+    with holder(log.storage.root) as process:
         with pytest.raises(StoreLockedError, match=f"is being written by process {process.pid} on ") as caught:
-            DriverLock(log.root).acquire()
-        assert str(log.root) in str(caught.value)
+            DriverLock(log.storage.root).acquire()
+        assert str(log.storage.root) in str(caught.value)
         process.communicate()
-    mine = DriverLock(log.root)
+    mine = DriverLock(log.storage.root)
     mine.acquire()
     mine.release()
 
 
 def test_a_killed_process_no_longer_holds_the_store(log):
-    with holder(log.root) as process:
+    with holder(log.storage.root) as process:
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    mine = DriverLock(log.root)
+    mine = DriverLock(log.storage.root)
     mine.acquire()
     mine.release()
 
 
 def test_a_lock_is_held_against_the_same_process_too(log):
-    first, second = DriverLock(log.root), DriverLock(log.root)
+    first, second = DriverLock(log.storage.root), DriverLock(log.storage.root)
     first.acquire()
     with pytest.raises(StoreLockedError):
         second.acquire()
@@ -274,7 +279,7 @@ def failing(number: int) -> Any:
 
 @pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES])
 def test_a_lock_that_another_has_is_said_to_be_held(log, monkeypatch, number):
-    lock = DriverLock(log.root)
+    lock = DriverLock(log.storage.root)
     monkeypatch.setattr(fcntl, "flock", failing(number))
     with pytest.raises(StoreLockedError, match="is being written by another process"):
         lock.acquire()
@@ -283,7 +288,7 @@ def test_a_lock_that_another_has_is_said_to_be_held(log, monkeypatch, number):
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EPERM])
 def test_a_file_system_without_locks_is_said_to_have_none(log, monkeypatch, number):
-    lock = DriverLock(log.root)
+    lock = DriverLock(log.storage.root)
     monkeypatch.setattr(fcntl, "flock", failing(number))
     with pytest.raises(StoreError, match=rf"driver\.lock: {os.strerror(number)}\. .*Mount this one") as caught:
         lock.acquire()
@@ -298,14 +303,14 @@ def test_a_file_system_without_locks_is_said_to_have_none(log, monkeypatch, numb
 @pytest.mark.parametrize("call", ["ftruncate", "write"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_lock_on_a_full_disk_says_so_and_is_not_kept(log, monkeypatch, call, number):
-    lock = DriverLock(log.root)
+    lock = DriverLock(log.storage.root)
     with monkeypatch.context() as patched:
         patched.setattr(os, call, failing(number))
         with pytest.raises(StoreFullError, match=r"driver\.lock: .*make room and type: daskrl resume") as caught:
             lock.acquire()
     assert caught.value.errno == number
     assert open_files(lock.path) == 0
-    other = DriverLock(log.root)
+    other = DriverLock(log.storage.root)
     other.acquire()
     assert lock.path.read_text().startswith(f"process {os.getpid()} on ")
     other.release()

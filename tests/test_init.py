@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 import daskrl
 from daskrl import clusters, errors
 from daskrl.store.columns import read_fragment
+from daskrl.store.posix import Posix
 from daskrl.tasks.learner import Standing
 from daskrl.tasks.session import Session
 from tests.promise import TroubledDQN
@@ -226,7 +227,7 @@ def test_first_replay_is_in_the_window_before_the_first_round_and_learned_from_a
 def fragment_of(root: Path, store: daskrl.Store, stream: int, round_: int) -> dict[str, Any]:
     record = next(r for r in store.fragments() if (r["stream"], r["round"]) == (stream, round_))
     given = {"episode_step": np.asarray(record["episode_step"]), "continues": np.asarray(record["continues"])}
-    return {**read_fragment(root, store.columns, record), **given}
+    return {**read_fragment(Posix(root), store.columns, record), **given}
 
 
 def test_episodes_of_the_first_replay_are_cut_where_the_run_begins(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from distributed import Client
 from daskrl import clusters
 from daskrl.errors import DamagedError
 from daskrl.store import late
+from daskrl.store.posix import Posix
 from daskrl.store.store import Layout, Store, read_checked
 from tests.promise import start
 
@@ -27,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def layout(store: Store) -> Layout:
-    return Layout(store.root, store.config, store.spec, store.columns, store.run_id, PATIENT)
+    return Layout(store.storage, store.config, store.spec, store.columns, store.run_id, PATIENT)
 
 
 def never(seconds: float) -> None:
@@ -43,11 +44,11 @@ READS: dict[str, tuple[Callable[[Store], Path], Callable[[Layout, Store], Any]]]
         lambda store: store.root / "observation" / store.columns["observation"].chunk_name(5),
         lambda layout, store: layout.read_transitions(store.fragments()[5])["observation"].tobytes(),
     ),
-    "a commit": (lambda store: store.log.path(2), lambda layout, store: list(layout.log.backwards(4))),
+    "a commit": (lambda store: Path(store.log.where(2)), lambda layout, store: list(layout.log.backwards(4))),
     "the attributes": (lambda store: store.root / "zarr.json", lambda layout, store: layout.require_same_run()),
     "weights": (
         lambda store: store.root / store.fragments_weights[0],  # type: ignore[attr-defined]
-        lambda layout, store: read_checked(layout.root, store.fragments_weights, layout.patience),  # type: ignore[attr-defined]
+        lambda layout, store: read_checked(layout.storage, store.fragments_weights, layout.patience),  # type: ignore[attr-defined]
     ),
 }
 
@@ -132,18 +133,19 @@ def test_who_reads_a_store_is_told_of_a_missing_file_at_once(
 
 def every_file_comes_late(root: str) -> None:
     """In this process, from now on: each file of a store is missing, then cut short, and only then there."""
-    real, asked = Path.read_bytes, dict[str, int]()
+    real, asked = Posix.get, dict[str, int]()
 
-    def read_bytes(path: Path) -> bytes:
-        if not str(path).startswith(root):
-            return real(path)
-        asked[str(path)] = asked.get(str(path), 0) + 1
-        if asked[str(path)] == 1:
-            raise FileNotFoundError(2, "No such file or directory", str(path))
-        data = real(path)
-        return data[: len(data) // 2] if asked[str(path)] == 2 else data
+    def get(storage: Posix, key: str) -> bytes:
+        path = storage.where(key)
+        if not path.startswith(root):
+            return real(storage, key)
+        asked[path] = asked.get(path, 0) + 1
+        if asked[path] == 1:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        data = real(storage, key)
+        return data[: len(data) // 2] if asked[path] == 2 else data
 
-    Path.read_bytes = read_bytes  # type: ignore[method-assign]
+    Posix.get = get  # type: ignore[method-assign]
     late._pause = lambda seconds: None
     late.asked = asked  # type: ignore[attr-defined]
 

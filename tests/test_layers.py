@@ -61,6 +61,7 @@ ROOMS = {
     "cyclopts": {"cli"},
     "psutil": {"tasks.memory"},
     "imageio_ffmpeg": {"envs.video"},
+    "obstore": {"store.objects"},
     "onnx": {"analysis.export"},
     "onnxruntime": {"analysis.export"},
 }

@@ -345,7 +345,7 @@ def test_sessions_come_and_go_in_many_threads(plain: tuple[str, Path, tuple[floa
         """A layout of which a session needs its place alone."""
 
         def __init__(self, root: Path) -> None:
-            self.root = root
+            self.storage = root
 
     def work(number: int) -> None:
         together.wait(30)
@@ -359,7 +359,7 @@ def test_sessions_come_and_go_in_many_threads(plain: tuple[str, Path, tuple[floa
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
-    roots = [kept.layout.root for kept in session._SESSIONS.values()]
+    roots = [kept.layout.storage for kept in session._SESSIONS.values()]
     session._SESSIONS.clear()
     assert len(roots) == len(set(roots)) <= stores
     assert opened.root == plain[1]

@@ -108,7 +108,7 @@ def plot_learning_curve(
         if labels is not None:
             label = labels[number]
         elif taken.count(label) > 1:
-            label = f"{label} ({os.path.relpath(opened.root)})"
+            label = f"{label} ({opened.storage.typed})"
         try:
             (line,) = ax.plot(
                 curve.env_steps, curve.smoothed(episodes), **{"label": label, "gid": titles[number], **style}

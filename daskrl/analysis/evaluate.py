@@ -249,8 +249,8 @@ def _environment(
             if said != kept
         )
         raise StoreMismatchError(
-            f"env: {source.name!r} has other spaces than the run in {store.root}: {differs}. Expected an environment "
-            "of the same spaces; wrap it."
+            f"env: {source.name!r} has other spaces than the run in {store.storage}: {differs}. Expected an "
+            "environment of the same spaces; wrap it."
         )
     ids = source.identity["kind"] == kept["kind"] == "id"
     return source, not ids or _named(source.identity) != _named(kept)

@@ -23,7 +23,7 @@ from daskrl.algorithms.greedy import ActingModule, GreedyModule, tensors
 from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.errors import ConfigError, ExportError
 from daskrl.records import Array
-from daskrl.store.columns import write_atomic
+from daskrl.store.posix import write_atomic
 from daskrl.store.weights import safetensors
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}

@@ -25,6 +25,7 @@ from daskrl.identity import same_algorithm, same_environment
 from daskrl.names import suggests
 from daskrl.records import Array
 from daskrl.shown import html_table
+from daskrl.store.storage import Storage
 from daskrl.store.store import Store
 from daskrl.store.weights import belongs_to
 
@@ -328,7 +329,7 @@ def policy(
         weights_version=found,
         about=belongs_to(store.config, store.spec, store.run_id, found),
         bounds=_bounds(store, env),
-        seen=functools.partial(_stored, store.root),
+        seen=functools.partial(_stored, store.storage),
     )
 
 
@@ -349,9 +350,9 @@ def _bounds(store: Store, env: Any) -> Bounds | None:
     return (space.low, space.high) if space.bounded_below.any() or space.bounded_above.any() else None
 
 
-def _stored(root: Path, count: int) -> dict[str, Array]:
+def _stored(storage: Storage, count: int) -> dict[str, Array]:
     """Observations out of the newest fragment of a store, spread over its steps."""
-    store = Store.open(root)
+    store = Store.open(storage)
     record = next((r for r in reversed(store.fragments())), None)
     if record is None:
         return {}

@@ -89,8 +89,8 @@ def reproduce(
     committed = [sum(record["stream"] == s for record in records.values()) for s in range(schedule.streams)]
     if fragment < 0 or round_ > committed[stream] or version > min(committed):
         raise ConfigError(
-            f"fragment: {opened.root} can act out fragments of rounds up to {min(committed) + schedule.lag}, as far as "
-            f"each stream is committed; {fragment} is round {round_} of stream {stream}."
+            f"fragment: {opened.storage} can act out fragments of rounds up to {min(committed) + schedule.lag}, as far "
+            f"as each stream is committed; {fragment} is round {round_} of stream {stream}."
         )
     options = dataclasses.replace(Options.from_json(opened.budget()["options"]), strict=True)
     head = opened.log.head()

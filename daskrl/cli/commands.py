@@ -68,7 +68,7 @@ console = Console()
 def train(
     env: str,
     *,
-    store: Path,
+    store: str,
     env_steps: int,
     algorithm: str = "dqn",
     seed: int = 0,
@@ -222,7 +222,7 @@ def train(
 
 @app.command
 def resume(
-    store: Path,
+    store: str,
     *,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -320,7 +320,7 @@ def resume(
 
 @app.command
 def evaluate(
-    store: Path,
+    store: str,
     *,
     episodes: int = 100,
     seed: int = 1,
@@ -380,7 +380,7 @@ def evaluate(
 
 @app.command
 def export(
-    store: Path,
+    store: str,
     *,
     format: str,
     output: Path | None = None,
@@ -420,8 +420,8 @@ def export(
         raise ConfigError(f"--format {format}: expected one of {', '.join(FORMATS)}.")
     opened = Store.open(store)
     policy = opened.policy(_version(version), **_given(store, env, algorithm, env_kwargs))
-    name = f"{opened.root.name}-version-{policy.weights_version}{FORMATS[format]}"
-    done = policy.export(output or opened.root.with_name(name), format)
+    name = f"{opened.storage.name}-version-{policy.weights_version}{FORMATS[format]}"
+    done = policy.export(output or opened.storage.beside(name), format)
     if as_json:
         print(json.dumps(done.to_json()))
     else:
@@ -429,7 +429,7 @@ def export(
 
 
 @app.command
-def info(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def info(store: str, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
     """Show what a store holds and how far its run is.
 
     Parameters
@@ -449,7 +449,7 @@ def info(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negat
 
 
 @app.command
-def digest(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def digest(store: str, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
     """Print the SHA-256 of every committed transition and the newest weights. Reads everything.
 
     Parameters
@@ -467,7 +467,7 @@ def digest(store: Path, *, as_json: Annotated[bool, Parameter(name="--json", neg
 
 @app.command
 def reproduce(
-    store: Path,
+    store: str,
     *,
     fragment: int,
     debug: bool = False,
@@ -527,7 +527,7 @@ def reproduce(
 
 @app.command
 def watch(
-    store: Path,
+    store: str,
     *,
     interval: float = 2.0,
     once: Annotated[bool, Parameter(negative="")] = False,
@@ -553,7 +553,7 @@ def watch(
 
     reader = Reader(Store.open(store))
     if as_json:
-        print(json.dumps({"store": str(reader.store.root), **reader.read().to_json()}))
+        print(json.dumps({"store": str(reader.store.storage), **reader.read().to_json()}))
     else:
         show(reader, None if once or not sys.stdout.isatty() else interval)
 
@@ -759,7 +759,7 @@ def _at_signals(act: Callable[[], None]) -> Iterator[None]:
 
 def _command(run: Run, env: str | None, algorithm: str | None, env_kwargs: list[str] | None) -> str:
     """What to type to go on."""
-    command = ["daskrl", "resume", os.path.relpath(run.store.root)]
+    command = ["daskrl", "resume", run.store.storage.typed]
     if env is not None and (run.source.identity["kind"] == "callable" or modules.is_file(modules.split(env)[0])):
         command += ["--env", env]
         if run.source.identity["kind"] == "callable":
@@ -784,13 +784,13 @@ def _show(run: Run, episodes: int, as_json: bool) -> None:
         summary[f"greedy_return_{episodes}_episodes"] = result.mean
         if result.limited:
             summary["cut_episodes"] = result.cut
-    picture = run.store.root.with_name(f"{run.store.root.name}.png")  # not in it: zarr warns of strangers
+    picture = run.store.storage.beside(f"{run.store.storage.name}.png")  # not in it: zarr warns of strangers
     try:
         save_learning_curve(run.store, picture)
     except ConfigError as error:
         _say(f"no learning curve: {error}")
     else:
-        summary["learning_curve"] = str(picture)
+        summary["learning_curve"] = picture
     if as_json:
         print(json.dumps(summary))
     else:
@@ -892,7 +892,7 @@ def _version(text: str | None) -> int | str | None:
     return int(text)
 
 
-def _given(store: Path, env: str | None, algorithm: str | None, env_kwargs: list[str] | None = None) -> dict[str, Any]:
+def _given(store: str, env: str | None, algorithm: str | None, env_kwargs: list[str] | None = None) -> dict[str, Any]:
     """``env`` and ``algorithm`` of a run that was made with the user's own."""
     from daskrl.identity import stored_settings
     from daskrl.store.store import Store

@@ -98,9 +98,7 @@ class DaskPool:
         self.notes: list[Record] = []
         given = (self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
         self._payload = session.pack(*given)
-        self._probe = (
-            plan.layout.root / ".commits" / f".{self.token}.partial"
-        )  # removed by the next driver at the latest
+        self._probe = f".commits/.{self.token}.partial"  # removed by the next driver at the latest
         self._known: dict[str, _Worker] = {}
         self._learner: str | None = None
         self._beside: Nanny | None = None  # what learns beside the driver
@@ -130,7 +128,7 @@ class DaskPool:
             if plan.layout.config.torch_threads > 1 and self._address.startswith("inproc"):
                 raise _shared_process(plan.layout.config.torch_threads, "every worker of this cluster")
             session.offer(self._payload, given)
-            self._probe.touch()
+            plan.layout.storage.put(self._probe, b"")
             install(self._client)
             self._reconcile()
         except BaseException:
@@ -373,7 +371,7 @@ class DaskPool:
     def _scheduler_lost(self) -> NoReturn:
         raise SchedulerLostError(
             f"the Dask scheduler at {self._address} forgot this run's tasks: it, or the connection to it, is gone. "
-            f"Everything committed is kept. Type: daskrl resume {self.plan.layout.root}"
+            f"Everything committed is kept. Type: daskrl resume {self.plan.layout.storage}"
         )
 
     def _failed(self, flight: _Flight) -> None:
@@ -475,7 +473,7 @@ class DaskPool:
         return hasattr(self.plan.algorithm, "window")
 
     def _ask_to_join(self, worker: _Worker) -> None:
-        self._start("join", None, worker.address, session.join, (self._payload, str(self._probe)), _JOIN)
+        self._start("join", None, worker.address, session.join, (self._payload, self._probe), _JOIN)
 
     def _joined(self, address: str, info: Record) -> None:
         if address in self._known:
@@ -698,7 +696,7 @@ class DaskPool:
             raise DaskrlError(
                 f"{_DEATHS} workers died while they learned version {task.version}: the learner probably needs more "
                 f"memory than its worker has. Everything committed is kept. Either {paused.MORE_FOR_LEARNER} and "
-                f"type: daskrl resume {self.plan.layout.root} -- or {paused.smaller_run(self._has_window)}."
+                f"type: daskrl resume {self.plan.layout.storage} -- or {paused.smaller_run(self._has_window)}."
             )
         if isinstance(task, schedule.Evaluate):
             raise EnvironmentFailure(
@@ -712,7 +710,8 @@ class DaskPool:
         again = " a second time" if isinstance(task, schedule.Recheck) else ""
         raise EnvironmentFailure(
             f"{_DEATHS} workers died while they had fragment {slot} (stream {stream}, round {round_}){again}: its "
-            f"environment probably kills its process. Type: daskrl reproduce {self.plan.layout.root} --fragment {slot}"
+            f"environment probably kills its process. Type: daskrl reproduce {self.plan.layout.storage} "
+            f"--fragment {slot}"
         )
 
     # -- ending -------------------------------------------------------------------------------------------
@@ -785,7 +784,7 @@ class DaskPool:
         session.withdraw(self._payload)
         self._client.close(timeout=5)
         with contextlib.suppress(OSError):
-            self._probe.unlink()
+            self.plan.layout.storage.delete(self._probe)
 
 
 def tell(topic: str, key: str, function: Callable[..., Any], *args: Any) -> Any:

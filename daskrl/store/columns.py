@@ -6,16 +6,10 @@ A chunk is one fragment of one column. Its bytes are what zarr would write (``by
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
-import itertools
 import math
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -25,20 +19,16 @@ from numcodecs.zstd import Zstd
 from daskrl.arithmetic import ALIGNMENT, aligned, zeros
 from daskrl.config import Schedule
 from daskrl.envs.spaces import Leaf, SpaceSpec, final_name, state_name
-from daskrl.errors import DamagedError, StoreError, StoreFullError
+from daskrl.errors import DamagedError, StoreError
 from daskrl.records import Array
 from daskrl.store.late import content, patiently
+from daskrl.store.storage import Storage
 
 _ZSTD = Zstd(level=0)
 _SUFFIX = 4  # bytes of the crc32c codec
-# In the names of files being written: processes on other machines may write the same file.
-_PROCESS, _COUNTER = uuid.uuid4().hex[:12], itertools.count()
-
 
 Table = tuple[tuple[str, str, tuple[int, ...], int], ...]
 """``(name, dtype, shape, offset)`` of each of some arrays in one vector of bytes."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room, or of a quota used up
 
 
 def pack(arrays: Mapping[str, Array]) -> tuple[Table, Array]:
@@ -174,58 +164,26 @@ def decode(column: Column, data: bytes, where: str) -> Array:
     return np.frombuffer(raw, column.dtype).reshape(column.shape)
 
 
-def write_atomic(path: Path | str, *parts: bytes | memoryview) -> None:
-    """Write a file so that it has its old content or its new one, whatever happens to this process.
-
-    Two processes may write the same path at the same time; each has a temporary file of its own.
-
-    Parameters
-    ----------
-    parts : what to write, one after the other.
-    """
-    # os and strings, not open and Path: they cost as much again as making a small file.
-    folder, name = os.path.split(path)
-    partial = f"{folder}/.{name}.{os.getpid()}-{next(_COUNTER)}-{_PROCESS}.partial"
-    try:
-        file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            for part in parts:
-                view = memoryview(part)
-                while view:  # a write may take only a part, and only the next one says why
-                    view = view[os.write(file, view) :]
-        finally:
-            os.close(file)
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-        if error.errno in FULL:
-            raise StoreFullError(
-                error.errno,
-                f"cannot write {path}: {os.strerror(error.errno)}. Nothing committed was lost; make room and "
-                "type: daskrl resume DIR",
-            ) from error
-        raise
-
-
 def write_fragment(
-    root: Path, layout: Mapping[str, Column], slot: int, fragment: Mapping[str, Array]
+    storage: Storage, layout: Mapping[str, Column], slot: int, fragment: Mapping[str, Array]
 ) -> dict[str, list[int]]:
     """Write the chunks of one fragment.
 
     Called by rollout tasks, on any process, more than once for the same slot: the same values give the same
-    bytes in the same files.
+    bytes in the same places.
 
     Returns
     -------
     column name -> ``[nbytes, crc32c]`` of its chunk; ``[0, 0]`` for an optional chunk that was not needed.
     """
-    written: dict[str, list[int]] = {}
-    for name, column, chunk in _chunks(layout, fragment):
+
+    def write(item: tuple[str, Column, _Chunk | None]) -> tuple[str, list[int]]:
+        name, column, chunk = item
         if chunk is not None:
-            write_atomic(f"{root}/{name}/{column.chunk_name(slot)}", *chunk)
-        written[name] = _nbytes_and_crc(chunk)
-    return written
+            storage.put(f"{name}/{column.chunk_name(slot)}", *chunk)
+        return name, _nbytes_and_crc(chunk)
+
+    return dict(storage.at_once(write, _chunks(layout, fragment)))
 
 
 def checksums(layout: Mapping[str, Column], fragment: Mapping[str, Array]) -> dict[str, list[int]]:
@@ -248,7 +206,7 @@ def _nbytes_and_crc(chunk: _Chunk | None) -> list[int]:
 
 
 def read_fragment(
-    root: Path,
+    storage: Storage,
     layout: Mapping[str, Column],
     record: Mapping[str, Any],
     only: tuple[str, ...] | None = None,
@@ -271,35 +229,34 @@ def read_fragment(
     DamagedError
         A chunk is missing, or is not the one that was committed. Names the file.
     """
-    result: dict[str, Array] = {}
-    for name, column in layout.items():
-        if only is not None and name not in only:
-            continue
-        nbytes, crc = record["columns"][name]
+
+    def read(column: Column) -> Array:
+        nbytes, crc = record["columns"][column.name]
         if column.optional and nbytes == 0:
-            result[name] = np.broadcast_to(np.zeros((), column.dtype), column.shape)
-            continue
-        path = root / name / column.chunk_name(record["slot"])
-        where = f"{path} (fragment {record['slot']}, column {name})"
-        look = functools.partial(content, path, where, nbytes=nbytes)
-        data = patiently(look, path, patience)
+            return np.broadcast_to(np.zeros((), column.dtype), column.shape)
+        key = f"{column.name}/{column.chunk_name(record['slot'])}"
+        where = f"{storage.where(key)} (fragment {record['slot']}, column {column.name})"
+        look = functools.partial(content, storage, key, where, nbytes=nbytes)
+        data = patiently(look, storage, key, patience)
         if len(data) != nbytes:
             raise DamagedError(f"{where} has {len(data)} bytes, {nbytes} were committed.")
         if int.from_bytes(data[-_SUFFIX:], "little") != crc:
             raise DamagedError(f"{where} is not the chunk that was committed: CRC-32C differs.")
-        result[name] = decode(column, data, where)
-    return result
+        return decode(column, data, where)
+
+    wanted = [column for name, column in layout.items() if only is None or name in only]
+    return dict(zip((column.name for column in wanted), storage.at_once(read, wanted), strict=True))
 
 
 def read_transitions(
-    root: Path, layout: Mapping[str, Column], record: Mapping[str, Any], patience: float = 0.0
+    storage: Storage, layout: Mapping[str, Column], record: Mapping[str, Any], patience: float = 0.0
 ) -> dict[str, Array]:
     """What a learner needs of one committed fragment, checked as by `read_fragment`.
 
     Last observations are left out unless an episode was truncated: nothing follows a termination.
     """
     last = tuple(name for name, column in layout.items() if column.optional)
-    fragment = read_fragment(root, layout, record, tuple(name for name in layout if name not in last), patience)
+    fragment = read_fragment(storage, layout, record, tuple(name for name in layout if name not in last), patience)
     if (fragment["truncated"] & ~fragment["terminated"]).any():
-        fragment.update(read_fragment(root, layout, record, last, patience))
+        fragment.update(read_fragment(storage, layout, record, last, patience))
     return fragment

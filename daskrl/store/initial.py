@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import numpy as np
 from daskrl.arithmetic import aligned_all
 from daskrl.records import Array, Record
 from daskrl.store.columns import Column
+from daskrl.store.storage import Storage
 
 _WEIGHTS, _OTHERS = "weights/", "others/"  # before the names of arrays in the file
 
@@ -76,10 +75,10 @@ class FirstReplay:
 
     Attributes
     ----------
-    root, layout : of the other run's store, and its columns.
+    storage, layout : where the other run's store lies, and its columns.
     """
 
-    root: Path
+    storage: Storage
     layout: Mapping[str, Column]
     records: list[Record]
 
@@ -92,11 +91,10 @@ class FirstReplay:
         """The records, as JSON."""
         return json.dumps(self.records, sort_keys=True, separators=(",", ":")).encode()
 
-    def copy(self, to: Path) -> None:
+    def copy(self, to: Storage) -> None:
         """Copy the chunks."""
         for record in self.records:
             for name, (nbytes, _) in record["columns"].items():
                 if nbytes:
-                    chunk = self.layout[name].chunk_name(record["slot"])
-                    (to / name).mkdir(exist_ok=True)
-                    shutil.copyfile(self.root / name / chunk, to / name / chunk)
+                    key = f"{name}/{self.layout[name].chunk_name(record['slot'])}"
+                    to.put(key, self.storage.get(key))

@@ -6,15 +6,13 @@ less often. Only for what is missing or short: a wrong checksum is damage.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from daskrl.errors import DamagedError
+from daskrl.store.storage import Storage
 
 T = TypeVar("T")
 
@@ -26,10 +24,12 @@ class LateError(DamagedError):
     """A file is missing or short. Only within `patiently`: whoever calls that sees `DamagedError`."""
 
 
-def content(path: Path, where: str, missing: str = "is committed but missing.", nbytes: int | None = None) -> bytes:
-    """A file's bytes; `LateError` where it is missing, or shorter than ``nbytes``. ``where``: its name for messages."""
+def content(
+    storage: Storage, key: str, where: str, missing: str = "is committed but missing.", nbytes: int | None = None
+) -> bytes:
+    """An object's bytes; `LateError` where it is missing, or shorter than ``nbytes``. Messages call it ``where``."""
     try:
-        data = path.read_bytes()
+        data = storage.get(key)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ESTALE):
             raise
@@ -39,12 +39,12 @@ def content(path: Path, where: str, missing: str = "is committed but missing.", 
     return data
 
 
-def patiently(look: Callable[[], T], path: Path, patience: float) -> T:
+def patiently(look: Callable[[], T], storage: Storage, key: str, patience: float) -> T:
     """What ``look`` returns, called again while it raises `LateError`.
 
     Parameters
     ----------
-    path : the file it looks at.
+    storage, key : the object it looks at.
     patience : seconds to go on for; 0 looks once.
 
     Raises
@@ -62,15 +62,8 @@ def patiently(look: Callable[[], T], path: Path, patience: float) -> T:
                 raise DamagedError(f"{error}{waited}") from None
         _pause(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
-        look_anew(path)
+        storage.look_anew(key)
 
 
 def _pause(seconds: float) -> None:
     time.sleep(seconds)
-
-
-def look_anew(path: Path) -> None:
-    """Have the system ask the server for the directory again: it does where one is opened."""
-    for folder in (path.parent.parent, path.parent):
-        with contextlib.suppress(OSError):
-            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import time
 import uuid
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,16 +23,19 @@ from daskrl import extras
 from daskrl.arithmetic import aligned_all
 from daskrl.config import Options, RunConfig, Schedule, known_keys, plain, require_integer
 from daskrl.envs.spaces import Leaf, SpaceSpec
-from daskrl.errors import ConfigError, DamagedError, StoreError, StoreMismatchError
+from daskrl.errors import ConfigError, DamagedError, StoreError, StoreLockedError, StoreMismatchError
 from daskrl.records import Array, Record
 from daskrl.schedule import Rechecks
 from daskrl.shown import html_table
-from daskrl.store.columns import Column, columns, crc32c, decode, encode, read_fragment, read_transitions, write_atomic
+from daskrl.store.columns import Column, columns, crc32c, decode, encode, read_fragment, read_transitions
 from daskrl.store.index import INDEX_EVERY, INDEX_ROWS, IndexColumn, fill, index_columns
 from daskrl.store.initial import Initial
 from daskrl.store.late import LateError, content, patiently
-from daskrl.store.log import CommitLog, DriverLock
+from daskrl.store.log import CommitLog
+from daskrl.store.places import Place, place
+from daskrl.store.posix import Posix
 from daskrl.store.progress import Evaluated, Progress, take_weights
+from daskrl.store.storage import Storage, Tag
 from daskrl.store.weights import older_weights
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ _ENVIRONMENT = {"kind", "id", "kwargs", "name", "source_sha256", "packages", "ca
 _ALGORITHM = {"name", "settings", "source_sha256", "packages", "captured"}
 _GROW = 1024  # slots added by one resize
 # Each folder that is no array is an empty group, so that zarr does not warn of it when it lists the members.
-_EMPTY_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}})
+_EMPTY_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Layout:
     patience : seconds to wait for a committed file that is not seen yet; on Dask's workers, see `daskrl.store.late`.
     """
 
-    root: Path
+    storage: Storage
     config: RunConfig
     spec: SpaceSpec
     columns: Mapping[str, Column]
@@ -69,46 +71,46 @@ class Layout:
 
     @property
     def log(self) -> CommitLog:
-        return CommitLog(self.root, self.patience)
+        return CommitLog(self.storage, self.patience)
 
     def require_same_run(self) -> None:
         """Called by tasks before they write: raise `StoreMismatchError` where another run took this one's place.
 
         A task may outlive its driver, and the run be overwritten meanwhile.
         """
-        path = self.root / "zarr.json"
+        key, where = "zarr.json", self.storage.where("zarr.json")
 
         def look() -> dict[str, Any]:
-            data = content(path, str(path), "is missing.")
+            data = content(self.storage, key, where, "is missing.")
             try:
                 found: dict[str, Any] = json.loads(data)["attributes"]
                 return found
             except (ValueError, KeyError, TypeError):
-                raise LateError(f"{path} cannot be read as JSON.") from None
+                raise LateError(f"{where} cannot be read as JSON.") from None
 
-        attributes = patiently(look, path, self.patience)
+        attributes = patiently(look, self.storage, key, self.patience)
         if attributes["run_id"] != self.run_id:
             raise StoreMismatchError(
-                f"{self.root} holds another run now; what was computed for the old one is dropped."
+                f"{self.storage} holds another run now; what was computed for the old one is dropped."
             )
 
     def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
         """The columns of one committed fragment, checked."""
-        return read_fragment(self.root, self.columns, record, only, self.patience)
+        return read_fragment(self.storage, self.columns, record, only, self.patience)
 
     def read_transitions(self, record: Record) -> dict[str, Array]:
         """What a learner needs of one committed fragment, checked."""
-        return read_transitions(self.root, self.columns, record, self.patience)
+        return read_transitions(self.storage, self.columns, record, self.patience)
 
     def initial(self) -> bytes:
         """The file of the weights that the run began with, checked; see `daskrl.tasks.initial`."""
-        return read_checked(self.root, self._init()["arrays"], self.patience)
+        return read_checked(self.storage, self._init()["arrays"], self.patience)
 
     def first_replay(self) -> list[list[Record]]:
         """The rounds of another run that the learner's memory begins with, a record for each stream; none for most."""
         if not (self.config.init or {}).get("replay"):
             return []
-        records: list[Record] = json.loads(read_checked(self.root, self._init()["replay"], self.patience))
+        records: list[Record] = json.loads(read_checked(self.storage, self._init()["replay"], self.patience))
         streams = self.config.schedule.streams
         return [records[first : first + streams] for first in range(0, len(records), streams)]
 
@@ -116,7 +118,7 @@ class Layout:
         for record in self.log.read(0):
             if record["kind"] == "init":
                 return record
-        raise DamagedError(f"{self.log.path(0)} does not name what the run began with.")
+        raise DamagedError(f"{self.log.where(0)} does not name what the run began with.")
 
     def find(self, slots: Sequence[int], head: int) -> dict[int, Record]:
         """The commit records of some slots, searching back from segment ``head``."""
@@ -128,18 +130,18 @@ class Layout:
                     if len(found) == len(wanted):
                         break
             else:
-                raise StoreError(f"fragments {sorted(wanted - set(found))} are not committed in {self.root}.")
+                raise StoreError(f"fragments {sorted(wanted - set(found))} are not committed in {self.storage}.")
         return found
 
 
 class Store:
-    """A run on disk. Open one with `Store.open`; `daskrl.train` makes them.
+    """A run and all it wrote. Open one with `Store.open`; `daskrl.train` makes them.
 
     Reading never needs a lock, and a store being written may be read at any time.
     """
 
-    def __init__(self, root: Path, attributes: Mapping[str, Any]) -> None:
-        self.root = root
+    def __init__(self, storage: Storage, attributes: Mapping[str, Any]) -> None:
+        self.storage = storage
         self.attributes = dict(attributes)
         self.config = RunConfig.from_json(attributes["config"])
         self.spec = SpaceSpec.from_json(attributes["spec"])
@@ -149,8 +151,9 @@ class Store:
             )
             for data in attributes["columns"]
         }
-        self.log = CommitLog(root)
-        self._lock = DriverLock(root)
+        self.log = CommitLog(storage)
+        self._lock = storage.lock()
+        self._known: dict[str, Tag] = {}  # what this driver wrote, see `Storage.rewrite`
         self._head = 0
         self._capacity = 0
         self._index: dict[int, dict[str, Array]] = {}
@@ -162,7 +165,7 @@ class Store:
     @classmethod
     def create(
         cls,
-        path: str | os.PathLike[str],
+        path: Place,
         config: RunConfig,
         spec: SpaceSpec,
         *,
@@ -174,30 +177,21 @@ class Store:
         overwrite: bool = False,
         initial: Initial | None = None,
     ) -> Store:
-        """Make an empty store; the directory appears complete or not at all.
+        """Make an empty store; it is there complete or not at all.
 
         Parameters
         ----------
+        path : a directory, or a URL like ``s3://BUCKET/PREFIX``.
         initial : what the run begins with, where ``config.init`` says so.
 
         Raises
         ------
         StoreMismatchError
-            The path exists and is not empty.
+            There is something at that path.
+        StoreUnreachableError
+            There is no such bucket, no permission, or no answer.
         """
-        root = Path(path).absolute()
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            if not cls.exists(root):
-                raise StoreMismatchError(f"{root} exists and is not a daskrl store. Choose another store=.")
-            if not overwrite:
-                raise StoreMismatchError(
-                    f"{root} already holds a run. Type: daskrl resume {path} (or daskrl.resume), choose another "
-                    "store=, or pass overwrite=True to delete it."
-                )
-            lock = DriverLock(root)
-            lock.acquire()
-            shutil.rmtree(root)
-            lock.release()
+        storage = place(path)
         layout = columns(spec, config.schedule, config.frame_stack, extras, state)
         attributes = {
             "format": FORMAT,
@@ -210,40 +204,30 @@ class Store:
             "versions": dict(versions),
         }
         attributes = json.loads(json.dumps(attributes))
-        root.parent.mkdir(parents=True, exist_ok=True)
-        making = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
-        try:
+        with storage.making(overwrite) as making:
             _create_arrays(making, attributes, layout, config)
             for name in (".commits", ".weights", ".checkpoints"):
-                (making / name).mkdir()
-                (making / name / "zarr.json").write_text(_EMPTY_GROUP)
+                making.put(f"{name}/zarr.json", _EMPTY_GROUP)
             made = {"kind": "created", "attributes_crc32c": _attributes_crc32c(attributes)}
             budget = {"kind": "budget", "env_steps": env_steps, "options": vars(options)}
             begun = []
             if initial is not None:
-                (making / ".init").mkdir()
-                (making / ".init" / "zarr.json").write_text(_EMPTY_GROUP)
+                making.put(".init/zarr.json", _EMPTY_GROUP)
                 arrays, replay = write_checked(making, ".init/weights.safetensors", initial.to_bytes()), None
                 if initial.replay is not None:
-                    initial.replay.copy(making / ".init")
+                    initial.replay.copy(making.folder(".init"))
                     replay = write_checked(making, ".init/replay.json", initial.replay.to_bytes())
                 begun = [{"kind": "init", "arrays": arrays, "replay": replay}]
             CommitLog(making).append(0, [made, budget, *begun])
-            if root.exists():
-                root.rmdir()
-            os.replace(making, root)
-        except BaseException:
-            shutil.rmtree(making, ignore_errors=True)
-            raise
-        return cls(root, attributes)
+        return cls(storage, attributes)
 
     @staticmethod
-    def exists(path: str | os.PathLike[str]) -> bool:
+    def exists(path: Place) -> bool:
         """Whether there is a store."""
-        return (Path(path) / ".commits").is_dir()
+        return place(path).holds_store()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Store:
+    def open(cls, path: Place) -> Store:
         """Open a store for reading.
 
         Raises
@@ -255,31 +239,46 @@ class Store:
         DamagedError
             Its attributes are not those it was made with.
         """
-        if not isinstance(path, str | os.PathLike):
-            raise ConfigError(f"expected the directory of a run's store, got {path!r:.200}.")
-        root = Path(path).absolute()
+        storage = place(path)
         try:
-            attributes = json.loads((root / "zarr.json").read_text())["attributes"]
+            attributes = json.loads(storage.get("zarr.json"))["attributes"]
             format_, version = attributes["format"], attributes["format_version"]
         except (FileNotFoundError, NotADirectoryError):
             raise StoreMismatchError(
-                f"{root} is not a daskrl store: it has no zarr.json. Type: daskrl train ENV --store {path}"
+                f"{storage} is not a daskrl store: it has no zarr.json. Type: daskrl train ENV --store {path}"
             ) from None
         except (ValueError, KeyError, TypeError):
-            raise StoreMismatchError(f"{root} is not a daskrl store: its zarr.json has no daskrl attributes.") from None
+            raise StoreMismatchError(
+                f"{storage} is not a daskrl store: its zarr.json has no daskrl attributes."
+            ) from None
         if format_ != FORMAT or version != FORMAT_VERSION:
             raise StoreMismatchError(
-                f"{root} has format {format_!r} version {version!r}; this daskrl reads {FORMAT!r} version "
+                f"{storage} has format {format_!r} version {version!r}; this daskrl reads {FORMAT!r} version "
                 f"{FORMAT_VERSION}. Install the daskrl it was written with: {attributes.get('versions')}."
             )
-        for record in CommitLog(root).read(0):
+        for record in CommitLog(storage).read(0):
             if record["kind"] == "created" and record["attributes_crc32c"] != _attributes_crc32c(attributes):
-                raise DamagedError(f"{root / 'zarr.json'} does not hold the attributes the store was made with.")
-        return cls(root, attributes)
+                raise DamagedError(
+                    f"{storage.where('zarr.json')} does not hold the attributes the store was made with."
+                )
+        return cls(storage, attributes)
+
+    @property
+    def root(self) -> Path:
+        """The directory of a store in a file system.
+
+        Raises
+        ------
+        StoreError
+            It is in an object store.
+        """
+        if not isinstance(self.storage, Posix):
+            raise StoreError(f"{self.storage} is no directory.")
+        return self.storage.root
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.root, self.config, self.spec, self.columns, self.run_id)
+        return Layout(self.storage, self.config, self.spec, self.columns, self.run_id)
 
     @property
     def run_id(self) -> str:
@@ -304,19 +303,27 @@ class Store:
         """
         self._lock.acquire()
         try:
-            for partial in self.root.glob("*/.*.partial"):  # left by killed writers; nobody refers to them
-                partial.unlink(missing_ok=True)
+            self.storage.tidy()
+            self._known = {}
             self._head = self.log.head()
             self._index, self._indexed, self._workers = {}, set(), {}
             schedule = self.config.schedule
             progress = Progress([0] * schedule.streams, rechecks=Rechecks(schedule, self.config.recheck_every))
             self._capacity = self.array_length()
-            for record in self.log.forwards(0, self._head):
+
+            def take(record: Record) -> None:
                 if record["kind"] == "fragment":
                     if record["round"] != progress.committed[record["stream"]]:
-                        raise DamagedError(f"{self.root}: the commits of stream {record['stream']} are out of order.")
+                        raise DamagedError(
+                            f"{self.storage}: the commits of stream {record['stream']} are out of order."
+                        )
                     self._index_record(record)
                 progress.take(record)
+
+            for record in self.log.forwards(0, self._head):
+                take(record)
+            if self._lock.took_over:
+                self._shut_out(take)
             progress.due.clear()  # by the driver that committed them
             self.flush_index()
             return progress
@@ -324,13 +331,25 @@ class Store:
             self._lock.release()
             raise
 
+    def _shut_out(self, take: Callable[[Record], None]) -> None:
+        """Commit that another driver has the store now, so that one believed dead cannot commit any more."""
+        while True:
+            try:
+                self.log.append(self._head, [{"kind": "driver"}])
+                self._head += 1
+                return
+            except StoreLockedError:  # it was not dead, and this is its last commit: it knows by now, or with its next
+                for record in self.log.read(self._head):
+                    take(record)
+                self._head += 1
+
     def unlock(self) -> None:
         """Write what is buffered of the index and let another driver have the store."""
-        if self._lock._file is not None:
-            try:
+        try:
+            if self._lock.held:
                 self.flush_index()
-            finally:
-                self._lock.release()
+        finally:
+            self._lock.release()
 
     def commit(self, records: Sequence[Record]) -> None:
         """Commit some records, all of them or none. Growing the arrays comes first."""
@@ -339,6 +358,7 @@ class Store:
             needed = max(record["slot"] for record in fragments) + 1
             if needed > self._capacity:
                 self._grow(-(-needed // _GROW) * _GROW)
+        self._lock.require()
         self.log.append(self._head, records)
         self._head += 1
         for record in fragments:
@@ -348,18 +368,24 @@ class Store:
 
     def array_length(self) -> int:
         """Slots every array has now; a driver killed while growing them leaves some longer than others."""
-        return min(int(_array_metadata(path)["shape"][0]) for path in self._arrays())
 
-    def _arrays(self) -> list[Path]:
+        def length(key: str) -> int:
+            return int(_array_metadata(self.storage, key)["shape"][0])
+
+        return min(self.storage.at_once(length, self._arrays()))
+
+    def _arrays(self) -> list[str]:
         names = [*self.columns, *(column.name for column in index_columns(self.config))]
-        return [self.root / name / "zarr.json" for name in names]
+        return [f"{name}/zarr.json" for name in names]
 
     def _grow(self, slots: int) -> None:
         # Only the shape changes, so the array's zarr.json is rewritten in one atomic step.
-        for path in self._arrays():
-            metadata = _array_metadata(path)
-            metadata["shape"][0] = slots
-            write_atomic(path, json.dumps(metadata, indent=2).encode())
+        def grow(key: str) -> None:
+            metadata = _array_metadata(self.storage, key)
+            metadata["shape"][0] = max(slots, metadata["shape"][0])
+            self.storage.rewrite(key, json.dumps(metadata, indent=2).encode(), self._known)
+
+        deque(self.storage.at_once(grow, self._arrays()), maxlen=0)
         self._capacity = slots
 
     def _index_record(self, record: Record) -> None:
@@ -386,22 +412,26 @@ class Store:
 
     def _index_rows(self, column: Column, block: int) -> Array:
         if block in self._indexed:  # written and dropped by this driver, and now a straggler comes
-            path = self.root / column.name / column.chunk_name(block)
-            return decode(column, path.read_bytes(), str(path)).copy()
+            key = f"{column.name}/{column.chunk_name(block)}"
+            return decode(column, self.storage.get(key), self.storage.where(key)).copy()
         return np.full(column.shape, fill(column.dtype), column.dtype)
 
     def flush_index(self) -> None:
         """Write the buffered rows of the ``fragment.*`` columns. They repeat the log, for readers without it."""
         self._indexed.update(self._index)
-        for block, rows in self._index.items():
-            for column in index_columns(self.config):
-                path = self.root / column.name / column.chunk_name(block)
-                write_atomic(path, encode(column, rows[column.name]))
-        path = self.root / "fragment.worker" / "zarr.json"
-        metadata = _array_metadata(path)
+
+        def write(item: tuple[Column, int]) -> None:
+            column, block = item
+            data = encode(column, self._index[block][column.name])
+            self.storage.rewrite(f"{column.name}/{column.chunk_name(block)}", data, self._known)
+
+        written = [(column, block) for block in self._index for column in index_columns(self.config)]
+        deque(self.storage.at_once(write, written), maxlen=0)
+        key = "fragment.worker/zarr.json"
+        metadata = _array_metadata(self.storage, key)
         if metadata["attributes"].get("workers") != list(self._workers):
             metadata["attributes"]["workers"] = list(self._workers)
-            write_atomic(path, json.dumps(metadata, indent=2).encode())
+            self.storage.rewrite(key, json.dumps(metadata, indent=2).encode(), self._known)
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -418,7 +448,7 @@ class Store:
 
     def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
         """The columns of one committed fragment, checked against its record."""
-        return read_fragment(self.root, self.columns, record, only)
+        return read_fragment(self.storage, self.columns, record, only)
 
     def unknown_keys(self) -> list[str]:
         """What the attributes say that this daskrl does not know, as ``config.schedule.NAME``: of a later version."""
@@ -487,20 +517,22 @@ class Store:
             best = self.best()
             if best is None:
                 raise ConfigError(
-                    f"{self.root}: version 'best': no version was evaluated. Train with evaluate_every= "
+                    f"{self.storage}: version 'best': no version was evaluated. Train with evaluate_every= "
                     f"(--evaluate-every), or name one of {sorted(kept)}."
                 )
             version = best.version
         if version is None:
             version = max(kept, default=-1)
             if -1 < version < published:
-                warnings.warn(f"{self.root}: {older_weights(version, published)}", stacklevel=2)
+                warnings.warn(f"{self.storage}: {older_weights(version, published)}", stacklevel=2)
         if not kept:
-            raise ConfigError(f"{self.root} has no weights yet: the run has to go on. Type: daskrl resume {self.root}")
+            raise ConfigError(
+                f"{self.storage} has no weights yet: the run has to go on. Type: daskrl resume {self.storage}"
+            )
         if version not in kept:
-            raise ConfigError(f"{self.root} keeps weights versions {sorted(kept)}, not {version}.")
+            raise ConfigError(f"{self.storage} keeps weights versions {sorted(kept)}, not {version}.")
         assert isinstance(version, int)
-        return version, read_weights(self.root, kept[version])
+        return version, read_weights(self.storage, kept[version])
 
     # `daskrl.analysis.policies.policy`, put here by that module: it knows the algorithms, the store does not.
     policy: ClassVar[Callable[..., Any]]
@@ -516,15 +548,15 @@ class Store:
             Names the file.
         """
         sha = hashlib.sha256()
-        for record in self.fragments():
+        fragments = self.fragments()
+        for record, values in zip(fragments, self.storage.at_once(self.read, fragments), strict=True):
             sha.update(f"fragment {record['round']} {record['stream']} {record['weights_version']}\n".encode())
-            values = self.read(record)
             for name in sorted(values):
                 sha.update(f"{name} {values[name].dtype.str} {values[name].shape}\n".encode())
                 sha.update(np.ascontiguousarray(values[name]).tobytes())
         kept, _ = self._weights_kept()
         for older in sorted(kept)[:-1]:
-            read_checked(self.root, kept[older])
+            read_checked(self.storage, kept[older])
         if kept:
             version, weights = self.weights(max(kept))
             sha.update(f"weights {version}\n".encode())
@@ -538,7 +570,7 @@ class Store:
 
         Returns
         -------
-        store : its directory.
+        store : its directory or URL.
         environment, algorithm, seed : what was run.
         begun_with : where the first weights came from; only of a run that was given some.
         env_steps, fragments, episodes : committed.
@@ -562,7 +594,7 @@ class Store:
         steps = schedule.fragment_steps * schedule.envs_per_stream
         off, stored, best = self.promise_off(), self.weights_versions(), self.best()
         return {
-            "store": str(self.root),
+            "store": str(self.storage),
             "environment": self.config.environment.get("id") or self.config.environment["name"],
             "algorithm": self.config.algorithm["name"],
             "seed": self.config.seed,
@@ -595,7 +627,7 @@ class Store:
         """The store as a read-only zarr group."""
         import zarr
 
-        return zarr.open_group(self.root, mode="r")
+        return zarr.open_group(self.storage.zarr(), mode="r")
 
     def to_xarray(self, fragments_per_chunk: int = 64) -> xarray.Dataset:
         """The store as a lazy ``xarray.Dataset``, cut to the fragments committed so far.
@@ -615,12 +647,12 @@ class Store:
             import xarray
 
         length = max((record["slot"] for record in self.fragments()), default=-1) + 1
-        data = xarray.open_zarr(self.root, consolidated=False, chunks=None)
+        data = xarray.open_zarr(self.storage.zarr(), consolidated=False, chunks=None)
         cut: xarray.Dataset = data.isel(fragment=slice(0, length)).chunk({"fragment": fragments_per_chunk})
         return cut.drop_encoding()  # how the store's chunks lie, which is not how these do
 
     def __repr__(self) -> str:
-        return f"<daskrl.Store {self.root} ({self.config.environment.get('id', 'callable')})>"
+        return f"<daskrl.Store {self.storage} ({self.config.environment.get('id', 'callable')})>"
 
     def _repr_html_(self) -> str:
         return html_table("daskrl store", self.rows())
@@ -635,41 +667,43 @@ def _attributes_crc32c(attributes: Mapping[str, Any]) -> int:
     return crc32c(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode())
 
 
-def _array_metadata(path: Path) -> dict[str, Any]:
+def _array_metadata(storage: Storage, key: str) -> dict[str, Any]:
     try:
-        metadata: dict[str, Any] = json.loads(path.read_text())
+        metadata: dict[str, Any] = json.loads(storage.get(key))
         if metadata["node_type"] != "array" or not isinstance(metadata["shape"][0], int):
             raise ValueError
         metadata["attributes"] = dict(metadata["attributes"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
-        raise DamagedError(f"{path} is missing, or is not the metadata of a zarr array.") from None
+        raise DamagedError(f"{storage.where(key)} is missing, or is not the metadata of a zarr array.") from None
     return metadata
 
 
-def write_checked(root: Path, name: str, data: bytes) -> list[Any]:
+def write_checked(storage: Storage, name: str, data: bytes) -> list[Any]:
     """Write a file of the store and return ``[name, nbytes, crc32c]`` for its commit record."""
-    write_atomic(root / name, data)
+    storage.put(name, data)
     return [name, len(data), crc32c(data)]
 
 
-def read_checked(root: Path, written: Sequence[Any], patience: float = 0.0) -> bytes:
+def read_checked(storage: Storage, written: Sequence[Any], patience: float = 0.0) -> bytes:
     """Read a file that `write_checked` wrote; raises `DamagedError` naming it."""
     name, nbytes, crc = written
-    path: Path = root / name
-    data = patiently(lambda: content(path, str(path), nbytes=nbytes), path, patience)
+    where = storage.where(name)
+    data = patiently(lambda: content(storage, name, where, nbytes=nbytes), storage, name, patience)
     if len(data) != nbytes or crc32c(data) != crc:
-        raise DamagedError(f"{path} is not the file that was committed: size or CRC-32C differs.")
+        raise DamagedError(f"{where} is not the file that was committed: size or CRC-32C differs.")
     return data
 
 
-def read_weights(root: Path, written: Sequence[Any], patience: float = 0.0) -> dict[str, Array]:
+def read_weights(storage: Storage, written: Sequence[Any], patience: float = 0.0) -> dict[str, Array]:
     """The arrays of a file of weights, by name; raises `DamagedError` naming it."""
     from safetensors.numpy import load
 
-    return aligned_all(load(read_checked(root, written, patience)))
+    return aligned_all(load(read_checked(storage, written, patience)))
 
 
-def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[str, Column], config: RunConfig) -> None:
+def _create_arrays(
+    storage: Storage, attributes: Mapping[str, Any], layout: Mapping[str, Column], config: RunConfig
+) -> None:
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
     from zarr.storage import MemoryStore
@@ -697,9 +731,7 @@ def _create_arrays(root: Path, attributes: Mapping[str, Any], layout: Mapping[st
     for column in index_columns(config):
         create(column, (_GROW, *column.shape[1:]), column.shape, column.dims)
     for name, metadata in made.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(metadata.to_bytes())
+        storage.put(name, metadata.to_bytes())
 
 
 def opened(store: Any) -> Store:

@@ -61,7 +61,7 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
 
 
 def _begin(session: Session, written: Sequence[Any], episodes: int, alive: Callable[[], None]) -> Playing:
-    weights = read_weights(session.layout.root, written, session.layout.patience)
+    weights = read_weights(session.layout.storage, written, session.layout.patience)
     setup = session.setup()
     policy = playing.greedy_policy(session.algorithm, setup, weights, SEED)
     return Playing(

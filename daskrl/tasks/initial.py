@@ -97,14 +97,16 @@ def _replay(init: Init, algorithm: Algorithm, setup: Setup, learner: Any) -> Fir
     if store.spec != setup.spec:
         differs.append("the spaces of its environment")
     if differs:
-        raise ConfigError(f"init_replay: {store.root} differs in {', '.join(differs)}. Begin with its weights alone.")
+        raise ConfigError(
+            f"init_replay: {store.storage} differs in {', '.join(differs)}. Begin with its weights alone."
+        )
     fragments = {record["slot"]: record for record in store.fragments()}
     complete = 0
     while all(shape.slot(stream, complete) in fragments for stream in range(shape.streams)):
         complete += 1
     slots = range(shape.slot(0, max(0, complete - learner.memory)), shape.slot(0, complete))
     kept = ("slot", "stream", "round", "episode_step", "continues", "columns")
-    return FirstReplay(store.root, store.columns, [{key: fragments[slot][key] for key in kept} for slot in slots])
+    return FirstReplay(store.storage, store.columns, [{key: fragments[slot][key] for key in kept} for slot in slots])
 
 
 def _found(init: Init, version: int | str | None, algorithm: Algorithm, digest: bool) -> Initial:
@@ -118,17 +120,16 @@ def _found(init: Init, version: int | str | None, algorithm: Algorithm, digest: 
                 "init: expected a run's store, a file of safetensors, or a mapping of names to arrays, got "
                 f"{init!r:.200}."
             )
-        path = Path(init)
-        if path.is_file():
+        if os.path.isfile(init):
             if version is not None:
                 raise ConfigError(f"init_version: expected with a store alone, got {version!r} with a file.")
-            return Initial(_file(path), {}, {})
-        if not Store.exists(path):
+            return Initial(_file(Path(init)), {}, {})
+        if not Store.exists(init):
             raise ConfigError(
-                f"init: expected a run's store, a file of safetensors, or a mapping of names to arrays; {path} is none "
-                "of them."
+                f"init: expected a run's store, a file of safetensors, or a mapping of names to arrays; "
+                f"{os.fspath(init)} is none of them."
             )
-        init = Store.open(path)
+        init = Store.open(init)
     found, weights = init.weights(version)
     origin: dict[str, Any] = {"run_id": init.run_id, "version": found}
     if digest:
@@ -155,8 +156,8 @@ def _others(store: Store, version: int, algorithm: Algorithm) -> dict[str, Array
         return {}
     for record in store.records():
         written = record.get("checkpoint")
-        if written and record["version"] == version and (store.root / written[0]).exists():
-            arrays: dict[str, Array] = aligned_all(load(read_checked(store.root, written)))
+        if written and record["version"] == version and store.storage.exists(written[0]):
+            arrays: dict[str, Array] = aligned_all(load(read_checked(store.storage, written)))
             return {name: value for name, value in arrays.items() if not name.startswith(_NOT_OTHERS)}
     return {}
 

@@ -20,9 +20,8 @@ from daskrl.algorithms.base import Weights, staged
 from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.errors import DamagedError, DivergedError
 from daskrl.records import Array, Record
-from daskrl.store.columns import Table, pack, unpack, write_atomic
+from daskrl.store.columns import Table, pack, unpack
 from daskrl.store.initial import Initial
-from daskrl.store.late import look_anew
 from daskrl.store.store import Layout, read_checked, write_checked
 from daskrl.store.weights import belongs_to, safetensors
 from daskrl.tasks import initial
@@ -190,7 +189,7 @@ class Reader:
     def first(self, rounds: Sequence[Sequence[Record]]) -> Iterator[Fragments]:
         """Rounds of the run that this one's memory begins with, as ``append`` takes them."""
         layout = self.session.layout
-        copied = dataclasses.replace(layout, root=layout.root / ".init")
+        copied = dataclasses.replace(layout, storage=layout.storage.folder(".init"))
         for records in rounds:
             yield self._staged([_read(copied, record) for record in records])
 
@@ -263,11 +262,10 @@ class Standing:
         kept = ""
         batch = getattr(self.learner, "last_batch", None)
         if batch is not None:
-            folder = self.layout.root / ".diverged"
-            folder.mkdir(exist_ok=True)
-            path = folder / f"{self.version:08d}.safetensors"
-            write_atomic(path, safetensors(batch(), {"version": str(self.version)}))
-            kept = f" The batch is in {path} (safetensors.numpy.load_file)."
+            storage, key = self.layout.storage, f".diverged/{self.version:08d}.safetensors"
+            storage.make_folder(".diverged")
+            storage.put(key, safetensors(batch(), {"version": str(self.version)}))
+            kept = f" The batch is in {storage.where(key)} (safetensors.numpy.load_file)."
         checkpoints = (r["version"] for r in self.layout.log.backwards(head) if r.get("checkpoint"))
         newest = next(checkpoints, None)
         where = "no checkpoint was made before" if newest is None else f"the last good checkpoint is that of {newest}"
@@ -287,7 +285,7 @@ class Standing:
             for name, value in unpack(*weights).items()
         }
         data = safetensors({**self.learner.state(), **older})
-        return write_checked(self.layout.root, f".checkpoints/{self.version:08d}.safetensors", data)
+        return write_checked(self.layout.storage, f".checkpoints/{self.version:08d}.safetensors", data)
 
     def restore(self, version: int, head: int) -> None:
         """Take the newest committed checkpoint that leads to ``version`` and give the learner its memory back.
@@ -297,14 +295,14 @@ class Standing:
         from safetensors.numpy import load
 
         newest = version + self.session.config.schedule.lag
-        look_anew(self.layout.root / ".checkpoints" / "of another node")
+        self.layout.storage.look_anew(".checkpoints/of another node")
         for record in self.layout.log.backwards(head):
             if not record.get("checkpoint") or record["version"] > newest:
                 continue
-            if not (self.layout.root / record["checkpoint"][0]).exists():
+            if not self.layout.storage.exists(record["checkpoint"][0]):
                 continue  # only the newest few are kept
             try:
-                arrays = aligned_all(load(read_checked(self.layout.root, record["checkpoint"])))
+                arrays = aligned_all(load(read_checked(self.layout.storage, record["checkpoint"])))
             except DamagedError as error:
                 warnings.warn(f"{error} Learning again from an older checkpoint.", stacklevel=2)
                 continue
@@ -336,7 +334,7 @@ class Standing:
 def save_weights(layout: Layout, version: int, weights: Weights) -> list[Any]:
     """Write published weights, each array by name, as safetensors."""
     data = safetensors(weights, belongs_to(layout.config, layout.spec, layout.run_id, version))
-    return write_checked(layout.root, f".weights/{version:08d}.safetensors", data)
+    return write_checked(layout.storage, f".weights/{version:08d}.safetensors", data)
 
 
 def _take_published(arrays: dict[str, Array]) -> dict[int, tuple[Table, Array]]:

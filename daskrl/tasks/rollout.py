@@ -55,7 +55,7 @@ def rollout(token: str, weights: Published, stream: int, round_: int, head: int)
     fragment, record = run(session, weights, stream, round_, head, use_cache=True)
     layout = session.layout
     layout.require_same_run()
-    record["columns"] = write_fragment(layout.root, layout.columns, record["slot"], fragment)
+    record["columns"] = write_fragment(layout.storage, layout.columns, record["slot"], fragment)
     record["wall_time"] = began
     record["seconds"] = time.time() - began
     record["worker"] = f"{socket.gethostname()}:{os.getpid()}"
@@ -144,7 +144,7 @@ def _run(
     config, schedule, strict = session.config, session.config.schedule, session.options.strict
     slot = schedule.slot(stream, round_)
     where = f"fragment {slot} (stream {stream}, round {round_})"
-    reproduce = f"\n  Type: daskrl reproduce {session.layout.root} --fragment {slot}{own(config)}"
+    reproduce = f"\n  Type: daskrl reproduce {session.layout.storage} --fragment {slot}{own(config)}"
 
     def steps(alive: Callable[[], None]) -> tuple[Fragment, Record, Stream]:
         standing, live = session.take_stream(stream) if use_cache else (-1, None)

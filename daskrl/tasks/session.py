@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -34,6 +33,7 @@ from daskrl.errors import DamagedError, DaskrlError, StoreError
 from daskrl.records import Array
 from daskrl.store import late
 from daskrl.store.columns import Table
+from daskrl.store.storage import Storage
 from daskrl.store.store import Layout
 from daskrl.tasks import children, memory
 from daskrl.tasks.playing import Playing
@@ -169,7 +169,7 @@ def put(session: Session) -> None:
         older = [
             token
             for token, other in _SESSIONS.items()
-            if token != session.token and other.layout.root == session.layout.root
+            if token != session.token and other.layout.storage == session.layout.storage
         ]
         replaced = [_SESSIONS.pop(token) for token in older]
         _SESSIONS.setdefault(session.token, session)
@@ -248,15 +248,16 @@ def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
 
     Parameters
     ----------
-    probe : a file of the driver's in the store, which this process must see, and be able to make one beside.
+    probe : the key of an object of the driver's in the store, which this process must see, and be able to make one
+        beside.
     """
     with _LOCK:
         given = _OFFERED.get(_offer_key(payload))
     token, layout, algorithm, factory, options = given or cloudpickle.loads(payload)
     if probe is not None:
         children.allow()
-        layout = dataclasses.replace(layout, patience=late.PATIENCE)
-        _require_shared(layout.root, Path(probe))
+        layout = dataclasses.replace(layout, patience=late.PATIENCE if layout.storage.late else 0.0)
+        _require_shared(layout.storage, probe)
     return begin(Session(token, layout, algorithm, factory, options))
 
 
@@ -281,20 +282,25 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
-def _require_shared(root: Path, probe: Path) -> None:
+def _require_shared(storage: Storage, probe: str) -> None:
     host = socket.gethostname()
     try:
-        late.patiently(lambda: late.content(probe, str(probe)), probe, _PROBED)
+        late.patiently(
+            lambda: late.content(storage, probe, storage.where(probe)), storage, probe, _PROBED if storage.late else 0.0
+        )
     except DamagedError:
         raise StoreError(
-            f"{host} does not see the driver's files in {root}. Put the store where all nodes see it, under one path."
+            f"{host} does not see the driver's files in {storage}. Put the store where all nodes see it, under one "
+            "path or URL."
         ) from None
-    mine = probe.with_name(f".{uuid.uuid4().hex}.partial")
+    mine = f"{probe.rpartition('/')[0]}/.{uuid.uuid4().hex}.partial"
     try:
-        mine.touch()
-        mine.unlink()
+        storage.put(mine, b"")
+        storage.delete(mine)
     except OSError as error:
-        raise StoreError(f"{host} cannot write in {root}: {error.strerror}.") from error
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{host} cannot write in {storage}: {error.strerror}.") from error
 
 
 def introduction(layout: Layout) -> dict[str, Any]:

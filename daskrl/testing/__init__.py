@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from daskrl.testing.algorithms import AlgorithmTests, Corridor, Reach
     from daskrl.testing.faults import FillDisk, Kill, Partition, Slow, Stop
     from daskrl.testing.harm import ChaosReport, Harm, chaos, plan_of_kills
+    from daskrl.testing.storage import StorageTests
 
 __all__ = [
     "AlgorithmTests", "ChaosReport", "Corridor", "FillDisk", "Harm", "Kill", "Partition", "Reach", "Slow", "Stop",
-    "chaos", "plan_of_kills",
+    "StorageTests", "chaos", "plan_of_kills",
 ]  # fmt: skip
 
 __getattr__ = lazily(
@@ -22,5 +23,6 @@ __getattr__ = lazily(
         "daskrl.testing.algorithms": ["AlgorithmTests", "Corridor", "Reach"],
         "daskrl.testing.faults": ["FillDisk", "Kill", "Partition", "Slow", "Stop"],
         "daskrl.testing.harm": ["ChaosReport", "Harm", "chaos", "plan_of_kills"],
+        "daskrl.testing.storage": ["StorageTests"],
     },
 )

@@ -116,7 +116,7 @@ class _Teller:
     """Counts what a driver commits, and tells the scheduler what comes of it."""
 
     def __init__(self, client: Client, store: Store, per_update: float) -> None:
-        self.client, self.run, self.title = client, store.run_id, f"{run_title(store.config)}: {store.root}"
+        self.client, self.run, self.title = client, store.run_id, f"{run_title(store.config)}: {store.storage}"
         self.tally = Tally(store.config.schedule, per_update)
         for record in store.records():
             self.tally.take(record)

@@ -67,12 +67,10 @@ class Reader:
             self.store.layout.require_same_run()
         except (OSError, DamagedError, StoreMismatchError):
             raise StoreMismatchError(
-                f"{self.store.root} was deleted, or holds another run now. Open it again."
+                f"{self.store.storage} was deleted, or holds another run now. Open it again."
             ) from None
-        # One after the other: a listing of the directory while commits are added may have a later one without an
-        # earlier one.
-        while self.store.log.path(self._segments).exists():
-            for record in self.store.log.read(self._segments):
+        for records in self.store.log.since(self._segments):
+            for record in records:
                 self.tally.take(record)
             self._segments += 1
         return self.tally.figures()
@@ -156,7 +154,7 @@ def show(reader: Reader, interval: float | None) -> None:
 
     def drawn(figures: Figures) -> RenderableType:
         width = max(10, min(72, console.width - 2))
-        return terminal(figures, f"{reader.title}: {reader.store.root}", time.time(), width, blocks)
+        return terminal(figures, f"{reader.title}: {reader.store.storage}", time.time(), width, blocks)
 
     if interval is None:
         console.print(drawn(reader.read()))

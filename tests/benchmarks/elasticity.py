@@ -161,7 +161,7 @@ class Commits:
         return [(at, record) for at, record in self.look() if record["kind"] == "fragment"]
 
     def look(self) -> list[tuple[float, dict[str, Any]]]:
-        while (path := self._log.path(self._seen)).exists():
+        while (path := Path(self._log.where(self._seen))).exists():
             at = path.stat().st_mtime
             self.records.extend((at, record) for record in self._log.read(self._seen))
             self._seen += 1

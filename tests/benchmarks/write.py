@@ -36,6 +36,7 @@ from daskrl.envs.stream import Stream
 from daskrl.records import Array
 from daskrl.replay.window import Window
 from daskrl.store.columns import columns, encode, read_transitions, write_fragment
+from daskrl.store.posix import Posix
 
 SLOTS = 4096  # never twice the same one while writing is timed: ext4 flushes a file that replaces another
 PACKAGES = ("zarr", "numcodecs", "google-crc32c")
@@ -88,7 +89,7 @@ def store_and_ingest(name: str, spec: SpaceSpec, schedule: Schedule, frames: int
 
     def write() -> None:
         n = next(turn)
-        write_fragment(root / "daskrl", layout, n % SLOTS, fragments[n % 4])
+        write_fragment(Posix(root / "daskrl"), layout, n % SLOTS, fragments[n % 4])
 
     def write_zarr() -> None:
         n = next(turn)
@@ -112,7 +113,7 @@ def store_and_ingest(name: str, spec: SpaceSpec, schedule: Schedule, frames: int
 
     records = []
     for slot in range(64):
-        written = write_fragment(root / "daskrl", layout, slot, fragments[slot % 4])
+        written = write_fragment(Posix(root / "daskrl"), layout, slot, fragments[slot % 4])
         records.append({"slot": slot, "columns": written})
         for column, array in arrays.items():
             array[slot] = fragments[slot % 4][column]
@@ -120,7 +121,7 @@ def store_and_ingest(name: str, spec: SpaceSpec, schedule: Schedule, frames: int
     place = {"episode_step": np.ones(schedule.envs_per_stream, np.int64), "continues": np.asarray(True)}
 
     def read() -> dict[str, Array]:
-        return read_transitions(root / "daskrl", layout, records[next(turn) % 64])
+        return read_transitions(Posix(root / "daskrl"), layout, records[next(turn) % 64])
 
     def read_zarr() -> dict[str, Any]:
         slot = next(turn) % 64
@@ -201,7 +202,7 @@ def share_of_rollout(environments: list[str], root: Path, fragments: int) -> Non
             began = time.perf_counter()
             fragment, _ = stream.rollout(policy, schedule.fragment_steps)
             between = time.perf_counter()
-            write_fragment(root, layout, slot, fragment)
+            write_fragment(Posix(root), layout, slot, fragment)
             acting.append(between - began)
             writing.append(time.perf_counter() - between)
         stream.close()

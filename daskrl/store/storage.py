@@ -1,0 +1,207 @@
+"""Where one store lies: whole objects by key. All that a kind of place has to be able to do, and nothing more.
+
+A key is ``NAME``, or ``FOLDER/NAME``; of a fragment's chunk it is ``reward/c.3.0.0``. What is put appears whole or not
+at all. `daskrl.store.places` finds the `Storage` of a path or URL; `daskrl.testing.StorageTests` says what each
+must do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+Data = bytes | memoryview
+Tag = Any
+"""What an object is known by until it is replaced; only its own storage can read it."""
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+
+class ChangedError(Exception):
+    """The object is not the one with that tag any more. Only for who calls `Tagged.replace`."""
+
+
+class Lock(ABC):
+    """Of the one driver of a store."""
+
+    @property
+    @abstractmethod
+    def held(self) -> bool:
+        """Whether it was acquired, not released, and not taken over."""
+
+    @property
+    @abstractmethod
+    def took_over(self) -> bool:
+        """Whether a driver had it that is believed dead: that one must find a commit which it does not know."""
+
+    @abstractmethod
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises
+        ------
+        StoreLockedError
+            Another driver holds it. Names the process.
+        """
+
+    @abstractmethod
+    def require(self) -> None:
+        """Raise `StoreLockedError` where another driver is known to have taken it over."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let another driver have it. Does nothing where it is not held."""
+
+
+class Storage(ABC):
+    """A place for one store. A small value that can be compared and pickled: no connection, and no secret.
+
+    ``str(storage)`` is what people call it: a path or a URL.
+
+    Attributes
+    ----------
+    late : committed objects may be seen late from other nodes (`daskrl.store.late`).
+    unsure : the answer to a put may be lost, so what is given to `put_new` must be like no other driver's.
+    """
+
+    late: bool
+    unsure: bool
+
+    # -- objects ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """An object's bytes; raises `FileNotFoundError`."""
+
+    @abstractmethod
+    def put(self, key: str, *parts: Data) -> None:
+        """Write an object, one part after the other, whatever there was."""
+
+    @abstractmethod
+    def put_new(self, key: str, data: bytes) -> None:
+        """Write an object that is not there; of all who try exactly one does, the others get `FileExistsError`.
+
+        Where `unsure`, who tries again with the same bytes succeeds again.
+        """
+
+    @abstractmethod
+    def rewrite(self, key: str, data: bytes, known: dict[str, Tag]) -> None:
+        """Write an object that only the driver writes, again and again.
+
+        Parameters
+        ----------
+        known : the driver's notes of what it wrote, by key; empty when it begins.
+
+        Raises
+        ------
+        StoreLockedError
+            Another driver wrote it since.
+        """
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is an object."""
+
+    @abstractmethod
+    def names(self, folder: str, after: str = "") -> list[str]:
+        """The names of the objects in a folder, sorted; those behind ``after`` alone. A folder not there is empty."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+
+    @abstractmethod
+    def make_folder(self, name: str) -> None:
+        """Have a folder in which objects can be put, where a kind of place needs one."""
+
+    @abstractmethod
+    def look_anew(self, key: str) -> None:
+        """Have what other nodes wrote be seen as soon as possible."""
+
+    def at_once(self, do: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
+        """What ``do`` returns for each item, in order. Where an answer takes long, several are waited for at once."""
+        return map(do, items)
+
+    # -- a store ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def holds_store(self) -> bool:
+        """Whether a store was made here."""
+
+    @abstractmethod
+    def making(self, overwrite: bool) -> contextlib.AbstractContextManager[Storage]:
+        """To make a store: what is put into it is a store here when the block ends. Its first commit is put last.
+
+        Parameters
+        ----------
+        overwrite : delete the store that is there.
+
+        Raises
+        ------
+        StoreMismatchError
+            There is something here.
+        StoreLockedError
+            There is something here, and it is being written.
+        """
+
+    @abstractmethod
+    def lock(self) -> Lock:
+        """What its one driver holds."""
+
+    @abstractmethod
+    def tidy(self) -> None:
+        """Remove what killed writers left. Called by who holds the lock."""
+
+    @abstractmethod
+    def folder(self, name: str) -> Storage:
+        """A folder of this place, as a place of its own."""
+
+    @abstractmethod
+    def zarr(self) -> Any:
+        """What zarr and xarray open, for reading."""
+
+    # -- for people ---------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def typed(self) -> str:
+        """What to type for it on a command line."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The last part of its path."""
+
+    @abstractmethod
+    def beside(self, name: str) -> str:
+        """The path of a file for people next to it; in the current directory where it is no directory itself."""
+
+    def where(self, key: str) -> str:
+        """What messages call an object."""
+        return f"{self}/{key}"
+
+    def holds_a_run(self) -> str:
+        """Says that no store can be made here, as there is one."""
+        return (
+            f"{self} already holds a run. Type: daskrl resume {self} (or daskrl.resume), choose another store=, or "
+            "pass overwrite=True to delete it."
+        )
+
+
+class Tagged(Protocol):
+    """Of a `Storage` whose objects are replaced only by who knows the newest."""
+
+    def tagged(self, key: str) -> tuple[bytes, Tag]:
+        """An object's bytes and its tag; raises `FileNotFoundError`."""
+
+    def put_tagged(self, key: str, data: bytes) -> Tag:
+        """As `Storage.put_new`."""
+
+    def replace(self, key: str, data: bytes, tag: Tag) -> Tag:
+        """Write an object in the place of the one with that tag; raises `ChangedError`."""
+
+    def where(self, key: str) -> str:
+        """As of `Storage`."""
