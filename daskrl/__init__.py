@@ -6,24 +6,31 @@ grows, shrinks and loses workers. The main loop is `daskrl.loop.drive`.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-# These import no torch: workers and the scheduler import this package, and the scheduler never needs torch.
-from daskrl.algorithms.base import Algorithm
-from daskrl.analysis.curve import learning_curve, plot_learning_curve
-from daskrl.analysis.evaluate import Evaluation, evaluate
-from daskrl.analysis.policies import Policy, PolicyState
-from daskrl.analysis.reproduce import reproduce
-from daskrl.config import Schedule
-from daskrl.names import did_you_mean
-from daskrl.records import Report
-from daskrl.run import Run, resume, train
-from daskrl.store.store import Store
-from daskrl.watching.watch import watch
+from daskrl.names import lazily
 
+# Nothing else is imported before somebody asks for it: the command line's help, the scheduler and each worker import
+# this package, and none of them needs all of it.
 if TYPE_CHECKING:
+    from daskrl import algorithms as algorithms
+    from daskrl import clusters as clusters
+    from daskrl import envs as envs
+    from daskrl import errors as errors
+    from daskrl import testing as testing
     from daskrl.algorithms import C51, DQN, IMPALA, PPO, QRDQN, R2D2, SAC, TD3, QLearning, Rainbow
+    from daskrl.algorithms import networks as networks
+    from daskrl.algorithms.base import Algorithm
+    from daskrl.analysis.curve import learning_curve, plot_learning_curve
+    from daskrl.analysis.evaluate import Evaluation, evaluate
+    from daskrl.analysis.policies import Policy, PolicyState
+    from daskrl.analysis.reproduce import reproduce
+    from daskrl.config import Schedule
+    from daskrl.records import Report
+    from daskrl.run import Run, resume, train
+    from daskrl.store.store import Store
+    from daskrl.watching import sinks as sinks
+    from daskrl.watching.watch import watch
 
 __version__ = "0.1.0"
 
@@ -55,24 +62,30 @@ __all__ = [
     "watch",
 ]
 
-
-# Modules of what only some need.
+# Modules of what only some need, by the names that they have here.
 _MODULES = {
-    "algorithms": "algorithms",
-    "clusters": "clusters",
-    "envs": "envs",
-    "networks": "algorithms.networks",
-    "sinks": "watching.sinks",
-    "testing": "testing",
+    "algorithms": "daskrl.algorithms",
+    "clusters": "daskrl.clusters",
+    "envs": "daskrl.envs",
+    "errors": "daskrl.errors",
+    "networks": "daskrl.algorithms.networks",
+    "sinks": "daskrl.watching.sinks",
+    "testing": "daskrl.testing",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"daskrl.{_MODULES[name]}")
-    algorithms = importlib.import_module("daskrl.algorithms")
-    if name in algorithms.__all__:
-        return getattr(algorithms, name)
-    raise AttributeError(
-        f"module 'daskrl' has no attribute {name!r}.{did_you_mean(name, [*__all__, *_MODULES])}", name=name
-    )
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "daskrl.algorithms": ["C51", "DQN", "IMPALA", "PPO", "QRDQN", "R2D2", "SAC", "TD3", "QLearning", "Rainbow"],
+        "daskrl.algorithms.base": ["Algorithm"],
+        "daskrl.analysis.curve": ["learning_curve", "plot_learning_curve"],
+        "daskrl.analysis.evaluate": ["Evaluation", "evaluate"],
+        "daskrl.analysis.policies": ["Policy", "PolicyState", "Store"],  # which gives a store its method `policy`
+        "daskrl.analysis.reproduce": ["reproduce"],
+        "daskrl.config": ["Schedule"],
+        "daskrl.records": ["Report"],
+        "daskrl.run": ["Run", "resume", "train"],
+        "daskrl.watching.watch": ["watch"],
+    },
+    _MODULES,
+)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from daskrl.errors import ConfigError
 from daskrl.names import suggests
+
+MAX_EPISODE_STEPS = 27_000
+"""Steps of an episode before it is cut: the 108,000 frames of ALE's games, in fours (Machado et al. 2018,
+https://arxiv.org/abs/1709.06009, table 5)."""
 
 
 @suggests
@@ -208,6 +210,8 @@ def plain(value: Any, kind: str = "int") -> Any:
     NumPy's scalars become Python's. Where integers are wanted, a float that is one (``1e6``) becomes it; where a tuple
     of them is, so do a list, an array, and a number alone (``hidden=32``).
     """
+    import numpy as np  # the command line's help needs none
+
     if isinstance(value, np.generic):
         value = value.item()
     if kind == "tuple[int, ...]":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
-import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -22,6 +21,8 @@ _ELSEWHERE = {
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean learning_rate?`` for what is close to a known name, else nothing."""
+    import difflib
+
     plain = {_plain(other): other for other in known}
     meant = _ELSEWHERE.get(_plain(name))
     if meant not in plain.values():
@@ -34,21 +35,31 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
-def lazily(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """A package's ``__getattr__``: each name is imported from the module that is its home, when somebody asks for it.
+def lazily(
+    package: str, homes: Mapping[str, Sequence[str]], modules: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A package's ``__getattr__`` and ``__dir__``: a name is imported from its home when somebody asks for it.
 
     Parameters
     ----------
     homes : module -> the names it gives.
+    modules : name -> the module that goes by it.
     """
     home = {name: module for module, names in homes.items() for name in names}
+    places = dict(modules or {})
 
     def get(name: str) -> Any:
+        if name in places:
+            return importlib.import_module(places[name])
         if name not in home:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}.{did_you_mean(name, home)}", name=name)
+            known = [*home, *places]
+            raise AttributeError(f"module {package!r} has no attribute {name!r}.{did_you_mean(name, known)}", name=name)
         return getattr(importlib.import_module(home[name]), name)
 
-    return get
+    def everything() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *home, *places})
+
+    return get, everything
 
 
 def require_known(who: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -89,6 +100,8 @@ def _checked(function: Any, who: str) -> Any:
 
 def keywords(function: Any) -> list[str] | None:
     """The names that a function can be given arguments by, in its order; None where it takes any."""
+    import inspect
+
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskrl import extras, schedule
 from daskrl.algorithms.base import Algorithm, Setup, recurrent_state
+from daskrl.analysis import policies  # noqa: F401  gives the store its method `policy`
 from daskrl.config import Options, RunConfig, Schedule, plain, require_integer
 from daskrl.envs import source as sources
 from daskrl.errors import ConfigError, StoreFullError

@@ -14,7 +14,7 @@ import numpy as np
 
 from daskrl.algorithms.base import Algorithm, Setup
 from daskrl.algorithms.base import shown as leaves_shown
-from daskrl.config import plain, require_integer
+from daskrl.config import MAX_EPISODE_STEPS, plain, require_integer
 from daskrl.envs import source as sources
 from daskrl.envs import video as clips
 from daskrl.envs.spaces import Leaf
@@ -25,7 +25,6 @@ from daskrl.shown import html_table, shown
 from daskrl.store.store import Store
 from daskrl.store.store import opened as opened_store
 from daskrl.tasks import playing
-from daskrl.tasks.playing import MAX_EPISODE_STEPS
 
 
 @dataclass(frozen=True, repr=False)

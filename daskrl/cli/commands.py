@@ -24,10 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from daskrl.code import modules
-from daskrl.config import require_integer
+from daskrl.config import MAX_EPISODE_STEPS, require_integer
 from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, SchedulerLostError
 from daskrl.names import did_you_mean
-from daskrl.tasks.playing import MAX_EPISODE_STEPS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -413,13 +412,14 @@ def export(
     as_json
         Print JSON.
     """
+    from daskrl.analysis import policies
     from daskrl.analysis.export import FORMATS
     from daskrl.store.store import Store
 
     if format not in FORMATS:
         raise ConfigError(f"--format {format}: expected one of {', '.join(FORMATS)}.")
     opened = Store.open(store)
-    policy = opened.policy(_version(version), **_given(store, env, algorithm, env_kwargs))
+    policy = policies.policy(opened, _version(version), **_given(store, env, algorithm, env_kwargs))
     name = f"{opened.storage.name}-version-{policy.weights_version}{FORMATS[format]}"
     done = policy.export(output or opened.storage.beside(name), format)
     if as_json:
@@ -992,11 +992,11 @@ def _asked(typed: Sequence[str]) -> dict[str, Any] | None:
     """The algorithm whose settings ``daskrl train --algorithm NAME --help`` shows beside its own."""
     if typed[:1] != ["train"] or not {"--help", "-h"} & {*typed}:
         return None
-    from daskrl.algorithms.described import described
-
     for one, following in itertools.pairwise([*typed, ""]):
         option, equals, value = one.partition("=")
         if option == "--algorithm":
+            from daskrl.algorithms.described import described
+
             name = value if equals else following
             return described(name, _algorithm(name))
     return None

@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["SYSTEMS", "adapt", "from_file", "htcondor", "job_scripts", "local", "lsf", "mpi", "pbs", "sge", "slurm"]
 
-__getattr__ = lazily(__name__, {"daskrl.clusters.jobs": __all__})
+__getattr__, __dir__ = lazily(__name__, {"daskrl.clusters.jobs": __all__})

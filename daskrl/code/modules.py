@@ -15,8 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cloudpickle
-
 from daskrl.errors import ConfigError
 from daskrl.names import did_you_mean
 
@@ -94,6 +92,8 @@ def _of_file(path: Path) -> ModuleType:
         return sys.modules[name]
     if str(file.parent) not in sys.path:  # last: what is beside it hides nothing
         sys.path.append(str(file.parent))
+    import cloudpickle
+
     before = set(sys.modules)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None, "of a name that ends with .py"

@@ -16,4 +16,4 @@ __all__ = [
     "ActionMask", "Environment", "EnvironmentFactory", "EnvironmentSource", "MinAtarReset", "NewWorld", "atari",
 ]  # fmt: skip
 
-__getattr__ = lazily(__name__, {"daskrl.envs.source": _OF_SOURCE, "daskrl.envs.isolation": ["NewWorld"]})
+__getattr__, __dir__ = lazily(__name__, {"daskrl.envs.source": _OF_SOURCE, "daskrl.envs.isolation": ["NewWorld"]})

@@ -12,11 +12,12 @@ from typing import Any
 
 from daskrl.algorithms.base import recurrent_state
 from daskrl.arithmetic import pinned
+from daskrl.config import MAX_EPISODE_STEPS
 from daskrl.errors import StoreMismatchError
 from daskrl.records import Record
 from daskrl.store.store import read_weights
 from daskrl.tasks import playing, rollout
-from daskrl.tasks.playing import MAX_EPISODE_STEPS, Played, Playing
+from daskrl.tasks.playing import Played, Playing
 from daskrl.tasks.session import Session, get
 
 SEED = 1  # that of `daskrl.evaluate` unless another is asked for: all versions play the same episodes

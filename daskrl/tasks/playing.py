@@ -10,16 +10,12 @@ from typing import NamedTuple, Protocol
 from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup, Weights, recurrent_state
 from daskrl.arithmetic import pinned, undrawn
-from daskrl.config import require_integer
+from daskrl.config import MAX_EPISODE_STEPS, require_integer
 from daskrl.envs.source import Environment, EnvironmentFactory
 from daskrl.envs.spaces import SpaceSpec
 from daskrl.envs.stream import State, Stream
 from daskrl.errors import EnvironmentRaisedError
 from daskrl.records import Array
-
-MAX_EPISODE_STEPS = 27_000
-"""Steps of an episode before it is cut: the 108,000 frames of ALE's games, in fours (Machado et al. 2018,
-https://arxiv.org/abs/1709.06009, table 5)."""
 
 _LANES = 16  # environments stepped side by side
 _NOTE_EVERY = 256  # steps of all of them between two notes on how far they are

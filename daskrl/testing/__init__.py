@@ -17,7 +17,7 @@ __all__ = [
     "StorageTests", "chaos", "plan_of_kills",
 ]  # fmt: skip
 
-__getattr__ = lazily(
+__getattr__, __dir__ = lazily(
     __name__,
     {
         "daskrl.testing.algorithms": ["AlgorithmTests", "Corridor", "Reach"],
