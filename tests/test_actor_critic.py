@@ -23,10 +23,8 @@ from daskrl.algorithms.ppo import gae
 from daskrl.config import Schedule
 from daskrl.envs.spaces import spec_of
 from daskrl.errors import ConfigError, UnsupportedSpaceError
+from tests.naive import GAMMA, LAMBDA, LANES, STEPS, naive_vtrace, tensors
 from tests.oracles import Sampled
-
-GAMMA, LAMBDA = 0.9, 0.7
-STEPS, LANES = 9, 4
 
 
 def random_round(seed: int) -> dict[str, np.ndarray]:
@@ -48,10 +46,6 @@ def random_round(seed: int) -> dict[str, np.ndarray]:
         "next_value": following,
         "log_rho": random.normal(size=shape),
     }
-
-
-def tensors(arrays: dict[str, np.ndarray], *names: str) -> list[torch.Tensor]:
-    return [torch.from_numpy(arrays[name]) for name in names]
 
 
 # -- targets ----------------------------------------------------------------------------------------------
@@ -82,36 +76,6 @@ def test_an_advantage_bootstraps_from_a_truncated_end_and_not_from_a_terminated_
     discount = torch.tensor([[0.0, GAMMA]], dtype=torch.float64)  # terminated, truncated
     found = gae(one, discount, torch.ones(1, 2, dtype=torch.bool), 2 * one, 5 * one, GAMMA * LAMBDA)
     np.testing.assert_allclose(found.numpy(), [[1 - 2, 1 + GAMMA * 5 - 2]], rtol=1e-12)
-
-
-def naive_vtrace(
-    arrays: dict[str, np.ndarray], rho_clip: float, c_clip: float, lambda_: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Equation 1 as it is printed: for each step a sum over the steps after it, with its product of traces."""
-    rho = np.minimum(np.exp(arrays["log_rho"]), rho_clip)
-    c = lambda_ * np.minimum(np.exp(arrays["log_rho"]), c_clip)
-    target, advantage = np.empty((STEPS, LANES)), np.empty((STEPS, LANES))
-    for lane in range(LANES):
-        for s in range(STEPS):
-            total = arrays["value"][s, lane]
-            for t in range(s, STEPS):
-                product = math.prod(c[i, lane] * arrays["discount"][i, lane] for i in range(s, t))
-                if any(arrays["ended"][i, lane] for i in range(s, t)):
-                    break
-                delta = rho[t, lane] * (
-                    arrays["reward"][t, lane]
-                    + arrays["discount"][t, lane] * arrays["next_value"][t, lane]
-                    - arrays["value"][t, lane]
-                )
-                total += product * delta
-            target[s, lane] = total
-        for s in range(STEPS):
-            last = s == STEPS - 1 or arrays["ended"][s, lane]
-            following = arrays["next_value"][s, lane] if last else target[s + 1, lane]
-            advantage[s, lane] = rho[s, lane] * (
-                arrays["reward"][s, lane] + arrays["discount"][s, lane] * following - arrays["value"][s, lane]
-            )
-    return target, advantage
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -17,7 +17,7 @@ from daskrl import errors
 from daskrl.algorithms.base import Setup, transitions_per_update
 from daskrl.config import Schedule
 from daskrl.envs.spaces import spec_of
-from tests.test_bad_input import ROUND, STEPS, start
+from tests.walks import ROUND, STEPS, start
 
 mpl.use("agg")
 

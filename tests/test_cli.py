@@ -5,15 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import pty
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import termios
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +22,12 @@ import daskrl
 from daskrl import clusters, sinks
 from daskrl.cli import commands as cli
 from tests.promise import start
+from tests.read_back import logged, metrics, scalars, table
 from tests.slurm import free_port
-from tests.test_bad_input import faulty
-from tests.test_sinks import logged, metrics, offline, scalars, table, tracked  # noqa: F401  fixtures
+from tests.typed import Here, Terminal, daskrl_, steps
+from tests.walks import faulty
 
 ROOT = Path(__file__).parents[1]
-DASKRL = [sys.executable, "-m", "daskrl.cli"]
-SMALL = shlex.split(
-    "--streams 2 --envs-per-stream 2 --fragment-steps 8 --seed 3 --checkpoint-every 2 "
-    "-s hidden=16, -s batch_size=8 -s learning_starts=32 -s replay_ratio=2.0 -s window=160"
-)
 WATCHED = """
 import daskrl
 
@@ -57,50 +50,6 @@ class Mine(daskrl.DQN):
 
 gymnasium.register("Pole-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=500)
 """
-
-
-def steps(count: int, workers: int = 0) -> list[str]:
-    return [*SMALL, "--env-steps", str(count), "--workers", str(workers)]
-
-
-def daskrl_(*typed: str, cwd: Path, code: int = 0, **given: Any) -> subprocess.CompletedProcess[str]:
-    """Type ``daskrl ...`` and wait."""
-    done = subprocess.run([*DASKRL, *typed], cwd=cwd, capture_output=True, text=True, check=False, **given)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-@dataclass
-class Said:
-    """What a command answered."""
-
-    stdout: str
-    stderr: str
-
-
-Here = Callable[..., Said]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """The same as `daskrl_` in this process, which need not start again for every case."""
-
-    def type_(*typed: str, cwd: Path, code: int = 0) -> Said:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.setenv("COLUMNS", "300")  # of consoles made from here on; the command line's own was made before
-        monkeypatch.setattr(cli.console, "width", 300)
-        capsys.readouterr()
-        try:
-            cli.main(typed)
-            exited: Any = 0
-        except SystemExit as exit_:
-            exited = exit_.code or 0
-        said = Said(*capsys.readouterr())
-        assert exited == code, said
-        return said
-
-    return type_
 
 
 @pytest.fixture(scope="module")
@@ -308,39 +257,6 @@ def test_the_installed_script_is_the_same_program(tmp_path: Path) -> None:
     assert done.stdout.strip() == daskrl.__version__
 
 
-class Terminal:
-    """A command on a terminal of its own, where Ctrl-C reaches all of its processes as it does for people."""
-
-    def __init__(self, *typed: str, cwd: Path) -> None:
-        self.text = ""
-        self.pid, self.screen = pty.fork()
-        if self.pid == 0:
-            os.chdir(cwd)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore it
-            termios.tcsetwinsize(0, (24, 200))
-            os.execvpe(DASKRL[0], [*DASKRL, *typed], {**os.environ, "TERM": "xterm"})
-
-    def until(self, pattern: str | None) -> None:
-        """Read until the pattern is on the screen; None is until the command has ended."""
-        while pattern is None or not re.search(pattern, self.text):
-            try:
-                read = os.read(self.screen, 4096)
-            except OSError:  # the other side is closed
-                read = b""
-            self.text += read.decode(errors="replace")
-            if not read:
-                assert pattern is None, self.text
-                return
-
-    def press_ctrl_c(self) -> None:
-        os.write(self.screen, b"\x03")
-
-    def exit_code(self) -> int:
-        self.until(None)
-        os.close(self.screen)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
 @pytest.mark.parametrize("workers", [0, 1], ids=["in this process", "on a cluster"])
 def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_digest_of_a_run_never_stopped(
     tmp_path: Path, here: Here, workers: int
@@ -434,8 +350,8 @@ def test_a_signal_that_comes_too_late_to_stop_a_run_is_not_forgotten(
 def test_runs_pass_through_the_sinks_asked_for_also_when_they_are_stopped_and_resumed(
     tmp_path: Path,
     here: Here,
-    tracked: Any,  # noqa: F811
-    offline: Path,  # noqa: F811
+    tracked: Any,
+    offline: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port, served = free_port(), dict[str, float]()

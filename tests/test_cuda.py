@@ -18,8 +18,8 @@ from daskrl import clusters
 from daskrl.algorithms import by_name
 from daskrl.algorithms.replay import ReplayLearner
 from daskrl.errors import DivergedError
+from tests.cases import CASES
 from tests.promise import kill_every_worker_at, records
-from tests.test_promise_algorithms import CASES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -20,7 +20,7 @@ import daskrl
 from daskrl.algorithms import by_name
 from daskrl.algorithms.replay import Kind, ReplayLearner
 from daskrl.errors import ConfigError
-from tests.test_losses import BOX, DISCRETE, played, setup
+from tests.played import BOX, DISCRETE, played, setup
 
 SETTINGS: dict[str, Any] = {
     "hidden": (8,), "learning_starts": 0, "batch_size": 8, "replay_ratio": 4.0, "window": 128,

@@ -21,7 +21,7 @@ from daskrl.watching.dashboard import Page, telling
 from daskrl.watching.figures import Tally
 from daskrl.watching.watch import Reader
 from tests.promise import start
-from tests.test_watch import budget, fragment, learned, tally
+from tests.watched import budget, fragment, learned, tally
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 import daskrl
 from daskrl.algorithms import BUILT_IN, described
-from tests.test_cli import Here, here  # noqa: F401  a fixture
+from tests.typed import Here
 
 OWN = '''
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ def test_the_actions_an_algorithm_takes_are_found_by_asking_it() -> None:
 
 @pytest.mark.usefixtures("here")
 class TestTyped:
-    def test_algorithms_lists_all_with_actions_and_a_line(self, tmp_path: Path, here: Here) -> None:  # noqa: F811
+    def test_algorithms_lists_all_with_actions_and_a_line(self, tmp_path: Path, here: Here) -> None:
         said = here("algorithms", cwd=tmp_path).stdout
         for name, cls in BUILT_IN.items():
             (line,) = [line for line in said.splitlines() if f" {name} " in line]
@@ -94,7 +94,7 @@ class TestTyped:
     @pytest.mark.parametrize("typed", [["algorithms", "ppo"], ["train", "--algorithm", "ppo", "--help"],
                                        ["train", "CartPole-v1", "--algorithm=PPO", "-h"]])  # fmt: skip
     def test_the_settings_of_one_are_listed_with_type_default_and_meaning(
-        self, tmp_path: Path, here: Here, typed: list[str]  # noqa: F811
+        self, tmp_path: Path, here: Here, typed: list[str]
     ) -> None:  # fmt: skip
         said = " ".join(here(*typed, cwd=tmp_path).stdout.split())
         assert "gae_lambda │ float │ 0.95 │ lambda of generalised advantage estimation" in said
@@ -104,7 +104,7 @@ class TestTyped:
         assert ("--env-steps" in said) == (typed[0] == "train")
 
     def test_ones_own_is_listed_too_whatever_its_docstring_is_written_like(
-        self, tmp_path: Path, here: Here  # noqa: F811
+        self, tmp_path: Path, here: Here
     ) -> None:  # fmt: skip
         (tmp_path / "own.py").write_text(OWN)
         shown = json.loads(here("algorithms", "own.py:Own", "--json", cwd=tmp_path).stdout)
@@ -129,7 +129,7 @@ class TestTyped:
         assert settings["weight"]["meaning"] == ""
         assert "(required)" in here("algorithms", "own:Plain", cwd=tmp_path).stdout
 
-    def test_what_there_is_not_is_an_error(self, tmp_path: Path, here: Here) -> None:  # noqa: F811
+    def test_what_there_is_not_is_an_error(self, tmp_path: Path, here: Here) -> None:
         for typed in (["algorithms", "dqnn"], ["train", "--algorithm", "dqnn", "--help"]):
             assert "Did you mean dqn?" in here(*typed, cwd=tmp_path, code=2).stderr
 

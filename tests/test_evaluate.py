@@ -12,7 +12,7 @@ import daskrl
 from daskrl import errors
 from daskrl.algorithms.base import Moment, Setup
 from tests import environments
-from tests.test_bad_input import SETTINGS, start
+from tests.walks import SETTINGS, start
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nbformat
@@ -15,19 +12,7 @@ from nbclient import NotebookClient
 
 import daskrl
 from daskrl.testing import AlgorithmTests
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def example(name: str) -> ModuleType:
-    """An example as a module."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+from tests.examples import EXAMPLES, example
 
 
 def test_discrete_cql_trains_and_plays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

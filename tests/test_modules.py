@@ -21,7 +21,7 @@ from daskrl.envs import source as sources
 from daskrl.errors import ConfigError, StoreMismatchError
 from daskrl.tasks import rollout
 from tests.promise import start
-from tests.test_cli import SMALL, Here, daskrl_, here  # noqa: F401  a fixture
+from tests.typed import SMALL, Here, daskrl_
 
 HELPER = """
 LENGTH = {length}
@@ -78,7 +78,7 @@ def steps(folder: str, *, workers: int = 0) -> list[str]:
     return [*SMALL, "--env-steps", "320", "--workers", str(workers), "--episodes", "0", "--store", folder]
 
 
-def test_a_file_and_a_module_of_it_are_the_same_run(tmp_path: Path, here: Here) -> None:  # noqa: F811
+def test_a_file_and_a_module_of_it_are_the_same_run(tmp_path: Path, here: Here) -> None:
     write(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     spelled = {
@@ -95,7 +95,7 @@ def test_a_file_and_a_module_of_it_are_the_same_run(tmp_path: Path, here: Here) 
 
 
 def test_what_was_made_by_one_spelling_goes_on_by_another_wherever_it_is_named(
-    tmp_path: Path, here: Here  # noqa: F811
+    tmp_path: Path, here: Here
 ) -> None:  # fmt: skip
     write(tmp_path)
     here("train", "mine_of_these_tests:Env", "--algorithm", "mine_of_these_tests:Mine", *steps("run"), cwd=tmp_path)
@@ -107,7 +107,7 @@ def test_what_was_made_by_one_spelling_goes_on_by_another_wherever_it_is_named(
     assert "the same" in here("reproduce", "run", "--fragment", "3", *again, cwd=tmp_path).stdout
 
 
-def test_a_file_reaches_workers_by_value_with_what_it_imports_from_beside_it(tmp_path: Path, here: Here) -> None:  # noqa: F811
+def test_a_file_reaches_workers_by_value_with_what_it_imports_from_beside_it(tmp_path: Path, here: Here) -> None:
     file = write(tmp_path / "far" / "away")
     (tmp_path / "here").mkdir()
     named = ["--algorithm", f"{file}:Mine"]
@@ -163,7 +163,7 @@ def test_no_installed_package_goes_by_value_with_a_file_above_it(
     assert "beside_installed" not in by_value
 
 
-def test_an_id_that_a_file_registers_is_an_environment_and_is_found_again(tmp_path: Path, here: Here) -> None:  # noqa: F811
+def test_an_id_that_a_file_registers_is_an_environment_and_is_found_again(tmp_path: Path, here: Here) -> None:
     write(tmp_path)
     here("train", "mine_of_these_tests.py:FromAFile-v0", *steps("run"), cwd=tmp_path)
     again = ["--env", "mine_of_these_tests.py:FromAFile-v0"]
@@ -211,7 +211,7 @@ def test_what_is_not_there_is_an_error_that_says_what_is(
     ],
 )
 def test_so_it_is_on_the_command_line_before_anything_is_made(
-    tmp_path: Path, here: Here, typed: str, message: str  # noqa: F811
+    tmp_path: Path, here: Here, typed: str, message: str
 ) -> None:  # fmt: skip
     write(tmp_path)
     said = here("train", *shlex.split(typed), *steps("run"), cwd=tmp_path, code=2)

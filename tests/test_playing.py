@@ -23,7 +23,7 @@ from daskrl.tasks import evaluations, playing
 from daskrl.watching.figures import rows
 from daskrl.watching.watch import Reader
 from tests.oracles import Scripted, length
-from tests.test_cli import daskrl_
+from tests.typed import daskrl_
 
 
 class Endless(gymnasium.Env[Any, Any]):

@@ -24,8 +24,8 @@ from daskrl import errors, seeding
 from daskrl.algorithms.base import Moment
 from daskrl.store.weights import safetensors
 from tests import environments
-from tests.test_cli import daskrl_
-from tests.test_examples import example
+from tests.examples import example
+from tests.typed import daskrl_
 
 SHAPE: dict[str, Any] = {"streams": 1, "envs_per_stream": 2, "fragment_steps": 8, "progress": False}
 

@@ -14,22 +14,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import daskrl
-from daskrl.algorithms import by_name
 from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import TorchLearner
 from daskrl.config import Schedule
 from daskrl.errors import ConfigError
-from tests.test_promise_algorithms import CASES
-
-TORCH = [name for name in CASES if name != "q-learning"]
-
-
-def train(store: Path, name: str, env_steps: int, **settings: Any) -> daskrl.Run:
-    given, env, lag = CASES[name]
-    return daskrl.train(
-        by_name(name)(**{**given, **settings}), env, store=store, env_steps=env_steps, seed=5, streams=2,
-        envs_per_stream=2, fragment_steps=16, lag=lag, checkpoint_every=3, progress=False,
-    ).wait()  # fmt: skip
+from tests.cases import CASES, TORCH, train
 
 
 @pytest.mark.parametrize("name", TORCH)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from distributed import Client
@@ -12,21 +11,8 @@ from distributed import Client
 import daskrl
 from daskrl import clusters
 from daskrl.algorithms import BUILT_IN, by_name
+from tests.cases import CASES
 from tests.promise import kill_every_worker_at
-
-SMALL: dict[str, Any] = {"hidden": (16,), "learning_starts": 64, "batch_size": 8, "replay_ratio": 2.0, "window": 640}
-CASES: dict[str, tuple[dict[str, Any], str, int]] = {
-    "q-learning": ({}, "FrozenLake-v1", 1),
-    "dqn": ({**SMALL, "priority_alpha": 0.6, "n_step": 3}, "CartPole-v1", 1),
-    "c51": ({**SMALL, "atoms": 11}, "CartPole-v1", 1),
-    "qr-dqn": ({**SMALL, "quantiles": 5}, "CartPole-v1", 2),
-    "rainbow": ({**SMALL, "atoms": 11}, "CartPole-v1", 1),
-    "r2d2": ({**SMALL, "lstm": 8, "n_step": 3}, "CartPole-v1", 1),
-    "ppo": ({"epochs": 2, "batch_size": 32, "lstm": 8, "normalise_reward": True}, "CartPole-v1", 0),
-    "impala": ({"normalise_observation": True, "lstm": 8, "batch_lanes": 4}, "CartPole-v1", 2),
-    "sac": (SMALL, "Pendulum-v1", 1),
-    "td3": (SMALL, "Pendulum-v1", 1),
-}
 
 
 @pytest.fixture(scope="module")

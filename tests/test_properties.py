@@ -16,10 +16,8 @@ from daskrl.algorithms.impala import vtrace
 from daskrl.algorithms.ppo import gae
 from daskrl.algorithms.qr_dqn import quantile_huber_loss
 from daskrl.replay.samplers import SumTree
-from tests.test_actor_critic import GAMMA, LAMBDA, LANES, STEPS, naive_vtrace, tensors
-from tests.test_samplers import naive_find
-from tests.test_value_algorithms import naive_projection
-from tests.test_window import ROUND, SCHEDULE, Replay, check, make
+from tests.lanes import ROUND, SCHEDULE, Replay, check, make
+from tests.naive import GAMMA, LAMBDA, LANES, STEPS, naive_find, naive_projection, naive_vtrace, tensors
 
 same = settings(deadline=None, derandomize=True)  # the same inputs each time; how long one takes says nothing
 number = st.floats(-50, 50, allow_subnormal=False)

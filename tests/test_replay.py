@@ -20,7 +20,7 @@ from daskrl.config import Schedule
 from daskrl.envs.spaces import spec_of
 from daskrl.replay import samplers
 from daskrl.replay.window import Batch
-from tests.test_losses import BOX, DISCRETE, played, setup
+from tests.played import BOX, DISCRETE, played, setup
 
 SETTINGS: dict[str, Any] = {"hidden": (8,), "learning_starts": 0, "replay_ratio": 5.0, "window": 128}
 FRAMES = Setup(spec_of(spaces.Box(0, 255, (8, 6), np.uint8), DISCRETE), Schedule(2, 2, 8), frame_stack=3)

@@ -10,19 +10,10 @@ from daskrl.errors import DivergedError
 from daskrl.replay import samplers
 from daskrl.replay.samplers import Prioritized, SumTree, Uniform
 from daskrl.replay.window import Window
-from tests.test_window import ROUND, SCHEDULE, SPEC, Replay
+from tests.lanes import ROUND, SCHEDULE, SPEC, Replay
+from tests.naive import naive_find
 
 SIZES = [1, 15, 16, 17, 256, 257, 5000]
-
-
-def naive_find(leaves: np.ndarray, mass: int) -> int:
-    """The first leaf whose running sum exceeds a mass."""
-    running = 0
-    for index, value in enumerate(leaves.tolist()):
-        running += value
-        if running > mass:
-            return index
-    raise AssertionError("the mass is not below the total")
 
 
 @pytest.mark.parametrize("size", SIZES)

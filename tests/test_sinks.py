@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import errno
-import json
 import os
-import re
 import socket
 import sys
 import time
@@ -24,6 +21,7 @@ import daskrl
 from daskrl import sinks
 from daskrl.errors import ConfigError
 from daskrl.watching.watch import Reader
+from tests.read_back import logged, metrics, scalars, table
 from tests.slurm import free_port
 
 FIRST = daskrl.Report(
@@ -60,14 +58,6 @@ def test_numbers_leave_out_what_is_not_known() -> None:
 # -- TensorBoard ------------------------------------------------------------------------------------------
 
 
-def scalars(directory: Path, name: str) -> list[tuple[int, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    read = EventAccumulator(str(directory))
-    read.Reload()
-    return sorted((event.step, event.value) for event in read.Scalars(name))  # files of one second come in any order
-
-
 def test_tensorboard_reads_each_number_at_its_env_steps(tmp_path: Path) -> None:
     assert list(sinks.tensorboard([FIRST, SECOND], tmp_path / "events")) == [FIRST, SECOND]
     assert scalars(tmp_path / "events", "learner_updates") == [(100, 0.0), (200, 25.0)]
@@ -87,12 +77,6 @@ def test_tensorboard_of_a_resumed_run_goes_on_in_the_same_directory(tmp_path: Pa
 
 
 # -- Prometheus -------------------------------------------------------------------------------------------
-
-
-def metrics(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-        found = re.findall(r"^(\w+) (\S+)$", page.read().decode(), re.MULTILINE)
-    return {name: float(value) for name, value in found}
 
 
 def test_prometheus_serves_the_newest_numbers_while_the_run_goes_on() -> None:
@@ -136,17 +120,6 @@ def test_two_runs_of_one_process_are_served_at_two_ports() -> None:
 
 
 # -- MLflow -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of an MLflow file store."""
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
-    from mlflow.tracking import MlflowClient
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 refuses one else
-    return MlflowClient()
 
 
 def test_mlflow_reads_each_number_at_its_env_steps(tracked: Any) -> None:
@@ -196,50 +169,6 @@ def test_mlflow_goes_on_with_the_run_of_the_same_training(tracked: Any, tmp_path
 
 
 # -- Weights & Biases -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory of a W&B that reaches for no network."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    return tmp_path / "wandb"
-
-
-def logged(directory: Path) -> list[dict[str, Any]]:
-    """The runs that W&B wrote offline, oldest first, as its own records say. Its file is LevelDB's kind of log."""
-    import wandb
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    wandb.teardown()  # the process that writes them ends, and what it read of the environment is forgotten
-    runs = []
-    for path in sorted(directory.glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_ctime_ns):
-        data, at, parts = path.read_bytes(), 7, b""  # W&B's own seven bytes come first
-        found: dict[str, Any] = {"history": [], "exit_code": None}
-        while at + 7 <= len(data):
-            if 32768 - at % 32768 < 7:  # no header is split over two blocks
-                at += 32768 - at % 32768
-                continue
-            length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-            parts += data[at + 7 : at + 7 + length]
-            at += 7 + length
-            if kind in (1, 4):  # whole, or the last part
-                record = Record.FromString(parts)
-                parts = b""
-                if record.HasField("run"):
-                    config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
-                    found |= {"id": record.run.run_id, "project": record.run.project, "config": config}
-                if record.HasField("history"):
-                    values = {
-                        item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                        for item in record.history.item
-                    }
-                    found["history"].append(values)
-                if record.HasField("exit"):
-                    found["exit_code"] = record.exit.exit_code
-        runs.append(found)
-    return runs
 
 
 def test_wandb_reads_each_number_at_its_env_steps(offline: Path) -> None:
@@ -302,11 +231,6 @@ def test_wandb_writes_where_it_is_told_and_says_what_it_cannot(tmp_path: Path, o
 
 
 # -- CSV --------------------------------------------------------------------------------------------------
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_csv_has_a_row_for_each_report_as_soon_as_it_was_passed_on(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from daskrl.envs.source import source as source_of
 from daskrl.records import Array
 from daskrl.tasks.playing import play_episodes
 from daskrl.testing import AlgorithmTests, Corridor, Reach
-from tests.test_examples import example
+from tests.examples import example
 
 DiscreteCQL = example("discrete_cql").DiscreteCQL
 

@@ -15,7 +15,7 @@ from daskrl.algorithms.base import Setup
 from daskrl.algorithms.torch_learner import MakeOptimizer, TorchLearner, TorchSettings, adam
 from daskrl.config import Schedule
 from daskrl.envs.spaces import spec_of
-from tests.test_precision import TORCH, train
+from tests.cases import TORCH, train
 
 SETUP = Setup(spec_of(spaces.Box(-1, 1, (2,)), spaces.Discrete(2)), Schedule(1, 1, 8))
 FEATURES = 32

@@ -23,6 +23,7 @@ from daskrl.algorithms.rainbow import Rainbow
 from daskrl.config import Schedule
 from daskrl.envs.spaces import SpaceSpec, spec_of
 from daskrl.errors import ConfigError, UnsupportedSpaceError
+from tests.naive import naive_projection
 
 SCHEDULE = Schedule(streams=2, envs_per_stream=2, fragment_steps=8)
 BOX = spec_of(spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(4))
@@ -37,22 +38,6 @@ def tensor(*rows: list[float]) -> torch.Tensor:
 
 
 # -- the categorical projection ---------------------------------------------------------------------------
-
-
-def naive_projection(p: np.ndarray, reward: np.ndarray, discount: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Algorithm 1 of Bellemare et al. (2017), one atom at a time."""
-    result = np.zeros_like(p)
-    step = (z[-1] - z[0]) / (len(z) - 1)
-    for row in range(len(p)):
-        for j in range(len(z)):
-            place = (min(max(reward[row] + discount[row] * z[j], z[0]), z[-1]) - z[0]) / step
-            low, up = math.floor(place), math.ceil(place)
-            if low == up:
-                result[row, low] += p[row, j]
-            else:
-                result[row, low] += p[row, j] * (up - place)
-                result[row, up] += p[row, j] * (place - low)
-    return result
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from daskrl import errors
 from daskrl.envs import video
 from daskrl.envs.source import ActionMask
 from tests import environments
-from tests.test_cli import daskrl_
+from tests.typed import daskrl_
 
 QUICK: dict[str, Any] = {"streams": 1, "envs_per_stream": 2, "fragment_steps": 8, "progress": False}
 

@@ -20,12 +20,11 @@ from nbclient import NotebookClient
 
 import daskrl
 from daskrl.cli import commands as cli
-from daskrl.config import Schedule
 from daskrl.errors import ConfigError, StoreMismatchError
-from daskrl.records import Record
-from daskrl.watching.figures import Tally, duration, page, rows
+from daskrl.watching.figures import duration, page, rows
 from daskrl.watching.watch import Reader, bars, follow, line, sampled
-from tests.test_cli import Terminal, daskrl_
+from tests.typed import Terminal, daskrl_
+from tests.watched import budget, fragment, learned, tally
 
 ROOT = Path(__file__).parents[1]
 SMALL = daskrl.DQN(hidden=(16,), batch_size=8, learning_starts=32, replay_ratio=2.0, window=160)
@@ -43,30 +42,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> daskrl.Run:
 
 
 # -- figures, by hand: two streams of one environment, fragments of 10 steps --------------------------------
-
-
-def tally(*records: Record, per_update: float | None = 4.0) -> Tally:
-    counted = Tally(Schedule(2, 1, 10, 1), per_update)
-    for record in records:
-        counted.take(record)
-    return counted
-
-
-def budget(env_steps: int) -> Record:
-    return {"kind": "budget", "env_steps": env_steps}
-
-
-def fragment(
-    stream: int, round_: int, begin: float, end: float, worker: str = "a", returns: tuple[float, ...] = ()
-) -> Record:
-    return {
-        "kind": "fragment", "stream": stream, "round": round_, "weights_version": max(0, round_ - 1),
-        "wall_time": begin, "seconds": end - begin, "worker": worker, "episodes": [[0, r, 5] for r in returns],
-    }  # fmt: skip
-
-
-def learned(version: int, seconds: float, updates: int = 0, loss: float | None = None) -> Record:
-    return {"kind": "learn", "version": version, "seconds": seconds, "learner_updates": updates, "loss": loss}
 
 
 TWO_ROUNDS = (
