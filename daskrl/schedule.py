@@ -7,12 +7,14 @@ weights it needs are there: no barrier, and the policy lag is a constant.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from daskrl.config import Schedule
+from daskrl.config import Schedule, require_integer
+from daskrl.errors import ConfigError
 
 
 @dataclass(frozen=True, order=True)
@@ -36,6 +38,55 @@ class Evaluate:
     """Play greedy episodes with that version of the weights."""
 
     version: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to learn, counted from the beginning: in transitions or in gradient updates, one of the two.
+
+    Rounds are learned whole, so it is reached with the first round that brings as many transitions or updates as were
+    asked for: up to a round more of them.
+    """
+
+    transitions: int | None = None
+    updates: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.transitions is None) == (self.updates is None):
+            raise ConfigError("budget: expected either transitions or updates.")
+        for name in ("transitions", "updates"):
+            if getattr(self, name) is not None:
+                require_integer(name, getattr(self, name), 1)
+
+    def reached(self, transitions: int, updates: int) -> bool:
+        """Whether so many transitions, and so many updates, are enough."""
+        if self.transitions is not None:
+            return transitions >= self.transitions
+        assert self.updates is not None
+        return updates >= self.updates
+
+    def rounds(self, schedule: Schedule, updates_after: Callable[[int], int]) -> int:
+        """The fewest rounds that reach it.
+
+        Parameters
+        ----------
+        updates_after : transitions -> updates made in all once they are in, never fewer for more of them; see
+            `daskrl.algorithms.base.updates_after`.
+        """
+
+        def reached(rounds: int) -> bool:
+            transitions = rounds * schedule.round_steps
+            return self.reached(transitions, 0 if self.updates is None else updates_after(transitions))
+
+        most = 1
+        while not reached(most):
+            most *= 2
+            if most > _MOST_ROUNDS:
+                raise ConfigError(f"updates: {most} rounds do not make {self.updates} updates. Ask for fewer.")
+        return bisect.bisect_left(range(most), True, key=reached)
+
+
+_MOST_ROUNDS = 1 << 40  # which no run has
 
 
 Due = tuple[Mapping[str, Any], int | None]

@@ -18,6 +18,7 @@ from daskrl import clusters
 from daskrl.errors import DamagedError
 from daskrl.pools.base import Plan
 from daskrl.pools.local import InProcessPool
+from daskrl.replay import rounds
 from daskrl.tasks import ahead, learner, session
 from tests.promise import SETTINGS, start
 
@@ -82,9 +83,9 @@ def begin(token: str, version: int, run: daskrl.Run) -> None:
 
 
 def last_weights(token: str) -> dict[str, bytes]:
-    standing = session.get(token).learner
-    assert standing is not None
-    return {name: np.asarray(array).tobytes() for name, array in standing.learner.weights().items()}
+    state = session.get(token).learner
+    assert state is not None
+    return {name: np.asarray(array).tobytes() for name, array in state.learner.weights().items()}
 
 
 def weights_of(run: daskrl.Run) -> dict[str, bytes]:
@@ -95,13 +96,13 @@ def test_a_round_that_was_read_ahead_is_not_read_again(
     run: daskrl.Run, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, bool]] = []  # round, ahead
-    read_fragment, main = learner._read, threading.main_thread()
+    read_fragment, main = rounds.read_committed, threading.main_thread()
 
-    def counted(joined: session.Session, record: Any) -> Any:
+    def counted(layout: Any, record: Any) -> Any:
         read.append((record["round"], threading.current_thread() is not main))
-        return read_fragment(joined, record)
+        return read_fragment(layout, record)
 
-    monkeypatch.setattr(learner, "_read", counted)
+    monkeypatch.setattr(rounds, "read_committed", counted)
     begin(token, 5, run)
     begin(token, 5, run)
     assert read == [(4, True)] * 4
@@ -162,9 +163,9 @@ def test_what_could_not_be_read_ahead_is_read_when_it_is_learned(run: daskrl.Run
 
 
 def test_a_learner_that_failed_is_not_kept(run: daskrl.Run, token: str, damaged: Path) -> None:
-    standing = session.get(token).learner
-    assert standing is not None
-    window, standing = weakref.ref(standing.learner.window), None  # type: ignore[attr-defined]
+    state = session.get(token).learner
+    assert state is not None
+    window, state = weakref.ref(state.learner.window), None  # type: ignore[attr-defined]
     with pytest.raises(DamagedError):
         learn(token, 5, run)
     gc.collect()

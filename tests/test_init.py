@@ -20,7 +20,8 @@ import daskrl
 from daskrl import clusters, errors
 from daskrl.store.columns import read_fragment
 from daskrl.store.posix import Posix
-from daskrl.tasks.learner import Standing
+from daskrl.tasks import learner
+from daskrl.tasks.learner_state import LearnerState
 from daskrl.tasks.session import Session
 from tests.promise import TroubledDQN
 
@@ -155,16 +156,17 @@ def test_critics_and_moments_go_on_where_the_version_has_a_checkpoint_and_begin_
     assert not torch.equal(begun[2].flat_online.weights, drawn.flat_online.weights)
 
 
-def standing_of(run: daskrl.Run) -> Standing:
-    return Standing(Session("test", run.store.layout, run.algorithm, run.source.factory, run.options), "cpu")
+def state_of(run: daskrl.Run) -> LearnerState[Any]:
+    session = Session("test", run.store.layout, run.algorithm, run.source.factory, run.options)
+    return learner.begin(session, run.store.log.head(), "cpu")
 
 
 def learner_of(run: daskrl.Run, restored: bool = False) -> Any:
     """The learner of a run as its worker makes it."""
-    standing = standing_of(run)
+    state = state_of(run)
     if restored:
-        standing.restore(run.store.published(), run.store.log.head())
-    return standing.learner
+        learner.restore(run.store.layout, state, run.store.published(), run.store.log.head())
+    return state.learner
 
 
 def test_moments_taken_over_stay_what_they_were_after_the_first_round(tmp_path: Path) -> None:
@@ -198,9 +200,9 @@ def test_first_replay_is_in_the_window_before_the_first_round_and_learned_from_a
     one = start(tmp_path / "one", algorithm, env, rounds=13, **options).wait().store
     run = start(tmp_path / "two", algorithm, env, rounds=3, init=one, init_replay=True, seed=4, **options)
     shutil.rmtree(tmp_path / "one" / "reward")  # it is the other run's no more
-    standing = standing_of(run)
-    standing._remember(1)
-    window, like = standing.learner.window, standing_of(start(tmp_path / "like", algorithm, env, **options)).learner
+    state = state_of(run)
+    state._remember()
+    window, like = state.learner.window, state_of(start(tmp_path / "like", algorithm, env, **options)).learner
     like.skip(3)
     for round_ in range(3, 13):
         like.append([fragment_of(run.store.root / ".init", one, stream, round_) for stream in range(2)])
@@ -235,9 +237,9 @@ def test_episodes_of_the_first_replay_are_cut_where_the_run_begins(tmp_path: Pat
     algorithm, env, _ = windowed("dqn")
     one = start(tmp_path / "one", algorithm, env, rounds=5).wait().store
     run = start(tmp_path / "two", algorithm, env, rounds=1, init=one, init_replay=True, seed=4).wait()
-    standing = standing_of(run)
-    standing.advance(1, run.store.log.head())
-    window = standing.learner.window
+    state = state_of(run)
+    state.advance(1)
+    window = state.learner.window
     last = window.gather(window.positions_of_rows(79, 80))
     expected = np.concatenate([one.read(record)["observation"][-1] for record in one.fragments()[-2:]])
     ended = np.concatenate([one.read(record)["terminated"][-1] for record in one.fragments()[-2:]])

@@ -31,9 +31,9 @@ HOUSE = [
     "schedule",
     "code",
     "envs",
+    "store",
     "replay",
     "algorithms",
-    "store",
     "identity",
     "tasks",
     "watching",
@@ -68,7 +68,7 @@ ROOMS = {
 
 # torch is imported when these are; elsewhere only within functions.
 TORCH = {"replay", "algorithms", "tasks.preload", "analysis.export"}
-NO_TORCH = {"algorithms", "algorithms.base", "algorithms.described", "algorithms.q_learning", "replay"}
+NO_TORCH = {"algorithms", "algorithms.base", "algorithms.described", "algorithms.q_learning", "replay", "replay.rounds"}
 
 
 @functools.cache

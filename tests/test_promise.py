@@ -28,6 +28,7 @@ from daskrl.errors import SchedulerLostError
 from daskrl.pools import dask as pools
 from daskrl.pools.base import Plan
 from daskrl.pools.local import InProcessPool
+from daskrl.replay import rounds as replay
 from daskrl.tasks import fingerprint, learner, rollout
 from tests.promise import SETTINGS, STEPS, Once, Troubled, TroubledDQN, kill_self, same_transitions, start
 
@@ -353,8 +354,8 @@ def test_restoring_the_learner_reads_the_window_and_the_rounds_since_the_checkpo
     plan = Plan(longer.store.layout, longer.algorithm, longer.source.factory, longer.options)
     pool = InProcessPool(plan)
     rounds = []
-    read = learner._read
-    monkeypatch.setattr(learner, "_read", lambda s, record: rounds.append(record["round"]) or read(s, record))
+    read = replay.read_committed
+    monkeypatch.setattr(replay, "read_committed", lambda of, r: rounds.append(r["round"]) or read(of, r))
     (root / ".checkpoints" / "00000041.safetensors").unlink()  # it has the weights of 40
     head = longer.store.log.head()
     learner.learn(pool.token, 40, head, "cpu", False, False)
@@ -368,9 +369,9 @@ def test_weights_that_streams_still_need_are_kept_and_where_lost_not_learned_fro
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned, read = [], []
-    learn, read_fragment = learner.learn, learner._read
+    learn, read_fragment = learner.learn, replay.read_committed
     monkeypatch.setattr(learner, "learn", lambda t, version, *rest: learned.append(version) or learn(t, version, *rest))
-    monkeypatch.setattr(learner, "_read", lambda s, record: read.append(record["round"]) or read_fragment(s, record))
+    monkeypatch.setattr(replay, "read_committed", lambda of, r: read.append(r["round"]) or read_fragment(of, r))
     reference = start(tmp_path / "reference", lag=4).wait().store
     assert learned == list(range(13))  # none twice
     for report in start(tmp_path / "run", lag=4, checkpoint_every=1):

@@ -20,8 +20,7 @@ from daskrl.names import suggests
 from daskrl.store.columns import pack
 from daskrl.store.store import Store
 from daskrl.store.store import opened as opened_store
-from daskrl.tasks import fingerprint, rollout, session
-from daskrl.tasks.learner import Standing
+from daskrl.tasks import fingerprint, learner, rollout, session
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _weights(store: Store, made: session.Session, version: int, head: int) -> se
     arithmetic = next(iter(store.records("arithmetic")), None)
     device = (arithmetic or fingerprint.reference(session.introduction(store.layout), store.config.device))["device"]
     with pinned(store.config.torch_threads, device):
-        standing = Standing(made, device)
-        standing.restore(version, head)
-        standing.advance(version, head)
-        return (meta, *pack(standing.learner.weights()))
+        state = learner.begin(made, head, device)
+        learner.restore(store.layout, state, version, head)
+        state.advance(version)
+        return (meta, *pack(state.learner.weights()))

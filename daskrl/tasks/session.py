@@ -31,11 +31,13 @@ from daskrl.envs.source import Environment
 from daskrl.envs.stream import Stream
 from daskrl.errors import DamagedError, DaskrlError, StoreError
 from daskrl.records import Array
+from daskrl.replay.rounds import CommittedRounds, RoundReader
 from daskrl.store import late
 from daskrl.store.columns import Table
 from daskrl.store.storage import Storage
 from daskrl.store.store import Layout
 from daskrl.tasks import children, memory
+from daskrl.tasks.learner_state import LearnerState
 from daskrl.tasks.playing import Playing
 
 _PROBED = 3.0  # seconds to look for the driver's file; where the store is not shared, each worker takes them
@@ -60,7 +62,8 @@ class Session:
     streams : stream -> (round it stands at, live environments).
     evaluations : weights version -> an evaluation on its way.
     policies : weights version -> policy that acts with it.
-    learner, reader : a `daskrl.tasks.learner.Standing` and what reads for it, on the process that learns; else None.
+    learner, reader : where the run's learner stands, and what reads for it, in the process that learns; else None.
+        While it learns, the reader alone.
     published : weights version -> what was published, the newest few.
     lock, learning : held for a moment around ``streams`` and ``policies``; held while learning.
     closed : nothing is cached any more; a rollout may still be running.
@@ -74,8 +77,8 @@ class Session:
     streams: dict[int, tuple[int, Stream]] = field(default_factory=dict)
     evaluations: dict[int, Playing] = field(default_factory=dict)
     policies: dict[int, Any] = field(default_factory=dict)
-    learner: Any = None
-    reader: Any = None
+    learner: LearnerState[CommittedRounds] | None = None
+    reader: RoundReader[CommittedRounds] | None = None
     published: dict[int, Published] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     learning: threading.Lock = field(default_factory=threading.Lock)
