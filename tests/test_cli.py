@@ -21,6 +21,7 @@ import pytest
 import daskrl
 from daskrl import clusters, sinks
 from daskrl.cli import commands as cli
+from daskrl.clusters import jobs
 from tests.promise import start
 from tests.read_back import logged, metrics, scalars, table
 from tests.slurm import free_port
@@ -217,8 +218,8 @@ def test_workers_are_the_most_jobs_there_may_be_of_a_site_file(
 ) -> None:
     asked = []
     empty = distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None)
-    monkeypatch.setattr(clusters, "from_file", lambda path: (empty, file))
-    monkeypatch.setattr(clusters, "adapt", lambda cluster, **bounds: asked.append(bounds))
+    monkeypatch.setattr(jobs, "from_file", lambda path: (empty, file))
+    monkeypatch.setattr(jobs, "adapt", lambda cluster, **bounds: asked.append(bounds))
     with cli._client(workers, None, "site.yaml", 1):
         assert asked == [{"minimum": least, "maximum": most}]
 
