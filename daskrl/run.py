@@ -82,10 +82,7 @@ class Run(Watched):
     @property
     def finished(self) -> bool:
         """Whether every version up to the budget is committed, and every evaluation that is due."""
-        progress = Progress([0] * self.store.config.schedule.streams)
-        for record in self.store.records():
-            progress.take(record)
-        return self._over(progress)
+        return self._over(self.store.progress())
 
     def _over(self, progress: Progress) -> bool:
         every, rounds = self.options.evaluate_every, self._rounds

@@ -208,7 +208,7 @@ def evaluate(
 def _caveat(store: Store, source: sources.EnvironmentSource) -> str:
     known = source.remembers
     if known is None:
-        known = next((r["reason"] for r in store.records("promise_off") if r.get("environment")), None)
+        known = next((r["reason"] for r in store.progress().off if r.get("environment")), None)
     if known is None:
         return ""
     return (

@@ -353,9 +353,10 @@ def _bounds(store: Store, env: Any) -> Bounds | None:
 def _stored(storage: Storage, count: int) -> dict[str, Array]:
     """Observations out of the newest fragment of a store, spread over its steps."""
     store = Store.open(storage)
-    record = next((r for r in reversed(store.fragments())), None)
-    if record is None:
+    progress = store.progress()
+    if not progress.slots:
         return {}
+    record = store.layout.find([progress.slots - 1], progress.commits)[progress.slots - 1]
     depth, names = store.config.frame_stack, tuple(leaf.name for leaf in store.spec.observation)
     columns = store.read(record, names)
     steps, lanes = columns[names[0]].shape[0] - depth + 1, columns[names[0]].shape[1]

@@ -18,7 +18,8 @@ from daskrl.errors import ConfigError
 from daskrl.identity import require_known_keys, same_algorithm, same_environment
 from daskrl.names import suggests
 from daskrl.store.columns import pack
-from daskrl.store.store import Store
+from daskrl.store.progress import Progress
+from daskrl.store.store import Store, read_weights
 from daskrl.store.store import opened as opened_store
 from daskrl.tasks import fingerprint, learner, rollout, session
 
@@ -84,19 +85,18 @@ def reproduce(
     schedule = opened.config.schedule
     round_, stream = divmod(fragment, schedule.streams)
     version = schedule.weights_version(round_)
-    records = {record["slot"]: record for record in opened.fragments()}
-    committed = [sum(record["stream"] == s for record in records.values()) for s in range(schedule.streams)]
+    progress, fragments = opened.whole()
+    records, committed = {record["slot"]: record for record in fragments}, progress.committed
     if fragment < 0 or round_ > committed[stream] or version > min(committed):
         raise ConfigError(
             f"fragment: {opened.storage} can act out fragments of rounds up to {min(committed) + schedule.lag}, as far "
             f"as each stream is committed; {fragment} is round {round_} of stream {stream}."
         )
-    options = dataclasses.replace(Options.from_json(opened.budget()["options"]), strict=True)
-    head = opened.log.head()
+    options = dataclasses.replace(Options.from_json((progress.budget or {})["options"]), strict=True)
     token = f"reproduce-{os.getpid()}"
     made = session.Session(token, opened.layout, algorithm, source.factory, options)
-    weights = _weights(opened, made, version, head)
-    data, _ = rollout.run(made, weights, stream, round_, head, use_cache=False)
+    weights = _weights(opened, made, version, progress)
+    data, _ = rollout.run(made, weights, stream, round_, progress.commits, use_cache=False)
     differs: tuple[str, ...] = ()
     if fragment in records:
         stored = opened.read(records[fragment])
@@ -104,12 +104,12 @@ def reproduce(
     return Reproduction(fragment, stream, round_, version, fragment in records, differs, data)
 
 
-def _weights(store: Store, made: session.Session, version: int, head: int) -> session.Published:
+def _weights(store: Store, made: session.Session, version: int, progress: Progress) -> session.Published:
     meta = {"version": version}
-    if version in store.weights_versions():
-        return (meta, *pack(store.weights(version)[1]))
-    arithmetic = next(iter(store.records("arithmetic")), None)
-    device = (arithmetic or fingerprint.reference(session.introduction(store.layout), store.config.device))["device"]
+    if version in progress.kept:
+        return (meta, *pack(read_weights(store.storage, progress.kept[version])))
+    arithmetic = progress.arithmetic or fingerprint.reference(session.introduction(store.layout), store.config.device)
+    device, head = arithmetic["device"], progress.commits
     with pinned(store.config.torch_threads, device):
         state = learner.begin(made, head, device)
         learner.restore(store.layout, state, version, head)

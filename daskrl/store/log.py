@@ -10,12 +10,20 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from daskrl.errors import DamagedError, StoreLockedError
 from daskrl.records import Record
 from daskrl.store.columns import crc32c
 from daskrl.store.late import LateError, content, patiently
 from daskrl.store.storage import Storage
+
+
+class Segment(NamedTuple):
+    """What one commit says."""
+
+    crc32c: int
+    records: list[Record]
 
 
 class CommitLog:
@@ -39,17 +47,24 @@ class CommitLog:
         """What messages call a segment."""
         return self.storage.where(self.key(number))
 
-    def head(self) -> int:
-        """How many segments there are. Lists the folder: for drivers and readers, not for tasks."""
-        names = (name.removesuffix(".json") for name in self.storage.names(".commits") if name.endswith(".json"))
-        numbers = sorted(int(name) for name in names if name.isdecimal())
-        if numbers != list(range(len(numbers))):
-            missing = next(i for i, n in enumerate([*numbers, -1]) if i != n)
-            raise DamagedError(f"{self.where(missing)} is missing, yet later commits exist.")
-        return len(numbers)
+    def head(self, start: int = 0) -> int:
+        """How many segments there are, ``start`` of them known. It lists the folder: not for tasks.
 
-    def read(self, number: int) -> list[Record]:
-        """The records of one segment.
+        Raises
+        ------
+        DamagedError
+            One behind the known ones is missing. Names the file.
+        """
+        after = f"{start - 1:08d}.json" if start else ""
+        names = (name[:-5] for name in self.storage.names(".commits", after) if name.endswith(".json"))
+        numbers = sorted(int(name) for name in names if name.isdecimal())
+        if numbers != list(range(start, start + len(numbers))):
+            missing = next(i for i, n in enumerate([*numbers, -1], start) if i != n)
+            raise DamagedError(f"{self.where(missing)} is missing, yet later commits exist.")
+        return start + len(numbers)
+
+    def segment(self, number: int) -> Segment:
+        """One segment.
 
         Raises
         ------
@@ -59,23 +74,31 @@ class CommitLog:
         key, where = self.key(number), self.where(number)
         missing = f"is missing: {number + 1} commits were made."
 
-        def look() -> tuple[bytes, int, list[Record]]:
+        def look() -> tuple[bytes, Segment]:
             data = content(self.storage, key, where, missing)
-            body = data[data.find(b"[") : data.rfind(b"]") + 1]
             try:
-                return body, int(json.loads(data)["crc32c"], 16), json.loads(body)
+                said = json.loads(data)
+                return data, Segment(int(said["crc32c"], 16), list(said["records"]))
             except (ValueError, KeyError, TypeError):
                 raise LateError(f"{where} is not a commit: it cannot be read as JSON.") from None
 
-        body, expected, records = patiently(look, self.storage, key, self.patience)
-        if crc32c(body) != expected:
+        data, found = patiently(look, self.storage, key, self.patience)
+        if crc32c(data[data.find(b"[") : data.rfind(b"]") + 1]) != found.crc32c:
             raise DamagedError(f"{where} fails its CRC-32C.")
-        return records
+        return found
+
+    def read(self, number: int) -> list[Record]:
+        """The records of one segment; raises `DamagedError` as `segment` does."""
+        return self.segment(number).records
+
+    def segments(self, start: int = 0, head: int | None = None) -> Iterator[Segment]:
+        """The segments from ``start`` to ``head`` (default: all there are), oldest first."""
+        return self.storage.at_once(self.segment, range(start, self.head(start) if head is None else head))
 
     def forwards(self, start: int = 0, head: int | None = None) -> Iterator[Record]:
         """Every record from segment ``start`` to ``head`` (default: all there are), oldest first."""
-        for records in self.storage.at_once(self.read, range(start, self.head() if head is None else head)):
-            yield from records
+        for segment in self.segments(start, head):
+            yield from segment.records
 
     def since(self, start: int) -> Iterator[list[Record]]:
         """The segments from ``start`` on, until there is none."""
@@ -89,7 +112,7 @@ class CommitLog:
         for records in self.storage.at_once(self.read, reversed(range(head))):
             yield from reversed(records)
 
-    def append(self, number: int, records: Sequence[Record]) -> None:
+    def append(self, number: int, records: Sequence[Record]) -> Segment:
         """Commit some records as segment ``number``, all of them or none.
 
         Raises
@@ -98,7 +121,8 @@ class CommitLog:
             Another driver committed this segment.
         """
         body = json.dumps(records, separators=(",", ":"), allow_nan=True).encode()
-        data = b'{"crc32c":"%08x",%s"records":%s}\n' % (crc32c(body), self._mark, body)
+        crc = crc32c(body)
+        data = b'{"crc32c":"%08x",%s"records":%s}\n' % (crc, self._mark, body)
         try:
             self.storage.put_new(self.key(number), data)
         except FileExistsError:
@@ -106,3 +130,4 @@ class CommitLog:
                 f"another driver committed {self.where(number)}. This one stops; nothing is lost. Type: daskrl info "
                 f"{self.storage}"
             ) from None
+        return Segment(crc, list(records))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from daskrl.records import Record
 from daskrl.schedule import Due, Rechecks
+from daskrl.store.log import Segment
 
 
 class Evaluated(NamedTuple):
@@ -38,6 +41,10 @@ class Progress:
     rechecks, due : what says which fragments are to be run again, and those that are.
     environment_off : whether the promise does not hold for what the environment does.
     out_of_bounds : whether an observation outside the bounds of its space was recorded.
+    budget : the newest record of how far the run is to go.
+    off : the records that say why the promise does not hold.
+    commits : whole commits counted in, by `take_commit`.
+    newest_crc32c : of the newest of them.
     """
 
     committed: list[int]
@@ -54,6 +61,21 @@ class Progress:
     due: list[Due] = field(default_factory=list)
     environment_off: bool = False
     out_of_bounds: bool = False
+    budget: Record | None = None
+    off: list[Record] = field(default_factory=list)
+    commits: int = 0
+    newest_crc32c: int = 0
+
+    @property
+    def fragments(self) -> int:
+        """How many are committed."""
+        return sum(self.committed)
+
+    @property
+    def slots(self) -> int:
+        """One more than the highest slot of a committed fragment."""
+        streams = len(self.committed)
+        return max(((done - 1) * streams + stream + 1 for stream, done in enumerate(self.committed) if done), default=0)
 
     @property
     def evaluation(self) -> Evaluated | None:
@@ -77,6 +99,7 @@ class Progress:
             self.due.extend(self.rechecks.take(record) if self.rechecks is not None else ())
         elif record["kind"] == "promise_off":
             self.environment_off |= bool(record.get("environment"))
+            self.off.append(record)
         elif record["kind"] == "learn":
             self.published = record["version"]
             self.learner_updates = record["learner_updates"]
@@ -86,10 +109,36 @@ class Progress:
             self.limited[record["version"]] = record.get("limited", 0)
         elif record["kind"] == "arithmetic":
             self.arithmetic = record
-        take_weights(self.kept, record)
+        elif record["kind"] == "budget":
+            self.budget = record
+        if record["kind"] in ("learn", "checkpoint") and record.get("weights"):
+            self.kept.setdefault(record["version"], record["weights"])
+
+    def take_commit(self, segment: Segment) -> None:
+        """Count in all records of the next commit."""
+        for record in segment.records:
+            self.take(record)
+        self.commits += 1
+        self.newest_crc32c = segment.crc32c
+
+    def copy(self) -> Progress:
+        """One that can be counted on without changing this one; without `rechecks`."""
+        values = {name: copy.copy(getattr(self, name)) for name in _COUNTED}
+        return Progress(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """All that was counted, without `rechecks` and what is due by them."""
+        return {**{name: getattr(self, name) for name in _COUNTED}, "returns": list(self.returns)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Progress:
+        """Raises KeyError, TypeError, ValueError or AttributeError where ``data`` is not from `to_json`."""
+        values = {name: data[name] for name in _COUNTED}
+        made = cls(**values)
+        made.returns = deque(data["returns"], maxlen=cls([]).returns.maxlen)
+        for name in ("kept", "evaluated", "limited"):
+            setattr(made, name, {int(version): value for version, value in data[name].items()})
+        return made
 
 
-def take_weights(kept: dict[int, list[Any]], record: Record) -> None:
-    """Note the weights that a record of a version, or of a stop, says are on disk."""
-    if record["kind"] in ("learn", "checkpoint") and record.get("weights"):
-        kept.setdefault(record["version"], record["weights"])
+_COUNTED = tuple(one.name for one in fields(Progress) if one.name not in ("rechecks", "due"))

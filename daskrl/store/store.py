@@ -27,14 +27,15 @@ from daskrl.errors import ConfigError, DamagedError, StoreError, StoreLockedErro
 from daskrl.records import Array, Record
 from daskrl.schedule import Rechecks
 from daskrl.shown import html_table
+from daskrl.store import snapshot
 from daskrl.store.columns import Column, columns, crc32c, decode, encode, read_fragment, read_transitions
 from daskrl.store.index import INDEX_EVERY, INDEX_ROWS, IndexColumn, fill, index_columns
 from daskrl.store.initial import Initial
 from daskrl.store.late import LateError, content, patiently
-from daskrl.store.log import CommitLog
+from daskrl.store.log import CommitLog, Segment
 from daskrl.store.places import Place, place
 from daskrl.store.posix import Posix
-from daskrl.store.progress import Evaluated, Progress, take_weights
+from daskrl.store.progress import Evaluated, Progress
 from daskrl.store.storage import Storage, Tag
 from daskrl.store.weights import older_weights
 
@@ -159,6 +160,10 @@ class Store:
         self._index: dict[int, dict[str, Array]] = {}
         self._indexed: set[int] = set()
         self._workers: dict[str, int] = {}
+        self._written = self._seen = self._nothing()  # what is committed, as the driver and as readers know it
+
+    def _nothing(self) -> Progress:
+        return Progress([0] * self.config.schedule.streams)
 
     # -- making and opening -------------------------------------------------------------------------------
 
@@ -307,21 +312,24 @@ class Store:
             self._known = {}
             self._head = self.log.head()
             self._index, self._indexed, self._workers = {}, set(), {}
+            self._written = self._nothing()
             schedule = self.config.schedule
             progress = Progress([0] * schedule.streams, rechecks=Rechecks(schedule, self.config.recheck_every))
             self._capacity = self.array_length()
 
-            def take(record: Record) -> None:
-                if record["kind"] == "fragment":
-                    if record["round"] != progress.committed[record["stream"]]:
-                        raise DamagedError(
-                            f"{self.storage}: the commits of stream {record['stream']} are out of order."
-                        )
-                    self._index_record(record)
-                progress.take(record)
+            def take(segment: Segment) -> None:
+                for record in segment.records:
+                    if record["kind"] == "fragment":
+                        if record["round"] != progress.committed[record["stream"]]:
+                            raise DamagedError(
+                                f"{self.storage}: the commits of stream {record['stream']} are out of order."
+                            )
+                        self._index_record(record)
+                    progress.take(record)
+                self._written.take_commit(segment)
 
-            for record in self.log.forwards(0, self._head):
-                take(record)
+            for segment in self.log.segments(0, self._head):
+                take(segment)
             if self._lock.took_over:
                 self._shut_out(take)
             progress.due.clear()  # by the driver that committed them
@@ -331,16 +339,15 @@ class Store:
             self._lock.release()
             raise
 
-    def _shut_out(self, take: Callable[[Record], None]) -> None:
+    def _shut_out(self, take: Callable[[Segment], None]) -> None:
         """Commit that another driver has the store now, so that one believed dead cannot commit any more."""
         while True:
             try:
-                self.log.append(self._head, [{"kind": "driver"}])
+                take(self.log.append(self._head, [{"kind": "driver"}]))
                 self._head += 1
                 return
             except StoreLockedError:  # it was not dead, and this is its last commit: it knows by now, or with its next
-                for record in self.log.read(self._head):
-                    take(record)
+                take(self.log.segment(self._head))
                 self._head += 1
 
     def unlock(self) -> None:
@@ -348,6 +355,7 @@ class Store:
         try:
             if self._lock.held:
                 self.flush_index()
+                snapshot.save(self.log, self.run_id, self._written)
         finally:
             self._lock.release()
 
@@ -359,12 +367,13 @@ class Store:
             if needed > self._capacity:
                 self._grow(-(-needed // _GROW) * _GROW)
         self._lock.require()
-        self.log.append(self._head, records)
+        self._written.take_commit(self.log.append(self._head, records))
         self._head += 1
         for record in fragments:
             self._index_record(record)
         if self._head % INDEX_EVERY == 0:
             self.flush_index()
+            snapshot.save(self.log, self.run_id, self._written)
 
     def array_length(self) -> int:
         """Slots every array has now; a driver killed while growing them leaves some longer than others."""
@@ -441,10 +450,34 @@ class Store:
             if kind is None or record["kind"] == kind:
                 yield record
 
+    def progress(self) -> Progress:
+        """How far the run is, by what is committed now; not to be changed.
+
+        It reads what is new since it was called, or since the snapshot (`daskrl.store.snapshot`), which it writes anew
+        where many commits came and this process may.
+        """
+        seen, known = self._seen.copy(), self._seen.commits
+        if not known or not snapshot.belongs(seen, self.log):
+            seen = snapshot.load(self.log, self.run_id, self.config.schedule.streams) or self._nothing()
+            known = seen.commits
+        for segment in self.log.segments(known):
+            seen.take_commit(segment)
+        if seen.commits - known >= snapshot.WORTH:
+            snapshot.save(self.log, self.run_id, seen)
+        self._seen = seen
+        return seen
+
+    def whole(self) -> tuple[Progress, list[Record]]:
+        """The progress, and the record of every committed fragment by slot, out of one pass over the whole log."""
+        progress, by_slot = self._nothing(), dict[int, Record]()
+        for segment in self.log.segments():
+            progress.take_commit(segment)
+            by_slot.update((record["slot"], record) for record in segment.records if record["kind"] == "fragment")
+        return progress, [by_slot[slot] for slot in sorted(by_slot)]
+
     def fragments(self) -> list[Record]:
         """The record of every committed fragment, by slot."""
-        by_slot = {record["slot"]: record for record in self.records("fragment")}
-        return [by_slot[slot] for slot in sorted(by_slot)]
+        return self.whole()[1]
 
     def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
         """The columns of one committed fragment, checked against its record."""
@@ -466,15 +499,17 @@ class Store:
 
     def budget(self) -> Record:
         """The newest ``budget`` record: how many env steps the run is to take, and its options."""
-        return list(self.records("budget"))[-1]
+        budget = self.progress().budget
+        assert budget is not None  # in commit 0
+        return budget
 
     def promise_off(self) -> list[str]:
         """Why this run may differ from another of the same config; empty while the promise holds."""
-        return [record["reason"] for record in self.records("promise_off")]
+        return [record["reason"] for record in self.progress().off]
 
     def weights_versions(self) -> list[int]:
         """Versions of the weights kept on disk, oldest first."""
-        return sorted(self._weights_kept()[0])
+        return sorted(self.progress().kept)
 
     def evaluations(self) -> list[Record]:
         """The evaluations made while the run went on (``evaluate_every``), by version; see FORMAT.md."""
@@ -485,23 +520,11 @@ class Store:
 
         None where none was. ``Store.weights("best")`` has its weights.
         """
-        progress = Progress([])
-        for record in self.records("evaluation"):
-            progress.take(record)
-        return progress.best
+        return self.progress().best
 
     def published(self) -> int:
         """The newest version of the weights that was published, kept on disk or not; -1 before version 0."""
-        return self._weights_kept()[1]
-
-    def _weights_kept(self) -> tuple[dict[int, list[Any]], int]:
-        kept: dict[int, list[Any]] = {}
-        published = -1
-        for record in self.records():
-            take_weights(kept, record)
-            if record["kind"] == "learn":
-                published = max(published, record["version"])
-        return kept, published
+        return self.progress().published
 
     def weights(self, version: int | str | None = None) -> tuple[int, dict[str, Array]]:
         """One stored version of the weights, the newest by default; ``"best"`` is that of `best`.
@@ -512,9 +535,10 @@ class Store:
         -------
         version, and name -> array.
         """
-        kept, published = self._weights_kept()
+        progress = self.progress()
+        kept, published = progress.kept, progress.published
         if version == "best":
-            best = self.best()
+            best = progress.best
             if best is None:
                 raise ConfigError(
                     f"{self.storage}: version 'best': no version was evaluated. Train with evaluate_every= "
@@ -548,18 +572,18 @@ class Store:
             Names the file.
         """
         sha = hashlib.sha256()
-        fragments = self.fragments()
+        progress, fragments = self.whole()
         for record, values in zip(fragments, self.storage.at_once(self.read, fragments), strict=True):
             sha.update(f"fragment {record['round']} {record['stream']} {record['weights_version']}\n".encode())
             for name in sorted(values):
                 sha.update(f"{name} {values[name].dtype.str} {values[name].shape}\n".encode())
                 sha.update(np.ascontiguousarray(values[name]).tobytes())
-        kept, _ = self._weights_kept()
-        for older in sorted(kept)[:-1]:
-            read_checked(self.storage, kept[older])
-        if kept:
-            version, weights = self.weights(max(kept))
-            sha.update(f"weights {version}\n".encode())
+        for older in sorted(progress.kept)[:-1]:
+            read_checked(self.storage, progress.kept[older])
+        if progress.kept:
+            newest = max(progress.kept)
+            weights = read_weights(self.storage, progress.kept[newest])
+            sha.update(f"weights {newest}\n".encode())
             for name in sorted(weights):
                 sha.update(f"{name} {weights[name].dtype.str} {weights[name].shape}\n".encode())
                 sha.update(weights[name].tobytes())
@@ -582,34 +606,25 @@ class Store:
         versions : of the packages the run was made with.
         config : every setting, see `daskrl.config.RunConfig`.
         """
-        schedule = self.config.schedule
-        fragments, published, updates = 0, -1, 0
-        returns: list[float] = []
-        for record in self.records():
-            if record["kind"] == "fragment":
-                fragments += 1
-                returns.extend(episode[1] for episode in record["episodes"])
-            elif record["kind"] == "learn" and record["version"] > published:
-                published, updates = record["version"], record["learner_updates"]
-        steps = schedule.fragment_steps * schedule.envs_per_stream
-        off, stored, best = self.promise_off(), self.weights_versions(), self.best()
+        schedule, progress = self.config.schedule, self.progress()
+        stored, best = sorted(progress.kept), progress.best
         return {
             "store": str(self.storage),
             "environment": self.config.environment.get("id") or self.config.environment["name"],
             "algorithm": self.config.algorithm["name"],
             "seed": self.config.seed,
             **({} if self.config.init is None else {"begun_with": dict(self.config.init)}),
-            "env_steps": fragments * steps,
-            "env_steps_budget": self.budget()["env_steps"],
-            "fragments": fragments,
-            "episodes": len(returns),
-            "return_last_100": float(np.mean(returns[-100:])) if returns else None,
-            "weights_version": published,
-            "learner_updates": updates,
+            "env_steps": progress.fragments * schedule.fragment_steps * schedule.envs_per_stream,
+            "env_steps_budget": (progress.budget or {}).get("env_steps"),
+            "fragments": progress.fragments,
+            "episodes": progress.episodes,
+            "return_last_100": float(np.mean(progress.returns)) if progress.returns else None,
+            "weights_version": progress.published,
+            "learner_updates": progress.learner_updates,
             "stored_weights": stored,
             "newest_stored_weights": max(stored, default=None),
             **({} if best is None else {"best_version": best.version, "best_return": best.mean}),
-            "promise": off or "kept",
+            "promise": [record["reason"] for record in progress.off] or "kept",
             "versions": self.attributes["versions"],
             "config": json.loads(json.dumps(self.config.to_json())),
         }
@@ -646,7 +661,7 @@ class Store:
         with extras.needed("analysis", "to_xarray needs xarray"):
             import xarray
 
-        length = max((record["slot"] for record in self.fragments()), default=-1) + 1
+        length = self.progress().slots
         data = xarray.open_zarr(self.storage.zarr(), consolidated=False, chunks=None)
         cut: xarray.Dataset = data.isel(fragment=slice(0, length)).chunk({"fragment": fragments_per_chunk})
         return cut.drop_encoding()  # how the store's chunks lie, which is not how these do
