@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ GAMMA, LAMBDA = 0.9, 0.7
 STEPS, LANES = 9, 4
 
 
-def tensors(arrays: dict[str, np.ndarray], *names: str) -> list[torch.Tensor]:
+def tensors(arrays: dict[str, np.ndarray], *names: str) -> Any:
     return [torch.from_numpy(arrays[name]) for name in names]
 
 

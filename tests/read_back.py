@@ -11,7 +11,7 @@ from typing import Any
 
 
 def scalars(directory: Path, name: str) -> list[tuple[int, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     read = EventAccumulator(str(directory))
     read.Reload()
@@ -27,7 +27,7 @@ def metrics(port: int) -> dict[str, float]:
 def logged(directory: Path) -> list[dict[str, Any]]:
     """The runs that W&B wrote offline, oldest first, as its own records say. Its file is LevelDB's kind of log."""
     import wandb
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     wandb.teardown()  # the process that writes them ends, and what it read of the environment is forgotten
     runs = []

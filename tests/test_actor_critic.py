@@ -54,7 +54,7 @@ def random_round(seed: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("seed", range(5))
 def test_an_advantage_is_the_sum_of_decayed_td_errors_to_the_end_of_the_episode(seed):
     arrays = random_round(seed)
-    found = gae(*tensors(arrays, "reward", "discount", "ended", "value", "next_value"), GAMMA * LAMBDA)
+    found = gae(*tensors(arrays, "reward", "discount", "ended", "value", "next_value"), GAMMA * LAMBDA)  # type: ignore[call-arg]
     for lane in range(LANES):
         for t in range(STEPS):
             expected, weight = 0.0, 1.0

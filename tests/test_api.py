@@ -265,7 +265,7 @@ def test_html_shows_what_it_is_and_escapes_markup(tmp_path: Path, what: str) -> 
     make.__qualname__ = "<script>alert(1)</script>"
     run = start(tmp_path / "<b>run", env=make, env_steps=ROUND).wait()
     result = daskrl.evaluate(run.store, episodes=2, env=make)
-    html = {"run": run, "store": run.store, "evaluation": result}[what]._repr_html_()
+    html = {"run": run, "store": run.store, "evaluation": result}[what]._repr_html_()  # type: ignore[attr-defined]
     assert "<table>" in html
     assert "<script>" not in html
     assert "<b>" not in html

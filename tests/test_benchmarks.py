@@ -21,7 +21,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _state() -> Any:
     kind, keys, *others = np.random.get_state()  # noqa: NPY002
-    return kind, keys.tobytes(), others
+    return kind, keys.tobytes(), others  # type: ignore[attr-defined]
 
 
 def test_numpys_global_state_is_derived_within_and_left_as_it_was(benchmarks: None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import json
 import os
 import random
@@ -377,7 +378,7 @@ def test_source_that_is_of_something_else_is_not_taken(monkeypatch: pytest.Monke
     from daskrl.code import source as code
 
     made = executed("class Other(gymnasium.Env):\n    def step(self, action): return 1\n", "Other", "tests.held")
-    monkeypatch.setattr(code.inspect, "getsource", lambda obj: "REWARD = 1.0\nWEIGHTS = {}\n")
+    monkeypatch.setattr(inspect, "getsource", lambda obj: "REWARD = 1.0\nWEIGHTS = {}\n")
     with pytest.raises(OSError, match="no source of Other"):
         code.source_of_class(made)
     assert sources.source_sha256(made)

@@ -124,7 +124,7 @@ def test_reproduce_exits_with_1_where_a_fragment_differs(tmp_path: Path, here: H
     done = daskrl_("reproduce", str(tmp_path / "run"), "--fragment", "0", cwd=ROOT, code=1)
     assert "DIFFERS in" in done.stdout
     assert "reward" in done.stdout
-    done = here("reproduce", str(tmp_path / "run"), "--fragment", "0", "--json", cwd=ROOT, code=1)
+    done = here("reproduce", str(tmp_path / "run"), "--fragment", "0", "--json", cwd=ROOT, code=1)  # type: ignore[assignment]
     assert "reward" in json.loads(done.stdout)["differs"]
 
 

@@ -40,7 +40,7 @@ def log(tmp_path: Path) -> CommitLog:
 
 def test_what_was_appended_is_read_in_order_and_backwards(log):
     assert log.head() == 3
-    everything = [record for records in RECORDS for record in records]
+    everything = [record for records in RECORDS for record in records]  # type: ignore[attr-defined]
     assert list(log.forwards()) == everything
     assert list(log.forwards(1)) == everything[1:]
     assert list(log.forwards(0, 1)) == everything[:1]
@@ -144,7 +144,7 @@ def test_a_file_system_without_hard_links_holds_a_log_and_a_number_is_committed_
     with pytest.raises(StoreLockedError, match=r"another driver committed .*00000002\.json"):
         log.append(2, [{"kind": "learn", "version": 9}])
     assert Path(log.where(2)).read_bytes() == before
-    assert sorted(path.name for path in (log.storage.root / ".commits").iterdir()) == [
+    assert sorted(path.name for path in (log.storage.root / ".commits").iterdir()) == [  # type: ignore[attr-defined]
         f"{n:08d}.json" for n in range(3)
     ]
 

@@ -184,7 +184,7 @@ def test_td3s_actor_maximises_the_first_critic():
         naive_q(learner.online.critics, x, np.tanh(naive_mlp(learner.online.actor.head, x)))[0]
         for x in batch.observation["observation"].numpy()
     ]
-    assert learner.settings.actor_loss(learner, batch).item() == pytest.approx(-np.mean(values), rel=1e-4)
+    assert learner.settings.actor_loss(learner, batch).item() == pytest.approx(-np.mean(values), rel=1e-4)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("target_entropy", "wanted"), [(None, -2.0), (0.7, 0.7)])
@@ -234,7 +234,7 @@ def test_a_terminated_transition_does_not_bootstrap_and_a_truncated_one_does_fro
         action = naive_unit(first["action"][step, env])
         q = naive_q(learner.online.critics, first["observation"][step, env], action)
         halves = 2 if kind is SAC else 1
-        loss, _ = learner.settings.critic_loss(learner, batch)
+        loss, _ = learner.settings.critic_loss(learner, batch)  # type: ignore[attr-defined]
         assert loss.item() == pytest.approx(sum((value - wanted) ** 2 for value in q) / halves, rel=1e-4)
 
 

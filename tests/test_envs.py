@@ -262,7 +262,7 @@ class Bad(Scripted):
             if self.wrong == "reward":
                 reward = float("nan")
             if self.wrong == "observation":
-                value = np.float32([np.inf, 0])
+                value = np.float32([np.inf, 0])  # type: ignore[assignment]
             if self.wrong == "shape":
                 value = np.zeros(3, np.float32)
         return value, reward, terminated, truncated, info
@@ -309,7 +309,7 @@ def test_unknown_environments_are_refused_by_name():
     with pytest.raises(UnknownEnvironmentError, match="no_such_module"):
         sources.source("no_such_module:Thing-v0")
     with pytest.raises(UnknownEnvironmentError, match=r"must return a gymnasium\.Env, returned int"):
-        sources.source(lambda: 3)
+        sources.source(lambda: 3)  # type: ignore[return-value]
     with pytest.raises(ConfigError, match="bind them"):
         sources.source(Scripted, size=3)
     with pytest.raises(ConfigError, match="expected a Gymnasium id"):
@@ -318,7 +318,7 @@ def test_unknown_environments_are_refused_by_name():
 
 def test_an_unsupported_space_is_refused_when_the_environment_is_looked_at():
     class Texts(Scripted):
-        observation_space = spaces.Text(5)
+        observation_space = spaces.Text(5)  # type: ignore[assignment]
 
     with pytest.raises(UnsupportedSpaceError, match="Text spaces are not supported"):
         sources.source(Texts)

@@ -202,15 +202,15 @@ def test_first_replay_is_in_the_window_before_the_first_round_and_learned_from_a
     shutil.rmtree(tmp_path / "one" / "reward")  # it is the other run's no more
     state = state_of(run)
     state._remember()
-    window, like = state.learner.window, state_of(start(tmp_path / "like", algorithm, env, **options)).learner
+    window, like = state.learner.window, state_of(start(tmp_path / "like", algorithm, env, **options)).learner  # type: ignore[attr-defined]
     like.skip(3)
     for round_ in range(3, 13):
         like.append([fragment_of(run.store.root / ".init", one, stream, round_) for stream in range(2)])
     assert window.rounds == 11
-    assert like.window.rounds == 13
-    assert len(window) == len(like.window)
+    assert like.window.rounds == 13  # type: ignore[attr-defined]
+    assert len(window) == len(like.window)  # type: ignore[attr-defined]
     everything = np.arange(len(window))
-    here, there = (of.gather(of.positions(everything)) for of in (window, like.window))
+    here, there = (of.gather(of.positions(everything)) for of in (window, like.window))  # type: ignore[attr-defined]
     for column in ("action", "reward", "discount"):
         assert torch.equal(getattr(here, column), getattr(there, column)), column
     assert all(torch.equal(here.observation[leaf], there.observation[leaf]) for leaf in here.observation)
@@ -239,7 +239,7 @@ def test_episodes_of_the_first_replay_are_cut_where_the_run_begins(tmp_path: Pat
     run = start(tmp_path / "two", algorithm, env, rounds=1, init=one, init_replay=True, seed=4).wait()
     state = state_of(run)
     state.advance(1)
-    window = state.learner.window
+    window = state.learner.window  # type: ignore[attr-defined]
     last = window.gather(window.positions_of_rows(79, 80))
     expected = np.concatenate([one.read(record)["observation"][-1] for record in one.fragments()[-2:]])
     ended = np.concatenate([one.read(record)["terminated"][-1] for record in one.fragments()[-2:]])

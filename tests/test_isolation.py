@@ -372,7 +372,7 @@ class HandsApart(Hands):
 
 
 class HandsInDict(Hands):
-    observation_space = spaces.Dict({"a": spaces.Tuple([Hands.observation_space])})
+    observation_space = spaces.Dict({"a": spaces.Tuple([Hands.observation_space])})  # type: ignore[assignment]
 
     def _observation(self):
         return {"a": (super()._observation()[:],)}

@@ -19,12 +19,12 @@ from typing import Any
 
 import aiohttp
 import dask
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import kubernetes.client
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
-import yaml
-from dask_kubernetes.operator.controller import controller
+import yaml  # type: ignore[import-untyped]
+from dask_kubernetes.operator.controller import controller  # type: ignore[import-untyped]
 from distributed import Client, Security
 
 from daskrl.cli import commands as cli

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_a_file_that_does_not_come_is_named_with_how_long_it_was_waited_for(
         now[0] += seconds
 
     monkeypatch.setattr(late, "_pause", pause)
-    monkeypatch.setattr(late.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     path.unlink()
     with pytest.raises(DamagedError, match=rf"{path.name} .*missing.* It was waited for, 60 s") as raised:
         read(layout)
@@ -145,7 +146,7 @@ def every_file_comes_late(root: str) -> None:
         data = real(storage, key)
         return data[: len(data) // 2] if asked[path] == 2 else data
 
-    Posix.get = get  # type: ignore[method-assign]
+    Posix.get = get  # type: ignore[assignment, method-assign]
     late._pause = lambda seconds: None
     late.asked = asked  # type: ignore[attr-defined]
 

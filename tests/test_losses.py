@@ -417,7 +417,7 @@ def test_ppos_loss_is_equation_9(action: spaces.Space[Any], normalise: bool) -> 
     assert min(beyond) < 0.8
     assert max(beyond) > 1.2
     as_tensors = (torch.tensor(x, dtype=torch.float32) for x in (advantage, target))
-    loss = algorithm.loss(learner, learner._round, *as_tensors, None, torch.from_numpy(order))
+    loss = algorithm.loss(learner, learner._round, *as_tensors, None, torch.from_numpy(order))  # type: ignore[call-arg]
     require_equal(learner, loss, lambda weights: naive_ppo(algorithm, weights, rows, clip=0.2))
 
 

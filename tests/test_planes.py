@@ -82,7 +82,7 @@ def ranges(shape: tuple[int, ...], axis: int, low: list[int], high: list[int], d
     along = [1] * len(shape)
     along[axis] = len(low)
     bounds = (np.broadcast_to(np.reshape(bound, along), shape).astype(dtype) for bound in (low, high))
-    return spaces.Box(*bounds, dtype=dtype)
+    return spaces.Box(*bounds, dtype=dtype)  # type: ignore[call-overload]
 
 
 SCALED = {
@@ -107,16 +107,16 @@ SCALED = {
 @pytest.mark.parametrize("name", SCALED)
 def test_values_are_scaled_by_the_bounds_of_their_own_element(name: str, frames: int) -> None:
     space = SCALED[name]
-    space.seed(0)
+    space.seed(0)  # type: ignore[attr-defined]
     convolutions = networks.Convolutions(leaf_of(space), frames)
-    stack = np.stack([[space.sample() for _ in range(frames)] for _ in range(2)])  # [B, K, *leaf]
+    stack = np.stack([[space.sample() for _ in range(frames)] for _ in range(2)])  # type: ignore[attr-defined]  # [B, K, *leaf]
     passed: list[torch.Tensor] = []
     convolutions.layers[0].register_forward_hook(lambda _, given, __: passed.append(given[0]))
     with torch.no_grad():
         convolutions(torch.from_numpy(stack if frames > 1 else stack[:, 0]))
-    low, high = space.low.astype(float), space.high.astype(float)
+    low, high = space.low.astype(float), space.high.astype(float)  # type: ignore[attr-defined]
     expected = (stack - low) / np.where(high > low, high - low, 1)
-    if name not in ("a picture, channels first", "the same, channels first", "float32") and len(space.shape) == 3:
+    if name not in ("a picture, channels first", "the same, channels first", "float32") and len(space.shape) == 3:  # type: ignore[attr-defined]
         expected = np.moveaxis(expected, -1, -3)
     assert passed[0].shape == (2, *convolutions.image)
     np.testing.assert_allclose(passed[0].numpy(), expected.reshape(passed[0].shape), rtol=1e-6, atol=1e-6)

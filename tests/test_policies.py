@@ -170,7 +170,7 @@ def test_several_observations_are_acted_on_as_each_alone(stores: Any, name: str)
     together, state = policy.predict(stack(seen))
     same(together, alone)
     following = list(reversed(seen))
-    alone = [policy.predict(one, before)[0] for one, before in zip(following, states, strict=True)]
+    alone = [policy.predict(one, before)[0] for one, before in zip(following, states, strict=True)]  # type: ignore[assignment]
     together, after = policy.predict(stack(following), state)
     same(together, alone)
     assert (after is None) == (state is None) == (states[0] is None)
@@ -452,7 +452,7 @@ def test_a_weights_file_has_the_same_bytes_in_every_process() -> None:
     from safetensors.numpy import load
 
     back = load(ours)
-    assert {name: value.tolist() for name, value in back.items()} == {n: v.tolist() for n, v in arrays.items()}
+    assert {name: value.tolist() for name, value in back.items()} == {n: v.tolist() for n, v in arrays.items()}  # type: ignore[attr-defined]
 
 
 def test_algorithms_of_ones_own_in_any_framework_can_be_used(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -528,7 +529,7 @@ def test_a_cluster_of_one_paused_worker_says_why_nothing_moves_and_goes_on_where
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     pool = acting(cluster, tmp_path)
     before = set(pool.in_flight)
     cluster.has_status("a", "paused")
@@ -609,7 +610,7 @@ def test_a_learner_that_is_paused_is_waited_for_with_its_tasks_and_its_weights(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     pool = pausing(cluster, tmp_path)
     task = learn(cluster, pool, 1, told=False)
     cluster.has_status("l", "paused")
@@ -652,7 +653,7 @@ def test_a_learner_that_stays_paused_is_given_up_after_learner_timeout(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     pool = pausing(cluster, tmp_path, learner_timeout=30.0)
     cluster.has_status("l", "paused")
     with pytest.warns(UserWarning, match="paused the learner's worker l"):
@@ -762,7 +763,7 @@ def test_a_recheck_whose_weights_are_lost_waits_for_them_and_is_given_up_where_n
     learn(cluster, pool, 0)
     assert rechecked_on(cluster) == "a"
     pool.release({1})  # nobody acts with them any more, and the recheck does
-    assert not pool._weights[0].future.released
+    assert not pool._weights[0].future.released  # type: ignore[attr-defined]
     cluster.remove("a")
     pool.wait()
     pool.release({1})
@@ -833,7 +834,7 @@ def test_a_learner_is_waited_for_until_learner_timeout(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: Planned | None
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     cluster.cluster = planned
     pool = pool_on(cluster, tmp_path, learner_timeout=90.0)
     join(cluster, pool, "a")
@@ -853,7 +854,7 @@ def test_a_learners_worker_that_rolls_out_as_well_for_want_of_others_is_said(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     pool = pool_on(cluster, tmp_path)
     join(cluster, pool, "l", learner=1)
     learn(cluster, pool, 0)
@@ -873,7 +874,7 @@ def test_tasks_are_served_as_they_were_submitted_however_far_ahead_their_run_is(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(pools.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     pool = acting(cluster, tmp_path)
     now = 101.0
     pool.submit_rollouts([schedule.Rollout(100_000, 1, 0)], 1)
@@ -893,7 +894,7 @@ class Beside:
     def __init__(self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
         self.cluster, self.error, self.started, self.closed = cluster, error, list[tuple[Any, ...]](), False
         cluster.address = "tcp://scheduler"
-        monkeypatch.setattr(pools.workers, "learner_beside", self)
+        monkeypatch.setattr(pools.workers, "learner_beside", self)  # type: ignore[attr-defined]
 
     def __call__(self, client: Any, name: str, threads: int, reached_from: str) -> Beside:
         self.started.append((name, threads, reached_from))

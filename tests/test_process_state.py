@@ -415,7 +415,7 @@ def test_threads_of_one_process_as_workers_leave_the_users_classes_alone(
         run = daskrl.train(algorithm, own.make, store=tmp_path / "run", client=client, **TINY)
         run.wait()
         assert not session._OFFERED  # nothing is kept of a run that has ended
-    own.BONUS = 5.0
+    own.BONUS = 5.0  # type: ignore[attr-defined]
     assert (own.Game.bonus, own.Own.bonus) == methods
     assert (own.Game().bonus(), algorithm.bonus()) == (5.0, 5.0)
     again = daskrl.train(algorithm, own.make, store=tmp_path / "again", **TINY).wait()

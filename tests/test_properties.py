@@ -59,7 +59,7 @@ def test_advantages_of_gae_are_vtraces_errors_where_the_policy_that_acted_is_the
     found["log_rho"][:] = 0
     names = ("log_rho", "reward", "discount", "ended", "value", "next_value")
     traced = vtrace(*tensors(found, *names), lambda_=LAMBDA)
-    advantage = gae(*tensors(found, "reward", "discount", "ended", "value", "next_value"), GAMMA * LAMBDA)
+    advantage = gae(*tensors(found, "reward", "discount", "ended", "value", "next_value"), GAMMA * LAMBDA)  # type: ignore[call-arg]
     np.testing.assert_allclose(traced.value.numpy() - found["value"], advantage.numpy(), rtol=1e-9, atol=1e-9)
 
 
@@ -73,7 +73,7 @@ def test_the_projection_keeps_the_mass_and_within_its_ends_the_mean(
     p = mass / mass.sum(axis=1, keepdims=True)
     reward = data.draw(arrays.arrays(np.float64, 3, elements=st.floats(-width, width)))
     discount = data.draw(arrays.arrays(np.float64, 3, elements=st.floats(0, 1)))
-    result = project(*(torch.from_numpy(x) for x in (p, reward, discount)), torch.from_numpy(z)).numpy()
+    result = project(*(torch.from_numpy(x) for x in (p, reward, discount)), torch.from_numpy(z)).numpy()  # type: ignore[call-arg]
     np.testing.assert_allclose(result, naive_projection(p, reward, discount, z), atol=1e-9)
     np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-9)
     assert (result >= 0).all()

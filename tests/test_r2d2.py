@@ -36,7 +36,7 @@ def filled(run: daskrl.Run) -> tuple[Any, list[list[dict[str, np.ndarray]]]]:
     store = run.store
     setup = Setup(store.spec, store.config.schedule)
     learner = run.algorithm.learner(setup, np.random.default_rng(0))
-    learner.flat_target.weights.add_(0.05)
+    learner.flat_target.weights.add_(0.05)  # type: ignore[attr-defined]
     records = {(f["round"], f["stream"]): f for f in store.fragments()}
     rounds = []
     for r in range(12):
@@ -160,7 +160,7 @@ def test_td_errors_are_those_of_a_walk_over_the_stored_transitions(tmp_path: Pat
         sequences = learner.gather(positions)
         truncated += sum(len(lasts.step) for lasts in sequences.truncated)
         with torch.no_grad():
-            found = algorithm.td_errors(learner, sequences).numpy()
+            found = algorithm.td_errors(learner, sequences).numpy()  # type: ignore[attr-defined]
         expected = np.array([naive_td_errors(algorithm, learner, lane, round_) for lane in lanes]).T
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
     assert truncated > 0  # else nothing tested the last observations
@@ -176,7 +176,7 @@ def test_an_update_minimises_half_the_squared_td_errors_and_priorities_mix_their
     algorithm, index = run.algorithm, learner.index
     weight = np.float32([1.0, 0.5, 0.25, 0.1]) if weighted else None
     positions = index.positions_of_rows(index.first, index.first + 1)  # a sequence of each of the four lanes
-    loss, priority = algorithm.update(learner, learner.gather(positions, weight))
+    loss, priority = algorithm.update(learner, learner.gather(positions, weight))  # type: ignore[attr-defined]
     learner, rounds = filled(run)  # as it was before the update
     expected, priorities = 0.0, []
     for lane in range(LANES):

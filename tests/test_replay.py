@@ -51,7 +51,7 @@ class Learned:
 
     def __init__(self, algorithm: Replay, given: Setup | None = None, *, together: int | None = None) -> None:
         given = given if given is not None else setup()
-        self.learner: ReplayLearner = algorithm.learner(given, np.random.default_rng(1))
+        self.learner: ReplayLearner = algorithm.learner(given, np.random.default_rng(1))  # type: ignore[attr-defined]
         if together is not None:  # as on a GPU
             self.learner._together = together
         self.drawn: list[int] = []
@@ -226,7 +226,7 @@ def test_learning_ends_with_the_first_loss_that_is_no_number() -> None:
     algorithm = Diverges(**SETTINGS, batch_size=7)
     learners = []
     for made in (algorithm, one_by_one(algorithm)):
-        learner: ReplayLearner = made.learner(setup(), np.random.default_rng(1))
+        learner: ReplayLearner = made.learner(setup(), np.random.default_rng(1))  # type: ignore[attr-defined]
         learner._together = WHOLE
         learner.append(played(0))
         loss = learner.learn(np.random.default_rng(2))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import google_crc32c
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version

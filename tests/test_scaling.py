@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 from distributed import Client, Event, Future, LocalCluster, get_worker
 

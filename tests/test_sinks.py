@@ -414,7 +414,7 @@ def with_a_gap(passed: Iterator[daskrl.Report], place: Away) -> list[int]:
 def test_tensorboard_goes_on_in_another_file_after_the_disk_was_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pause: None
 ) -> None:
-    from tensorboard.summary.writer.record_writer import RecordWriter
+    from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
     disk = Away(monkeypatch, RecordWriter, "write")
     with pytest.warns(

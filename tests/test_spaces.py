@@ -66,7 +66,7 @@ def test_a_whole_run_in_a_space_is_read_back_bit_for_bit(name, tmp_path):
         mine = [record for record in records if record["stream"] == stream]
         fragments = [{column: group[column][record["slot"]] for column in store.columns} for record in mine]
         for env in range(2):
-            actions = [int(a) for columns in fragments for a in columns["action"][:, env]]
+            actions = [int(a) for columns in fragments for a in columns["action"][:, env]]  # type: ignore[call-overload]
             happened = list(play(lambda: Sampled(OBSERVATIONS[name]), actions, seed=3, stream=stream, env=env))
             for part in store.spec.observation:
                 stored = list(stored_transitions(fragments, env, part.name))
@@ -208,7 +208,7 @@ def test_actions_are_clipped_where_their_box_is_bounded_and_stored_as_they_are(l
     chosen = np.float32([[[-3, -2]], [[4, 5]]])  # [T, N, 2]
     stream = Stream.make(lambda: Told(observation, action), spec, seed=0, index=0, count=1, frame_stack=1)
     fragment, _ = stream.rollout(lambda seen, state, t: (chosen[t], {}), 2)
-    np.testing.assert_array_equal(stream.envs[0].told, told)
+    np.testing.assert_array_equal(stream.envs[0].told, told)  # type: ignore[attr-defined]
     np.testing.assert_array_equal(fragment[spec.action[0].name], chosen)
 
 

@@ -101,7 +101,7 @@ class RegressionLearner:
             x = features(fragment["observation"][:-1], action).reshape(-1, 6)
             self.left = self.left + x.T @ x
             self.right = self.right + x.T @ fragment["reward"].reshape(-1)
-        self.model = np.linalg.solve(self.left, self.right)
+        self.model = np.linalg.solve(self.left, self.right)  # type: ignore[assignment]
         self.updates += 1
         return float(np.abs(self.model).mean())
 
@@ -235,7 +235,7 @@ class GlobalInit(ReplayLearner):
     """Begins with weights drawn from torch's global generator."""
 
     def __init__(self, *given: Any, online: Any, **others: Any) -> None:
-        super().__init__(*given, online=online, **others)
+        super().__init__(*given, online=online, **others)  # type: ignore[misc]
         self.flat_online.weights.copy_(torch.rand_like(self.flat_online.weights))
 
 

@@ -49,7 +49,7 @@ def test_the_projection_is_that_of_a_loop_over_the_atoms(atoms: int, low: float,
     reward = random.normal(0, high, 64)  # some far beyond the ends
     discount = random.choice([0.0, 0.9, 0.97, 1.0], 64)
     support = torch.linspace(low, high, atoms)
-    result = project(*(torch.from_numpy(x).float() for x in (p, reward, discount)), support)
+    result = project(*(torch.from_numpy(x).float() for x in (p, reward, discount)), support)  # type: ignore[call-arg]
     expected = naive_projection(p, reward, discount, np.linspace(low, high, atoms))
     np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(result.sum(dim=1).numpy(), 1, atol=1e-5)
@@ -328,7 +328,7 @@ def fragment(
     }
     if final is not None:
         made["final_observation"] = np.array(final, np.uint8)
-    return made
+    return made  # type: ignore[return-value]
 
 
 def q_learner(values: list[list[float]], spec: SpaceSpec = LINE, **settings: Any) -> QLearner:

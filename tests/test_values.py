@@ -136,10 +136,10 @@ def test_reset_step_and_rollout_refuse_the_same_values_with_environment_seed_ste
     column = "observation"
     if of == "dict":
         space, column = spaces.Dict({"x": spaces.Dict({"y": BYTES})}), "observation.x.y"
-        good, bad = {"x": {"y": good}}, {"x": {"y": bad}}
+        good, bad = {"x": {"y": good}}, {"x": {"y": bad}}  # type: ignore[assignment]
     if of == "tuple":
         space, column = spaces.Tuple((spaces.Discrete(2), BYTES)), "observation.1"
-        good, bad = (1, good), (1, bad)
+        good, bad = (1, good), (1, bad)  # type: ignore[assignment]
     says = rf"{column} is int64, its space says uint8, which cannot hold 300 at \[1\]"
     where = r"environment 0 \(Says\), episode 0, step 0, reset seed \d+"
     with pytest.raises(EnvironmentRaisedError, match=f"returned in reset .*{says}\n.*{where}"):
@@ -170,7 +170,7 @@ def test_a_reward_that_is_no_number_is_refused_wherever_environments_are_stepped
 
 @pytest.mark.parametrize(("dtype", "value"), [("float16", 70000.0), ("float16", np.float32(1e6)), ("float32", 1e300)])
 def test_a_floating_point_number_too_large_for_the_dtype_is_refused_with_its_place(dtype: str, value: float) -> None:
-    space = spaces.Box(-np.inf, np.inf, (2,), dtype)
+    space = spaces.Box(-np.inf, np.inf, (2,), dtype)  # type: ignore[call-overload]
     place = r"which cannot hold .* at \[1\]\n.*environment 0 \(Says\), episode 0, step 0, reset seed \d+"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -246,7 +246,7 @@ def test_an_evaluation_does_not_go_on_with_what_is_not_finite(column, reward, fi
 
 
 BUFFER = np.zeros(2, np.float32)
-BUFFERS = {"array": lambda: BUFFER, "views": lambda: BUFFER[:], "parts": lambda: BUFFER[:2], "list": lambda: LIST}
+BUFFERS = {"array": lambda: BUFFER, "views": lambda: BUFFER[:], "parts": lambda: BUFFER[:2], "list": lambda: LIST}  # type: ignore[has-type]
 LIST = [0.0, 0.0]
 
 
@@ -277,7 +277,7 @@ class Counts(gymnasium.Env):
 
 
 class CountsInDict(Counts):
-    observation_space = spaces.Dict({"a": Counts.observation_space})
+    observation_space = spaces.Dict({"a": Counts.observation_space})  # type: ignore[assignment]
     shared: ClassVar[dict] = {}
 
     def _observation(self):
@@ -290,7 +290,7 @@ class CountsInDict(Counts):
 def test_each_environment_keeps_its_own_numbers_where_all_return_the_same_array(how: str, frame_stack: int) -> None:
     kind = CountsInDict if how == "dict" else type("Counts", (Counts,), {"how": how})
     stream = stream_of(kind, count=3, frame_stack=frame_stack)
-    numbers = [env.number for env in stream.envs]
+    numbers = [env.number for env in stream.envs]  # type: ignore[attr-defined]
     name = "observation.a" if how == "dict" else "observation"
     fragment, _ = stream.rollout(zeros, 8)
     stored = fragment[name][frame_stack - 1 :]

@@ -249,7 +249,7 @@ def test_the_command_line_records_and_plays_in_another_environment(cartpole: Pat
     assert len(printed["videos"]) == 1
     assert len(frames(tmp_path / printed["videos"][0])) == printed["lengths"][0] + 1
     assert (printed["environment"], printed["other_environment"]) == ("CartPole-v1", False)
-    typed = ("evaluate", str(cartpole), "--episodes", "2", "--env", "CartPole-v0")
+    typed = ("evaluate", str(cartpole), "--episodes", "2", "--env", "CartPole-v0")  # type: ignore[assignment]
     said = " ".join(daskrl_(*typed, cwd=tmp_path).stdout.split())
     assert "CartPole-v0, not the one the run learned in" in said
 

@@ -121,7 +121,7 @@ def test_a_window_given_staged_rounds_is_that_given_the_rounds(frame_stack, monk
     for cut in [(), (), (1,), (), (), (0,), ()]:
         plain.append(fragments)
         staged = staging.stage(fragments)
-        assert set(staged.columns) == {"action", "observation.a", "observation.b"}
+        assert set(staged.columns) == {"action", "observation.a", "observation.b"}  # type: ignore[attr-defined]
         assert staging.stage(staged) is staged
         staging.append(staged)
         same(plain, staging)

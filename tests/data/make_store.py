@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from unittest import mock
 
 import daskrl
-from daskrl.tasks import rollout
 
 STORE = Path(__file__).parent / "store_v1"
 FRAGMENTS = 6
@@ -21,7 +21,7 @@ STEPS = 4
 def make() -> daskrl.Store:
     """A run of DQN on CartPole-v1: one environment, six fragments of four steps."""
     algorithm = daskrl.DQN(hidden=(4,), learning_starts=0, batch_size=4, replay_ratio=1, window=16)
-    with mock.patch.object(rollout.socket, "gethostname", return_value="host"):
+    with mock.patch.object(socket, "gethostname", return_value="host"):
         run = daskrl.train(
             algorithm, "CartPole-v1", store=STORE, env_steps=STEPS * FRAGMENTS, streams=1, envs_per_stream=1,
             fragment_steps=STEPS, weights_every=3, checkpoint_every=3, device="cpu", overwrite=True, progress=False,
