@@ -244,7 +244,7 @@ def test_leaving_the_loop_and_resuming_on_other_workers(client: Client, digest: 
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from daskrl import commits
+from daskrl.store import log
 from tests.promise import start
 import daskrl
 
@@ -252,7 +252,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 count, moment, workers = int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-append, link, calls = commits.CommitLog.append, os.link, []
+append, link, calls = log.CommitLog.append, os.link, []
 
 def counted(self, number, records):
     calls.append(number)
@@ -265,7 +265,7 @@ def counted(self, number, records):
         die()
 
 if __name__ == "__main__":
-    commits.CommitLog.append = counted
+    log.CommitLog.append = counted
     if workers:
         from distributed import Client
         from daskrl import clusters
