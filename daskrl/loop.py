@@ -7,21 +7,18 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import assert_never
 
 from daskrl import schedule
 from daskrl.config import RunConfig
 from daskrl.errors import NondeterministicError
 from daskrl.pools.base import Plan, Pool
 from daskrl.pools.demand import Demand
-from daskrl.records import Record, Report
+from daskrl.records import FragmentRecord, PromiseOffRecord, RecheckResult, Record, Report, Result, checkpoints
 from daskrl.schedule import Checkpoint, Recheck
 from daskrl.store.progress import Progress
 from daskrl.store.store import Store
 from daskrl.tasks.rollout import GO_ON, own
-
-if TYPE_CHECKING:
-    pass
 
 
 def drive(
@@ -58,13 +55,9 @@ def drive(
     while not stop.is_set() and (progress.published < rounds or to_play or pool.in_flight):
         # What is ready now?
         learns = schedule.learns_ready(
-            config.schedule, rounds, progress.committed, progress.published, pool.held,
-            {task for task in pool.in_flight if isinstance(task, schedule.Learn)},
-        )  # fmt: skip
-        rollouts = schedule.rollouts_ready(
-            config.schedule, rounds, progress.committed, pool.held,
-            {task for task in pool.in_flight if isinstance(task, schedule.Rollout)},
-        )  # fmt: skip
+            config.schedule, rounds, progress.committed, progress.published, pool.held, pool.in_flight
+        )
+        rollouts = schedule.rollouts_ready(config.schedule, rounds, progress.committed, pool.held, pool.in_flight)
         pool.submit_learns(learns, store.head, keep)
         pool.submit_rollouts(rollouts, store.head)
         # One after the other where rollouts leave room: when the next is due, at the latest, with their priority.
@@ -73,7 +66,7 @@ def drive(
 
         # What finished?
         outcomes = pool.wait()
-        records = _records(store, plan, pool, progress, [(o.task, o.record) for o in outcomes])
+        records = _records(store, plan, pool, progress, [outcome.record for outcome in outcomes])
         if not records:
             continue
 
@@ -102,63 +95,48 @@ def conclude(plan: Plan, store: Store, pool: Pool, progress: Progress) -> None:
     """
     pool.submit_checkpoint(max(progress.kept, default=-1))
     while any(isinstance(task, Checkpoint) for task in pool.in_flight):
-        records = _records(store, plan, pool, progress, [(o.task, o.record) for o in pool.wait()])
+        records = _records(store, plan, pool, progress, [outcome.record for outcome in pool.wait()])
         if records:
             store.commit(records)
         for record in records:
             progress.take(record)
 
 
-def _records(
-    store: Store, plan: Plan, pool: Pool, progress: Progress, finished: list[tuple[Any, Record]]
-) -> list[Record]:
+def _records(store: Store, plan: Plan, pool: Pool, progress: Progress, finished: list[Result]) -> list[Record]:
     """The records to commit for what finished: nothing twice, and nothing that breaks the promise silently."""
     records: list[Record] = []
+    others: list[Record] = []
     published = progress.published
     if pool.arithmetic is not None and progress.arithmetic is None:
         records.append(pool.arithmetic)
-    for task, record in finished:
-        if isinstance(task, schedule.Rollout):
-            records.append(record)
-        elif isinstance(task, schedule.Learn):
-            if task.version > published:  # else it was lost and learned again, or overtaken on another worker
-                records.append(record)
-                published = task.version
-        elif isinstance(task, schedule.Evaluate):
-            if record.get("kind") == "evaluation" and task.version not in progress.evaluated:
-                records.append(record)
-                if "error" in record:
-                    warnings.warn(
-                        f"version {task.version} could not be evaluated, and the run goes on: {record['error']}",
-                        stacklevel=2,
-                    )
-        elif isinstance(task, Checkpoint):
-            if (record["checkpoint"] or record["weights"]) and record["version"] <= published:
-                records.append(record)
-        elif isinstance(task, Recheck) and record["problem"] is not None:
-            if plan.options.strict:
-                raise NondeterministicError(
-                    f"{record['problem']} {GO_ON}\n  Type: daskrl reproduce {store.storage} --fragment {task.slot}"
-                    f"{own(store.config)}"
-                )
-            if not progress.environment_off:
-                progress.environment_off = True
-                warnings.warn(f"{record['problem']} Going on without the promise.", stacklevel=2)
-                records.append(environment_breaks_promise(record["problem"]))
-    for task, record in finished:
-        if isinstance(task, schedule.Rollout) and not record["continues"]:
-            records.append(
-                environment_breaks_promise(
-                    f"fragment {record['slot']} starts new episodes: its environments could not be rebuilt"
-                )
-            )
-        if record.get("out_of_bounds") and not progress.out_of_bounds:
-            progress.out_of_bounds = True
-            warnings.warn(
-                f"{record['out_of_bounds'][0]}. It is stored as it is, and this is said once a run. Correct the "
-                "space, or clip the observation; with strict_bounds=True (--strict-bounds) it is an error.",
-                stacklevel=2,
-            )
+    for result in finished:
+        match result["kind"]:
+            case "fragment":
+                records.append(result)
+                others.extend(_of_environment(result, progress))
+            case "learn":
+                if result["version"] > published:  # else it was lost and learned again, or overtaken elsewhere
+                    records.append(result)
+                    published = result["version"]
+            case "evaluation":
+                if result["version"] not in progress.evaluated:
+                    records.append(result)
+                    if "error" in result:
+                        warnings.warn(
+                            f"version {result['version']} could not be evaluated, and the run goes on: "
+                            f"{result['error']}",
+                            stacklevel=2,
+                        )
+            case "checkpoint":
+                if (result["checkpoint"] or result.get("weights")) and result["version"] <= published:
+                    records.append(result)
+            case "recheck":
+                records.extend(_of_recheck(result, store, plan, progress))
+            case "republished" | "evaluating":
+                pass
+            case other:
+                assert_never(other)
+    records.extend(others)
     records.extend({"kind": "promise_off", "reason": reason} for reason in pool.promise_off)
     records.extend(pool.notes)
     pool.promise_off.clear()
@@ -166,7 +144,41 @@ def _records(
     return records
 
 
-def environment_breaks_promise(reason: str) -> Record:
+def _of_recheck(result: RecheckResult, store: Store, plan: Plan, progress: Progress) -> list[PromiseOffRecord]:
+    """What follows from a fragment that was run a second time."""
+    if result["problem"] is None:
+        return []
+    if plan.options.strict:
+        raise NondeterministicError(
+            f"{result['problem']} {GO_ON}\n  Type: daskrl reproduce {store.storage} --fragment {result['slot']}"
+            f"{own(store.config)}"
+        )
+    if progress.environment_off:
+        return []
+    progress.environment_off = True
+    warnings.warn(f"{result['problem']} Going on without the promise.", stacklevel=3)
+    return [environment_breaks_promise(result["problem"])]
+
+
+def _of_environment(record: FragmentRecord, progress: Progress) -> list[PromiseOffRecord]:
+    """What a fragment shows of its environments, beside its transitions."""
+    if record.get("out_of_bounds") and not progress.out_of_bounds:
+        progress.out_of_bounds = True
+        warnings.warn(
+            f"{record['out_of_bounds'][0]}. It is stored as it is, and this is said once a run. Correct the "
+            "space, or clip the observation; with strict_bounds=True (--strict-bounds) it is an error.",
+            stacklevel=3,
+        )
+    if record["continues"]:
+        return []
+    return [
+        environment_breaks_promise(
+            f"fragment {record['slot']} starts new episodes: its environments could not be rebuilt"
+        )
+    ]
+
+
+def environment_breaks_promise(reason: str) -> PromiseOffRecord:
     return {"kind": "promise_off", "reason": reason, "environment": True}
 
 
@@ -199,7 +211,7 @@ def _report(
 
 def _drop_old_checkpoints(store: Store, records: list[Record], published: int) -> None:
     """Keep the newest checkpoint, and the one to start from where weights that streams still need are lost."""
-    if any(record.get("checkpoint") for record in records):
+    if any(True for _ in checkpoints(records)):
         # Later files than ``published`` may be there already: the learner is up to two versions ahead of us.
         oldest = published - max(1, store.config.schedule.lag)
         suffix, folder = ".safetensors", ".checkpoints"

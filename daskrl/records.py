@@ -1,14 +1,225 @@
-"""What rooms hand to one another: arrays, and the records of the commit log."""
+"""What rooms hand to one another: arrays, the records of the commit log, and what tasks give back.
+
+A record is a JSON object with a ``kind``; FORMAT.md, section 5, says what each key means. A later
+daskrl may write kinds and keys that are not here: whoever reads records takes those it knows and no notice of others.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Record = dict[str, Any]
+
+WrittenFile = list[Any]
+"""``[path, nbytes, crc32c]`` of a file of the store; the path is relative to it."""
+
+
+class CreatedRecord(TypedDict):
+    """The first of all: the store was made."""
+
+    kind: Literal["created"]
+    attributes_crc32c: int
+
+
+class InitRecord(TypedDict):
+    """What a run begins with, where its first weights are given."""
+
+    kind: Literal["init"]
+    arrays: WrittenFile
+    replay: WrittenFile | None
+
+
+class BudgetRecord(TypedDict):
+    """How far the run is to go, and how it is carried out; the newest counts."""
+
+    kind: Literal["budget"]
+    env_steps: int
+    options: dict[str, Any]
+
+
+class ArithmeticRecord(TypedDict):
+    """What the run computes with."""
+
+    kind: Literal["arithmetic"]
+    device: str
+    device_name: str | None
+    cpu: str
+    cuda: str | None
+    probes: NotRequired[dict[str, str]]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+
+
+class VersionsRecord(TypedDict):
+    """A process of other versions than the run's, and of its bits, took part."""
+
+    kind: Literal["versions"]
+    who: str
+    host: str | None
+    versions: dict[str, str]
+    alike: list[str]
+
+
+class DriverRecord(TypedDict):
+    """Another driver has the store from here on, where a lock alone does not keep the one before from committing."""
+
+    kind: Literal["driver"]
+
+
+class PlayedFragment(TypedDict):
+    """The record of a fragment before it is written."""
+
+    kind: Literal["fragment"]
+    slot: int
+    stream: int
+    round: int
+    weights_version: int
+    continues: bool
+    episodes: list[list[Any]]
+    first_episode: list[int]
+    episode_step: list[int]
+    environment_seed: list[int]
+    out_of_bounds: NotRequired[list[str]]
+
+
+class FragmentRecord(PlayedFragment):
+    """A fragment exists."""
+
+    columns: dict[str, list[int]]
+    wall_time: float
+    seconds: float
+    worker: str
+
+
+class ReadFragment(TypedDict):
+    """What is needed of a fragment's record to learn from it: all that is kept of another run's."""
+
+    slot: int
+    stream: int
+    round: int
+    episode_step: list[int]
+    continues: bool
+    columns: dict[str, list[int]]
+
+
+class LearnRecord(TypedDict):
+    """A version of the weights is published."""
+
+    kind: Literal["learn"]
+    version: int
+    learner_updates: int
+    loss: float | None
+    seconds: float
+    updates: int
+    device: str
+    weights: WrittenFile | None
+    checkpoint: WrittenFile | None
+
+
+class CheckpointRecord(TypedDict):
+    """A run was stopped on the way, and its learner wrote where it stood."""
+
+    kind: Literal["checkpoint"]
+    version: int
+    loss: float | None
+    checkpoint: WrittenFile | None
+    weights: NotRequired[WrittenFile | None]
+
+
+class EvaluationRecord(TypedDict):
+    """A version was evaluated while the run went on."""
+
+    kind: Literal["evaluation"]
+    version: int
+    returns: list[float]
+    lengths: list[int]
+    limited: NotRequired[int]
+    max_episode_steps: NotRequired[int]
+    seed: int
+    seconds: float
+    error: NotRequired[str]
+
+
+class PromiseOffRecord(TypedDict):
+    """From here on another run of the same config may differ."""
+
+    kind: Literal["promise_off"]
+    reason: str
+    environment: NotRequired[bool]
+
+
+Record = (
+    CreatedRecord
+    | InitRecord
+    | BudgetRecord
+    | ArithmeticRecord
+    | VersionsRecord
+    | DriverRecord
+    | FragmentRecord
+    | LearnRecord
+    | CheckpointRecord
+    | EvaluationRecord
+    | PromiseOffRecord
+)
+"""What is committed."""
+
+
+def checkpoints(records: Iterable[Record]) -> Iterator[tuple[LearnRecord | CheckpointRecord, WrittenFile]]:
+    """Those of some records that name a checkpoint, and its file."""
+    for record in records:
+        if record["kind"] == "learn" or record["kind"] == "checkpoint":
+            written = record.get("checkpoint")
+            if written:
+                yield record, written
+
+
+class Republished(TypedDict):
+    """Weights that were lost, from a checkpoint: the `LearnRecord` of their version is committed already."""
+
+    kind: Literal["republished"]
+    version: int
+
+
+class Evaluating(TypedDict):
+    """An evaluation was played for a short while, and is to be gone on with."""
+
+    kind: Literal["evaluating"]
+    version: int
+
+
+class RecheckResult(TypedDict):
+    """A fragment was run a second time; ``problem`` says what differs and what to look for, None where nothing does."""
+
+    kind: Literal["recheck"]
+    slot: int
+    problem: str | None
+
+
+Result = FragmentRecord | LearnRecord | CheckpointRecord | EvaluationRecord | Republished | Evaluating | RecheckResult
+"""What tasks give back: records to commit, and what a driver has to know and commits nothing of."""
+
+
+class Introduction(TypedDict):
+    """What a process would compute a run with: what it says when it joins.
+
+    ``free`` is in bytes by device, None where there is no such device; ``used`` is what the process has.
+    """
+
+    versions: dict[str, str]
+    cpu: str
+    cuda: str | None
+    cuda_name: str | None
+    probes: dict[str, str]
+    settings: dict[str, Any]
+    bytecode: str
+    host: str
+    pid: int
+    free: Mapping[str, int | None]
+    used: int
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import bisect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from daskrl.config import Schedule, require_integer
 from daskrl.errors import ConfigError
+from daskrl.records import FragmentRecord
 
 
 @dataclass(frozen=True, order=True)
@@ -38,6 +38,25 @@ class Evaluate:
     """Play greedy episodes with that version of the weights."""
 
     version: int
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """Run the fragment in ``slot`` a second time and compare: all of it, or one environment alone (`schedule.Due`)."""
+
+    slot: int
+    weights_version: int
+    record: str  # JSON, so that tasks can be members of sets
+    environment: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Write a checkpoint of where the learner stands, and the weights it reached."""
+
+
+Task = Rollout | Learn | Evaluate | Recheck | Checkpoint
+"""What a pool is given to do. Whoever treats them by kind ends with ``assert_never``: none is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +108,7 @@ class Budget:
 _MOST_ROUNDS = 1 << 40  # which no run has
 
 
-Due = tuple[Mapping[str, Any], int | None]
+Due = tuple[FragmentRecord, int | None]
 """The record of a committed fragment to be run a second time, and how. None: all of it, by its policy, in environments
 rebuilt to where it began. A number: that environment alone, stepped through its recorded actions."""
 
@@ -115,12 +134,12 @@ class Rechecks:
     schedule: Schedule
     every: int
     _next: int = 0
-    _waiting: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    _waiting: dict[int, FragmentRecord] = field(default_factory=dict)
     _whole_from: int = 0
     _alone_from: int = 0
     _gap: int = 1
 
-    def take(self, record: Mapping[str, Any]) -> list[Due]:
+    def take(self, record: FragmentRecord) -> list[Due]:
         """Count one committed fragment in; what is due now that this one, and all of lower slots, are committed.
 
         The weights such a fragment acted with are still held: a stream that is behind needs them, or older ones.
@@ -134,7 +153,7 @@ class Rechecks:
             self._next += 1
         return due
 
-    def _at(self, slot: int, record: Mapping[str, Any]) -> list[Due]:
+    def _at(self, slot: int, record: FragmentRecord) -> list[Due]:
         lives = enumerate(zip(record["first_episode"], record["episode_step"], strict=True))
         new = [(age, env) for env, (episode, age) in lives if episode > 0 and age < self.schedule.fragment_steps]
         alone = bool(new) and slot >= self._alone_from
@@ -154,7 +173,7 @@ def rollouts_ready(
     rounds: int,
     committed: Sequence[int],
     held: Collection[int],
-    in_flight: Collection[Rollout],
+    in_flight: Collection[Task],
 ) -> list[Rollout]:
     """The rollouts that could run now, lowest round first.
 
@@ -163,9 +182,9 @@ def rollouts_ready(
     rounds : rounds the run is to have.
     committed : rounds committed of each stream.
     held : weights versions that workers can be given now.
-    in_flight : rollouts already submitted.
+    in_flight : tasks already submitted.
     """
-    busy = {task.stream for task in in_flight}
+    busy = {task.stream for task in in_flight if isinstance(task, Rollout)}
     ready = [
         Rollout(done, stream, schedule.weights_version(done))
         for stream, done in enumerate(committed)
@@ -180,13 +199,13 @@ def learns_ready(
     committed: Sequence[int],
     published: int,
     held: Collection[int],
-    in_flight: Collection[Learn],
+    in_flight: Collection[Task],
 ) -> list[Learn]:
     """The versions that could be learned now, in order: new ones, and lost ones that a stream still needs."""
     possible = min(committed)
     wanted = set(range(published + 1, possible + 1)) | needed(schedule, rounds, committed)
     ready = {Learn(version) for version in wanted if version <= possible and version not in held}
-    return sorted(ready - set(in_flight))
+    return sorted(ready.difference(in_flight))
 
 
 def to_evaluate(every: int, rounds: int, version: int) -> bool:
@@ -249,18 +268,3 @@ def homes(streams: int, slots: Mapping[str, int], current: Mapping[int, str]) ->
             result[stream] = address
             load[address] += 1
     return result
-
-
-@dataclass(frozen=True)
-class Recheck:
-    """Run the fragment in ``slot`` a second time and compare: all of it, or one environment alone (`schedule.Due`)."""
-
-    slot: int
-    weights_version: int
-    record: str  # JSON, so that tasks can be members of sets
-    environment: int | None = None
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Write a checkpoint of where the learner stands, and the weights it reached."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import itertools
@@ -10,6 +9,7 @@ import json
 import pickletools
 import re
 import shutil
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,20 @@ from numcodecs.zstd import Zstd
 from safetensors.numpy import load
 
 import daskrl
+from daskrl import records
 from daskrl.errors import StoreMismatchError
 from daskrl.store.store import Store
 from tests.data.make_store import FRAGMENTS, STORE
 from tests.oracles import Sampled, reset_seed
 
 FORMAT = (Path(__file__).parents[1] / "FORMAT.md").read_text()
+
+# Kind -> the keys of its records, and whether they may be absent.
+RECORDS = {
+    typing.get_args(hints["kind"])[0]: hints
+    for record in typing.get_args(records.Record)
+    for hints in (typing.get_type_hints(record, include_extras=True),)
+}
 
 
 # -- a reader made from FORMAT.md -------------------------------------------------------------------------
@@ -225,17 +233,17 @@ def test_format_md_names_every_key_of_the_attributes(root):
 
 
 def test_format_md_names_every_kind_of_record_the_code_makes():
-    source = "\n".join(path.read_text() for path in Path(daskrl.__file__).parent.rglob("*.py"))
-    kinds = {
-        value.value
-        for node in ast.walk(ast.parse(source.replace("from __future__ import annotations", "")))
-        if isinstance(node, ast.Dict)
-        for key, value in zip(node.keys, node.values, strict=True)
-        if isinstance(key, ast.Constant) and key.value == "kind" and isinstance(value, ast.Constant)
-    }
-    named = set(re.findall(r"^\*\*`(\w+)`\*\*:", FORMAT, re.MULTILINE))
-    assert kinds - named == {"id", "callable", "recheck"}  # of environments; and what a task tells its driver
-    assert named <= kinds
+    named = re.findall(r"^\*\*`(\w+)`\*\*:", FORMAT, re.MULTILINE)
+    assert sorted(named) == sorted(RECORDS)
+    words = set(re.findall(r"\w+", FORMAT))
+    assert {key for hints in RECORDS.values() for key in hints} <= words
+
+
+def test_every_record_of_a_run_has_the_keys_of_its_type(made):
+    for record in [*log(made), *log(STORE)]:
+        hints = RECORDS[record["kind"]]
+        required = {key for key, hint in hints.items() if typing.get_origin(hint) is not typing.NotRequired}
+        assert required <= record.keys() <= hints.keys(), record["kind"]
 
 
 def test_a_store_holds_json_chunks_and_safetensors_only(made):

@@ -34,6 +34,7 @@ from tests.promise import start
 
 INFO: dict[str, Any] = {
     "versions": {"torch": "2"}, "cpu": "bits", "cuda": None, "cuda_name": None, "settings": {}, "host": "h", "pid": 1,
+    "probes": {}, "free": {},
 }  # fmt: skip
 GPU = {**INFO, "cuda": "gpu-bits", "cuda_name": "GPU"}
 
@@ -500,7 +501,7 @@ def test_an_evaluation_that_a_paused_worker_was_at_is_let_go_of_and_made_elsewhe
     with pytest.warns(UserWarning, match=f"paused worker {address}"):
         pool.wait()
     assert evaluating(cluster, pool, [5], urgent=True) == {other: 5}
-    cluster.tell(begun, {"version": 5})
+    cluster.tell(begun, {"kind": "evaluating", "version": 5})
     assert pool.wait() == []
     assert eased(cluster, address) == 2
     (again,) = cluster.pending("evaluate", other)
@@ -1045,7 +1046,7 @@ def test_an_evaluation_goes_where_no_rollout_waits_for_a_slot_and_takes_none_fro
     pool.submit_rollouts(rollouts()[1:], 1)
     assert len(cluster.pending("rollout", "a")) == 2
     assert len(cluster.pending("rollout", "b")) == 2  # as many as without
-    cluster.tell(cluster.pending("evaluate")[0], {"version": 0})
+    cluster.tell(cluster.pending("evaluate")[0], {"kind": "evaluating", "version": 0})
     (outcome,) = pool.wait()
     assert outcome.task == schedule.Evaluate(0)
     assert pool.in_flight.isdisjoint({schedule.Evaluate(0)})
@@ -1183,7 +1184,7 @@ def test_a_version_overtaken_on_another_worker_is_not_published_after_it(tmp_pat
     class Silent:
         arithmetic, promise_off, notes = None, list[str](), list[Any]()
 
-    finished = [(schedule.Learn(v), {"kind": "learn", "version": v}) for v in (6, 5, 7)]
+    finished = [{"kind": "learn", "version": version} for version in (6, 5, 7)]
     progress = Progress([7, 7, 7, 7], published=4)
     kept = _records(run.store, plan, Silent(), progress, finished)  # type: ignore[arg-type]
     assert [record["version"] for record in kept] == [6, 7]

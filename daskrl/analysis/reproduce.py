@@ -17,6 +17,7 @@ from daskrl.envs.source import EnvironmentFactory
 from daskrl.errors import ConfigError
 from daskrl.identity import require_known_keys, same_algorithm, same_environment
 from daskrl.names import suggests
+from daskrl.records import Republished
 from daskrl.store.columns import pack
 from daskrl.store.progress import Progress
 from daskrl.store.store import Store, read_weights
@@ -92,7 +93,8 @@ def reproduce(
             f"fragment: {opened.storage} can act out fragments of rounds up to {min(committed) + schedule.lag}, as far "
             f"as each stream is committed; {fragment} is round {round_} of stream {stream}."
         )
-    options = dataclasses.replace(Options.from_json((progress.budget or {})["options"]), strict=True)
+    assert progress.budget is not None  # in commit 0
+    options = dataclasses.replace(Options.from_json(progress.budget["options"]), strict=True)
     token = f"reproduce-{os.getpid()}"
     made = session.Session(token, opened.layout, algorithm, source.factory, options)
     weights = _weights(opened, made, version, progress)
@@ -105,7 +107,7 @@ def reproduce(
 
 
 def _weights(store: Store, made: session.Session, version: int, progress: Progress) -> session.Published:
-    meta = {"version": version}
+    meta: Republished = {"kind": "republished", "version": version}
     if version in progress.kept:
         return (meta, *pack(read_weights(store.storage, progress.kept[version])))
     arithmetic = progress.arithmetic or fingerprint.reference(session.introduction(store.layout), store.config.device)

@@ -9,15 +9,15 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from daskrl import schedule
 from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.config import Options
 from daskrl.envs.source import EnvironmentFactory
 from daskrl.errors import WorkerMismatchError
 from daskrl.pools import paused
-from daskrl.records import Record
+from daskrl.records import ArithmeticRecord, Introduction, Record, Result, WrittenFile
+from daskrl.schedule import Evaluate, Learn, Recheck, Rollout, Task
 from daskrl.store.store import Layout
 from daskrl.tasks import fingerprint
 
@@ -28,8 +28,8 @@ _LOG = logging.getLogger(__name__)
 class Outcome:
     """A finished task and its record."""
 
-    task: Any
-    record: Record
+    task: Task
+    record: Result
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Plan:
     algorithm: Algorithm
     factory: EnvironmentFactory
     options: Options
-    arithmetic: Record | None = None
+    arithmetic: ArithmeticRecord | None = None
 
     @property
     def transitions_per_update(self) -> float:
@@ -62,25 +62,21 @@ class Pool(Protocol):
     """
 
     held: set[int]
-    in_flight: set[Any]
-    arithmetic: Record | None
+    in_flight: set[Task]
+    arithmetic: ArithmeticRecord | None
     promise_off: list[str]
     notes: list[Record]
 
-    def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
+    def submit_rollouts(self, ready: Sequence[Rollout], head: int) -> None:
         """Start as many as there is room for."""
 
-    def submit_learns(
-        self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
-    ) -> None:
+    def submit_learns(self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]]) -> None:
         """Start as many as there is room for; ``keep(version)``: write (weights, checkpoint)."""
 
-    def submit_recheck(self, task: schedule.Recheck, head: int) -> None:
+    def submit_recheck(self, task: Recheck, head: int) -> None:
         """Start the recheck of a fragment."""
 
-    def submit_evaluations(
-        self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
-    ) -> None:
+    def submit_evaluations(self, due: Sequence[Evaluate], kept: Mapping[int, WrittenFile], urgent: bool) -> None:
         """Go on with as many as there is room for; ``kept``: weights version -> its file.
 
         Each outcome is a short while of playing, and the evaluation is to be gone on with until its record is whole. A
@@ -109,7 +105,7 @@ class Pool(Protocol):
         """Stop; what is in flight is given up."""
 
 
-def warn_of_window(plan: Plan, info: Record, device: str, limit: int | None = None) -> None:
+def warn_of_window(plan: Plan, info: Introduction, device: str, limit: int | None = None) -> None:
     """Say that the learner's window does not fit, before it fills the memory and the process is killed.
 
     Parameters
@@ -118,7 +114,7 @@ def warn_of_window(plan: Plan, info: Record, device: str, limit: int | None = No
     limit : bytes at which Dask pauses it, if it does.
     """
     needs = getattr(plan.algorithm, "window_bytes", None)
-    free = info.get("free", {}).get(device)
+    free = info["free"].get(device)
     if needs is None or free is None:
         return
     where = f"on {info['host']}, where the learner runs"
@@ -142,7 +138,9 @@ def warn_of_window(plan: Plan, info: Record, device: str, limit: int | None = No
     )
 
 
-def note_versions(notes: list[Record], info: Record, run: Record, who: str, said: set[str] | None = None) -> None:
+def note_versions(
+    notes: list[Record], info: Introduction, run: ArithmeticRecord, who: str, said: set[str] | None = None
+) -> None:
     """Say, once for each set of versions, that others than the run's take part with the run's bits."""
     note = fingerprint.note_on(info, run, who)
     if note is None or (said is not None and str(note["alike"]) in said):

@@ -19,13 +19,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, assert_never
 
 from daskrl import schedule
 from daskrl.errors import ConfigError, DaskrlError, EnvironmentFailure, SchedulerLostError, WorkerMismatchError
 from daskrl.pools import demand, paused, workers
 from daskrl.pools.base import Outcome, Plan, note_versions, refuse_or_warn, warn_of_window
-from daskrl.records import Record
+from daskrl.records import Introduction, Record, WrittenFile
+from daskrl.schedule import Checkpoint, Evaluate, Learn, Recheck, Rollout, Task
 from daskrl.tasks import evaluations, fingerprint, learner, rollout, session
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class _Worker:
     name: str
     threads: int
     learner_resource: bool
-    info: Record | None = None  # what it said when it joined
+    info: Introduction | None = None  # what it said when it joined
     refused: str | None = None
     draining: bool = False  # about to be closed
     status: str = paused.RUNNING  # Dask's
@@ -64,7 +65,7 @@ class _Worker:
 
 @dataclass
 class _Flight:
-    task: Any
+    task: Task | None  # None: to join
     future: Future[Any]
     address: str
     weights_version: int | None = None
@@ -92,7 +93,7 @@ class DaskPool:
 
         self.plan, self.token = plan, uuid.uuid4().hex[:8]
         self.held: set[int] = set()
-        self.in_flight: set[Any] = set()
+        self.in_flight: set[Task] = set()
         self.arithmetic = plan.arithmetic
         self.promise_off: list[str] = []
         self.notes: list[Record] = []
@@ -108,9 +109,9 @@ class DaskPool:
         self._taken_back: dict[str, _Flight] = {}  # those of them that had begun are finished all the same
         self._weights: dict[int, _Flight] = {}  # weights version -> the task that has it as its result
         self._evaluators: dict[int, str] = {}  # weights version -> the worker that has begun to evaluate it
-        self._deaths: Counter[Any] = Counter()
+        self._deaths: Counter[Task] = Counter()
         self._submitted = 0
-        self._rechecks: dict[schedule.Recheck, int] = {}  # not answered -> commits when asked for
+        self._rechecks: dict[Recheck, int] = {}  # not answered -> commits when asked for
         self._asked: tuple[int, str | None, list[str]] | None = None
         self._cluster = client.cluster
         self._since: dict[str, float] = {}  # when it was found that something is missing
@@ -145,7 +146,7 @@ class DaskPool:
 
     # -- submitting ---------------------------------------------------------------------------------------
 
-    def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
+    def submit_rollouts(self, ready: Sequence[Rollout], head: int) -> None:
         slots = self._slots()
         self._homes = schedule.homes(self.plan.layout.config.schedule.streams, slots, self._homes)
         load = self._load()
@@ -157,9 +158,7 @@ class DaskPool:
                 args = (self.token, weights, task.stream, task.round, head)
                 self._start("rollout", task, address, rollout.rollout, args, _ROLLOUT, task.weights_version)
 
-    def submit_learns(
-        self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
-    ) -> None:
+    def submit_learns(self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]]) -> None:
         from daskrl.tasks import ahead
 
         self._choose_learner()
@@ -167,12 +166,12 @@ class DaskPool:
             return
         # Two in flight keep one thread busy; with more threads they would run at once, out of order.
         room = 2 if self._known[self._learner].threads == 1 else 1
-        busy = sum(_is_learn(flight.task) for flight in self._flights.values())
+        busy = sum(isinstance(flight.task, Learn) for flight in self._flights.values())
         for task in ready[: max(0, room - busy)]:
             args = (self.token, task.version, head, self.arithmetic["device"], *keep(task.version))
             self._start(ahead.prefix(task.version, head), task, self._learner, ahead.learn, args, _LEARN)
 
-    def submit_recheck(self, task: schedule.Recheck, head: int) -> None:
+    def submit_recheck(self, task: Recheck, head: int) -> None:
         self._rechecks[task] = head
         self._start_rechecks()
 
@@ -197,10 +196,8 @@ class DaskPool:
                     args = (self.token, weights.future, record, head)
                     self._start("recheck", task, address, rollout.recheck, args, _ROLLOUT, task.weights_version)
 
-    def submit_evaluations(
-        self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
-    ) -> None:
-        flying = {flight.task: flight.address for flight in self._flights.values() if _is_evaluate(flight.task)}
+    def submit_evaluations(self, due: Sequence[Evaluate], kept: Mapping[int, WrittenFile], urgent: bool) -> None:
+        flying = {flight.task: flight.address for flight in self._flights.values() if isinstance(flight.task, Evaluate)}
         waiting = [task for task in due if task not in flying]
         if not waiting:
             return
@@ -222,21 +219,21 @@ class DaskPool:
     def _load(self) -> Counter[str]:
         """How many tasks each worker has that are neither the learner's nor a short while of an evaluation."""
         tasks = self._flights.values()
-        return Counter(f.address for f in tasks if not _is_learn(f.task) and not _is_evaluate(f.task))
+        return Counter(flight.address for flight in tasks if not isinstance(flight.task, Learn | Evaluate))
 
     def submit_checkpoint(self, kept: int) -> None:
         # After what is being learned now: also a worker with several threads does it then, as it waits for the result.
-        learned = [*self._weights.values(), *(flight for flight in self._flights.values() if _is_learn(flight.task))]
+        learning = {f.task.version: f for f in self._flights.values() if isinstance(f.task, Learn)}
+        learned = {**learning, **self._weights}
         if self._learner is not None and self._known[self._learner].takes_tasks and learned:
-            newest = max(learned, key=lambda flight: flight.task.version)
-            args = (self.token, newest.future, kept)
-            version = newest.task.version
-            self._start("checkpoint", schedule.Checkpoint(), self._learner, learner.checkpoint, args, _LEARN, version)
+            version = max(learned)
+            args = (self.token, learned[version].future, kept)
+            self._start("checkpoint", Checkpoint(), self._learner, learner.checkpoint, args, _LEARN, version)
 
     def _start(
         self,
         prefix: str,
-        task: Any,
+        task: Task | None,
         address: str,
         function: Callable[..., Any],
         args: tuple[Any, ...],
@@ -313,24 +310,26 @@ class DaskPool:
         self._say_what_is_missing()
         return outcomes
 
-    def _told(self, flight: _Flight, record: Record, outcomes: list[Outcome]) -> None:
-        self.in_flight.discard(flight.task)
+    def _told(self, flight: _Flight, record: Any, outcomes: list[Outcome]) -> None:
+        """A task has told what came of it: a `daskrl.records.Result`, or of joining an `Introduction`."""
         if flight.task is None:
             self._joined(flight.address, record)
             return
-        if isinstance(flight.task, schedule.Learn):
+        self.in_flight.discard(flight.task)
+        if isinstance(flight.task, Learn):
             self._weights[flight.task.version] = flight
             self.held.add(flight.task.version)
         for other in self._taken_back.values():
             other.answered = other.answered or other.task == flight.task
         self._forget_answered()
-        self._rechecks.pop(flight.task, None)
-        if record.get("kind") == "evaluation":
+        if isinstance(flight.task, Recheck):
+            self._rechecks.pop(flight.task, None)
+        if record["kind"] == "evaluation":
             self._evaluators.pop(record["version"], None)
         outcomes.append(Outcome(flight.task, record))
         self._ease_again(flight)
 
-    def _told_all_the_same(self, flight: _Flight, record: Record, outcomes: list[Outcome]) -> None:
+    def _told_all_the_same(self, flight: _Flight, record: Any, outcomes: list[Outcome]) -> None:
         """What was taken back had begun: its worker is done with it, and nobody else need be."""
         if flight.answered:
             self._ease_again(flight)
@@ -342,10 +341,7 @@ class DaskPool:
 
     def _ease_again(self, flight: _Flight) -> None:
         """A worker that was paused on the way keeps the environments of what it had begun before."""
-        if (
-            isinstance(flight.task, schedule.Rollout | schedule.Evaluate)
-            and not self._known[flight.address].takes_tasks
-        ):
+        if isinstance(flight.task, Rollout | Evaluate) and not self._known[flight.address].takes_tasks:
             self._ease([flight.address], forget=False)
 
     def _forget_answered(self) -> None:
@@ -356,9 +352,13 @@ class DaskPool:
             if not (flight.answered and self._known[flight.address].takes_tasks)
         }
 
+    def _given_back(self, flight: _Flight) -> None:
+        if flight.task is not None:
+            self.in_flight.discard(flight.task)
+
     def _silent(self, flight: _Flight) -> None:
         """A future is done and its task told nothing: it raised, or what it told was lost on the way."""
-        self.in_flight.discard(flight.task)
+        self._given_back(flight)
         if flight.future.status == "error":
             self._failed(flight)
         elif flight.future.status != "finished" and flight.address in self._known:
@@ -440,16 +440,24 @@ class DaskPool:
         for key, flight in list(self._flights.items()):
             if flight.address not in stopped:
                 continue
-            moves = others and isinstance(flight.task, schedule.Rollout | schedule.Recheck)
-            if moves or isinstance(flight.task, schedule.Checkpoint | schedule.Evaluate):
+            match flight.task:
+                case Rollout() | Recheck():
+                    goes = others
+                case Checkpoint() | Evaluate():
+                    goes = True
+                case Learn() | None:
+                    goes = False
+                case _:
+                    assert_never(flight.task)
+            if goes:
                 self._take_back_one(key)
 
     def _take_back_one(self, key: str) -> None:
         flight = self._flights.pop(key)
-        self.in_flight.discard(flight.task)
+        self._given_back(flight)
         flight.future.release()
-        if isinstance(flight.task, schedule.Rollout | schedule.Recheck | schedule.Evaluate):
-            flight.answered = _is_evaluate(flight.task)  # of which this was a short while
+        if isinstance(flight.task, Rollout | Recheck | Evaluate):
+            flight.answered = isinstance(flight.task, Evaluate)  # of which this was a short while
             self._taken_back[key] = flight
 
     def _say_paused(self, address: str, memory: paused.Memory) -> None:
@@ -475,7 +483,7 @@ class DaskPool:
     def _ask_to_join(self, worker: _Worker) -> None:
         self._start("join", None, worker.address, session.join, (self._payload, self._probe), _JOIN)
 
-    def _joined(self, address: str, info: Record) -> None:
+    def _joined(self, address: str, info: Introduction) -> None:
         if address in self._known:
             self._known[address].info = info
             self._judge(self._known[address])
@@ -492,7 +500,7 @@ class DaskPool:
         else:
             self.promise_off.append(refuse_or_warn(f"worker {worker.name} has {problem}", strict=False))
 
-    def _other_bytecode(self, info: Record) -> str | None:
+    def _other_bytecode(self, info: Introduction) -> str | None:
         """Why the run's code cannot be run there, if it travels by value, as what stands in a notebook does."""
         if info.get("bytecode", session.BYTECODE) == session.BYTECODE or not session.carries_code(self._payload):
             return None
@@ -508,8 +516,8 @@ class DaskPool:
         ------
         ConfigError
         """
-        threads, info = self.plan.layout.config.torch_threads, worker.info or {}
-        if threads == 1:
+        threads, info = self.plan.layout.config.torch_threads, worker.info
+        if threads == 1 or info is None:
             return
         place = (info.get("host"), info.get("pid"))
         beside = [w for w in self._known.values() if w is not worker and w.info is not None]
@@ -651,7 +659,7 @@ class DaskPool:
             warn_of_window(self.plan, chosen.info, self.arithmetic["device"], paused.pauses_at(chosen.memory))
         if current is not None and chosen is not current and not current.takes_tasks:
             for key in [key for key, flight in self._flights.items() if flight.address == current.address]:
-                if _is_learn(self._flights[key].task):
+                if isinstance(self._flights[key].task, Learn):
                     self._take_back_one(key)
         self._learner = chosen.address
         if self._beside is not None and chosen.name != self._name_beside:  # the one that was waited for has come
@@ -681,33 +689,38 @@ class DaskPool:
         for key, flight in list(self._flights.items()):
             if flight.address == address or flight.weights_version in lost:
                 del self._flights[key]
-                self.in_flight.discard(flight.task)
+                self._given_back(flight)
                 flight.future.release()
                 if flight.address == address:
                     self._died_under(flight.task)
 
-    def _died_under(self, task: Any) -> None:
-        if not isinstance(task, schedule.Rollout | schedule.Learn | schedule.Evaluate | schedule.Recheck):
+    def _died_under(self, task: Task | None) -> None:
+        if task is None or isinstance(task, Checkpoint):
             return
         self._deaths[task] += 1
         if self._deaths[task] <= _DEATHS:
             return
-        if isinstance(task, schedule.Learn):
-            raise DaskrlError(
-                f"{_DEATHS} workers died while they learned version {task.version}: the learner probably needs more "
-                f"memory than its worker has. Everything committed is kept. Either {paused.MORE_FOR_LEARNER} and "
-                f"type: daskrl resume {self.plan.layout.storage} -- or {paused.smaller_run(self._has_window)}."
-            )
-        if isinstance(task, schedule.Evaluate):
-            raise EnvironmentFailure(
-                f"{_DEATHS} workers died while they evaluated version {task.version}: its environment probably kills "
-                "its process. Everything committed is kept. Resume the run without evaluations, evaluate_every=0 "
-                "(--evaluate-every 0)."
-            )
-        shape = self.plan.layout.config.schedule
-        slot = task.slot if isinstance(task, schedule.Recheck) else shape.slot(task.stream, task.round)
+        shape, again = self.plan.layout.config.schedule, ""
+        match task:
+            case Learn():
+                raise DaskrlError(
+                    f"{_DEATHS} workers died while they learned version {task.version}: the learner probably needs "
+                    f"more memory than its worker has. Everything committed is kept. Either {paused.MORE_FOR_LEARNER} "
+                    f"and type: daskrl resume {self.plan.layout.storage} -- or {paused.smaller_run(self._has_window)}."
+                )
+            case Evaluate():
+                raise EnvironmentFailure(
+                    f"{_DEATHS} workers died while they evaluated version {task.version}: its environment probably "
+                    "kills its process. Everything committed is kept. Resume the run without evaluations, "
+                    "evaluate_every=0 (--evaluate-every 0)."
+                )
+            case Rollout():
+                slot = shape.slot(task.stream, task.round)
+            case Recheck():
+                slot, again = task.slot, " a second time"
+            case _:
+                assert_never(task)
         round_, stream = divmod(slot, shape.streams)
-        again = " a second time" if isinstance(task, schedule.Recheck) else ""
         raise EnvironmentFailure(
             f"{_DEATHS} workers died while they had fragment {slot} (stream {stream}, round {round_}){again}: its "
             f"environment probably kills its process. Type: daskrl reproduce {self.plan.layout.storage} "
@@ -722,9 +735,9 @@ class DaskPool:
         in_use |= {task.weights_version for task in self._rechecks if task.environment is None}
         for version in [v for v in self._weights if v not in needed and v not in in_use]:
             self._weights.pop(version).future.release()
-        for task in [t for t in self._rechecks if t.environment is None]:
-            if task.weights_version not in needed and task.weights_version not in self._weights:
-                del self._rechecks[task]  # they were lost, and nobody learns them again
+        for recheck in [task for task in self._rechecks if task.environment is None]:
+            if recheck.weights_version not in needed and recheck.weights_version not in self._weights:
+                del self._rechecks[recheck]  # they were lost, and nobody learns them again
         for task in [t for t in self._deaths if t not in self.in_flight]:
             if len(self._deaths) > 1000:
                 del self._deaths[task]
@@ -835,14 +848,6 @@ def trim_spans(dask_scheduler: Any) -> None:
 def forget_topic(topic: str, dask_scheduler: Any) -> None:
     """On the scheduler: drop the newest records of a run that has ended, which Dask otherwise keeps for ever."""
     dask_scheduler._broker._topics.pop(topic, None)
-
-
-def _is_learn(task: Any) -> bool:
-    return isinstance(task, schedule.Learn)
-
-
-def _is_evaluate(task: Any) -> bool:
-    return isinstance(task, schedule.Evaluate)
 
 
 def _shared_process(threads: int, who: str) -> ConfigError:

@@ -7,12 +7,11 @@ import json
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from daskrl import schedule
 from daskrl.errors import DaskrlError
 from daskrl.pools.base import Outcome, Plan, note_versions, refuse_or_warn, warn_of_window
-from daskrl.records import Record
+from daskrl.records import ArithmeticRecord, Record, Result, WrittenFile
+from daskrl.schedule import Checkpoint, Evaluate, Learn, Recheck, Rollout, Task
 from daskrl.tasks import evaluations, fingerprint, learner, rollout, session
 
 
@@ -22,13 +21,13 @@ class InProcessPool:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.token = plan, uuid.uuid4().hex[:8]
         self.held: set[int] = set()
-        self.in_flight: set[Any] = set()
+        self.in_flight: set[Task] = set()
         self.promise_off: list[str] = []
         self.notes: list[Record] = []
         self._weights: dict[int, session.Published] = {}
-        self._tasks: deque[tuple[Any, Callable[[], Record]]] = deque()
+        self._tasks: deque[tuple[Task, Callable[[], Result]]] = deque()
         here = session.Session(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
-        self.arithmetic: Record | None = plan.arithmetic
+        self.arithmetic: ArithmeticRecord | None = plan.arithmetic
         try:
             info = session.begin(here)
             self.arithmetic = plan.arithmetic or fingerprint.reference(info, plan.layout.config.device)
@@ -41,29 +40,25 @@ class InProcessPool:
             self.close()
             raise
 
-    def submit_rollouts(self, ready: Sequence[schedule.Rollout], head: int) -> None:
+    def submit_rollouts(self, ready: Sequence[Rollout], head: int) -> None:
         for task in ready:
             weights = self._weights[task.weights_version]
             call = functools.partial(rollout.rollout, self.token, weights, task.stream, task.round, head)
             self._add(task, call)
 
-    def submit_learns(
-        self, ready: Sequence[schedule.Learn], head: int, keep: Callable[[int], tuple[bool, bool]]
-    ) -> None:
+    def submit_learns(self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]]) -> None:
         for task in ready[:1]:
             self._add(task, functools.partial(self._learn, task, head, *keep(task.version)))
 
-    def submit_recheck(self, task: schedule.Recheck, head: int) -> None:
+    def submit_recheck(self, task: Recheck, head: int) -> None:
         record = json.loads(task.record)
         if task.environment is not None:
             self._add(task, functools.partial(rollout.retrace, self.token, record, task.environment, head))
         elif (weights := self._weights.get(task.weights_version)) is not None:
             self._add(task, functools.partial(rollout.recheck, self.token, weights, record, head))
 
-    def submit_evaluations(
-        self, due: Sequence[schedule.Evaluate], kept: Mapping[int, Sequence[Any]], urgent: bool
-    ) -> None:
-        if not any(isinstance(task, schedule.Evaluate) for task in self.in_flight):
+    def submit_evaluations(self, due: Sequence[Evaluate], kept: Mapping[int, WrittenFile], urgent: bool) -> None:
+        if not any(isinstance(task, Evaluate) for task in self.in_flight):
             for task in due[:1]:
                 args = (self.token, task.version, kept[task.version], self.plan.options.evaluate_episodes)
                 self._add(task, functools.partial(evaluations.evaluate, *args))
@@ -71,17 +66,17 @@ class InProcessPool:
     def submit_checkpoint(self, kept: int) -> None:
         if self._weights:
             newest = self._weights[max(self._weights)]
-            self._add(schedule.Checkpoint(), functools.partial(learner.checkpoint, self.token, newest, kept))
+            self._add(Checkpoint(), functools.partial(learner.checkpoint, self.token, newest, kept))
             self._tasks.rotate()  # before all others: they are given up
 
-    def _learn(self, task: schedule.Learn, head: int, keep: bool, checkpoint: bool) -> Record:
+    def _learn(self, task: Learn, head: int, keep: bool, checkpoint: bool) -> Result:
         assert self.arithmetic is not None
         weights = learner.learn(self.token, task.version, head, self.arithmetic["device"], keep, checkpoint)
         self._weights[task.version] = weights
         self.held.add(task.version)
         return weights[0]
 
-    def _add(self, task: Any, call: Callable[[], Record]) -> None:
+    def _add(self, task: Task, call: Callable[[], Result]) -> None:
         self.in_flight.add(task)
         self._tasks.append((task, call))
 

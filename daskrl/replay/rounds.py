@@ -16,7 +16,7 @@ import numpy as np
 
 from daskrl.arithmetic import aligned_all
 from daskrl.errors import ConfigError
-from daskrl.records import Array, Record
+from daskrl.records import Array, ReadFragment
 from daskrl.store.store import Layout
 
 Fragments = Sequence[Mapping[str, Array]]
@@ -117,7 +117,7 @@ class CommittedRounds:
             yield fragments
 
 
-def read_committed(layout: Layout, record: Record) -> dict[str, Array]:
+def read_committed(layout: Layout, record: ReadFragment) -> dict[str, Array]:
     """One fragment of a run as `Fragments` has it, checked."""
     fragment = layout.read_transitions(record)
     fragment["episode_step"] = np.asarray(record["episode_step"])

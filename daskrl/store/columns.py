@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -20,7 +19,7 @@ from daskrl.arithmetic import ALIGNMENT, aligned, zeros
 from daskrl.config import Schedule
 from daskrl.envs.spaces import Leaf, SpaceSpec, final_name, state_name
 from daskrl.errors import DamagedError, StoreError
-from daskrl.records import Array
+from daskrl.records import Array, ReadFragment
 from daskrl.store.late import content, patiently
 from daskrl.store.storage import Storage
 
@@ -208,7 +207,7 @@ def _nbytes_and_crc(chunk: _Chunk | None) -> list[int]:
 def read_fragment(
     storage: Storage,
     layout: Mapping[str, Column],
-    record: Mapping[str, Any],
+    record: ReadFragment,
     only: tuple[str, ...] | None = None,
     patience: float = 0.0,
 ) -> dict[str, Array]:
@@ -249,7 +248,7 @@ def read_fragment(
 
 
 def read_transitions(
-    storage: Storage, layout: Mapping[str, Column], record: Mapping[str, Any], patience: float = 0.0
+    storage: Storage, layout: Mapping[str, Column], record: ReadFragment, patience: float = 0.0
 ) -> dict[str, Array]:
     """What a learner needs of one committed fragment, checked as by `read_fragment`.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from daskrl.arithmetic import aligned_all
-from daskrl.records import Array, Record
+from daskrl.records import Array, ReadFragment
 from daskrl.store.columns import Column
 from daskrl.store.storage import Storage
 
@@ -80,7 +80,7 @@ class FirstReplay:
 
     storage: Storage
     layout: Mapping[str, Column]
-    records: list[Record]
+    records: list[ReadFragment]
 
     @property
     def identity(self) -> dict[str, Any]:

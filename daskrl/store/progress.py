@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskrl.records import Record
+from daskrl.records import ArithmeticRecord, BudgetRecord, PromiseOffRecord, Record, WrittenFile
 from daskrl.schedule import Due, Rechecks
 from daskrl.store.log import Segment
 
@@ -52,17 +52,17 @@ class Progress:
     learner_updates: int = 0
     episodes: int = 0
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    arithmetic: Record | None = None
+    arithmetic: ArithmeticRecord | None = None
     loss: float | None = None
-    kept: dict[int, list[Any]] = field(default_factory=dict)
+    kept: dict[int, WrittenFile] = field(default_factory=dict)
     evaluated: dict[int, float | None] = field(default_factory=dict)
     limited: dict[int, int] = field(default_factory=dict)
     rechecks: Rechecks | None = None
     due: list[Due] = field(default_factory=list)
     environment_off: bool = False
     out_of_bounds: bool = False
-    budget: Record | None = None
-    off: list[Record] = field(default_factory=list)
+    budget: BudgetRecord | None = None
+    off: list[PromiseOffRecord] = field(default_factory=list)
     commits: int = 0
     newest_crc32c: int = 0
 
@@ -111,8 +111,8 @@ class Progress:
             self.arithmetic = record
         elif record["kind"] == "budget":
             self.budget = record
-        if record["kind"] in ("learn", "checkpoint") and record.get("weights"):
-            self.kept.setdefault(record["version"], record["weights"])
+        if (record["kind"] == "learn" or record["kind"] == "checkpoint") and (written := record.get("weights")):
+            self.kept.setdefault(record["version"], written)
 
     def take_commit(self, segment: Segment) -> None:
         """Count in all records of the next commit."""

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import numpy as np
 
@@ -24,7 +24,18 @@ from daskrl.arithmetic import aligned_all
 from daskrl.config import Options, RunConfig, Schedule, known_keys, plain, require_integer
 from daskrl.envs.spaces import Leaf, SpaceSpec
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreLockedError, StoreMismatchError
-from daskrl.records import Array, Record
+from daskrl.records import (
+    ArithmeticRecord,
+    Array,
+    BudgetRecord,
+    EvaluationRecord,
+    FragmentRecord,
+    InitRecord,
+    LearnRecord,
+    PromiseOffRecord,
+    ReadFragment,
+    Record,
+)
 from daskrl.schedule import Rechecks
 from daskrl.shown import html_table
 from daskrl.store import snapshot
@@ -95,11 +106,11 @@ class Layout:
                 f"{self.storage} holds another run now; what was computed for the old one is dropped."
             )
 
-    def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
+    def read(self, record: ReadFragment, only: tuple[str, ...] | None = None) -> dict[str, Array]:
         """The columns of one committed fragment, checked."""
         return read_fragment(self.storage, self.columns, record, only, self.patience)
 
-    def read_transitions(self, record: Record) -> dict[str, Array]:
+    def read_transitions(self, record: ReadFragment) -> dict[str, Array]:
         """What a learner needs of one committed fragment, checked."""
         return read_transitions(self.storage, self.columns, record, self.patience)
 
@@ -107,23 +118,24 @@ class Layout:
         """The file of the weights that the run began with, checked; see `daskrl.tasks.initial`."""
         return read_checked(self.storage, self._init()["arrays"], self.patience)
 
-    def first_replay(self) -> list[list[Record]]:
+    def first_replay(self) -> list[list[ReadFragment]]:
         """The rounds of another run that the learner's memory begins with, a record for each stream; none for most."""
-        if not (self.config.init or {}).get("replay"):
+        written = self._init()["replay"] if (self.config.init or {}).get("replay") else None
+        if written is None:
             return []
-        records: list[Record] = json.loads(read_checked(self.storage, self._init()["replay"], self.patience))
+        records: list[ReadFragment] = json.loads(read_checked(self.storage, written, self.patience))
         streams = self.config.schedule.streams
         return [records[first : first + streams] for first in range(0, len(records), streams)]
 
-    def _init(self) -> Record:
+    def _init(self) -> InitRecord:
         for record in self.log.read(0):
             if record["kind"] == "init":
                 return record
         raise DamagedError(f"{self.log.where(0)} does not name what the run began with.")
 
-    def find(self, slots: Sequence[int], head: int) -> dict[int, Record]:
+    def find(self, slots: Sequence[int], head: int) -> dict[int, FragmentRecord]:
         """The commit records of some slots, searching back from segment ``head``."""
-        wanted, found = set(slots), dict[int, Record]()
+        wanted, found = set(slots), dict[int, FragmentRecord]()
         if wanted:
             for record in self.log.backwards(head):
                 if record["kind"] == "fragment" and record["slot"] in wanted:
@@ -213,17 +225,18 @@ class Store:
             _create_arrays(making, attributes, layout, config)
             for name in (".commits", ".weights", ".checkpoints"):
                 making.put(f"{name}/zarr.json", _EMPTY_GROUP)
-            made = {"kind": "created", "attributes_crc32c": _attributes_crc32c(attributes)}
-            budget = {"kind": "budget", "env_steps": env_steps, "options": vars(options)}
-            begun = []
+            begun: list[Record] = [
+                {"kind": "created", "attributes_crc32c": _attributes_crc32c(attributes)},
+                {"kind": "budget", "env_steps": env_steps, "options": vars(options)},
+            ]
             if initial is not None:
                 making.put(".init/zarr.json", _EMPTY_GROUP)
                 arrays, replay = write_checked(making, ".init/weights.safetensors", initial.to_bytes()), None
                 if initial.replay is not None:
                     initial.replay.copy(making.folder(".init"))
                     replay = write_checked(making, ".init/replay.json", initial.replay.to_bytes())
-                begun = [{"kind": "init", "arrays": arrays, "replay": replay}]
-            CommitLog(making).append(0, [made, budget, *begun])
+                begun.append({"kind": "init", "arrays": arrays, "replay": replay})
+            CommitLog(making).append(0, begun)
         return cls(storage, attributes)
 
     @staticmethod
@@ -397,7 +410,7 @@ class Store:
         deque(self.storage.at_once(grow, self._arrays()), maxlen=0)
         self._capacity = slots
 
-    def _index_record(self, record: Record) -> None:
+    def _index_record(self, record: FragmentRecord) -> None:
         block, row = divmod(record["slot"], INDEX_ROWS)
         if block not in self._index:
             self._index[block] = {column.name: self._index_rows(column, block) for column in index_columns(self.config)}
@@ -444,7 +457,21 @@ class Store:
 
     # -- reading ------------------------------------------------------------------------------------------
 
-    def records(self, kind: str | None = None) -> Iterator[Record]:
+    @overload
+    def records(self, kind: None = None) -> Iterator[Record]: ...
+    @overload
+    def records(self, kind: Literal["fragment"]) -> Iterator[FragmentRecord]: ...
+    @overload
+    def records(self, kind: Literal["learn"]) -> Iterator[LearnRecord]: ...
+    @overload
+    def records(self, kind: Literal["evaluation"]) -> Iterator[EvaluationRecord]: ...
+    @overload
+    def records(self, kind: Literal["arithmetic"]) -> Iterator[ArithmeticRecord]: ...
+    @overload
+    def records(self, kind: Literal["budget"]) -> Iterator[BudgetRecord]: ...
+    @overload
+    def records(self, kind: Literal["promise_off"]) -> Iterator[PromiseOffRecord]: ...
+    def records(self, kind: str | None = None) -> Iterator[Any]:
         """Every committed record, oldest first; of one kind if given."""
         for record in self.log.forwards():
             if kind is None or record["kind"] == kind:
@@ -467,19 +494,19 @@ class Store:
         self._seen = seen
         return seen
 
-    def whole(self) -> tuple[Progress, list[Record]]:
+    def whole(self) -> tuple[Progress, list[FragmentRecord]]:
         """The progress, and the record of every committed fragment by slot, out of one pass over the whole log."""
-        progress, by_slot = self._nothing(), dict[int, Record]()
+        progress, by_slot = self._nothing(), dict[int, FragmentRecord]()
         for segment in self.log.segments():
             progress.take_commit(segment)
             by_slot.update((record["slot"], record) for record in segment.records if record["kind"] == "fragment")
         return progress, [by_slot[slot] for slot in sorted(by_slot)]
 
-    def fragments(self) -> list[Record]:
+    def fragments(self) -> list[FragmentRecord]:
         """The record of every committed fragment, by slot."""
         return self.whole()[1]
 
-    def read(self, record: Record, only: tuple[str, ...] | None = None) -> dict[str, Array]:
+    def read(self, record: ReadFragment, only: tuple[str, ...] | None = None) -> dict[str, Array]:
         """The columns of one committed fragment, checked against its record."""
         return read_fragment(self.storage, self.columns, record, only)
 
@@ -497,7 +524,7 @@ class Store:
         ]
         return sorted({f"{where}.{name}" for where, data, names in known for name in data if name not in names})
 
-    def budget(self) -> Record:
+    def budget(self) -> BudgetRecord:
         """The newest ``budget`` record: how many env steps the run is to take, and its options."""
         budget = self.progress().budget
         assert budget is not None  # in commit 0
@@ -511,9 +538,9 @@ class Store:
         """Versions of the weights kept on disk, oldest first."""
         return sorted(self.progress().kept)
 
-    def evaluations(self) -> list[Record]:
+    def evaluations(self) -> list[EvaluationRecord]:
         """The evaluations made while the run went on (``evaluate_every``), by version; see FORMAT.md."""
-        return sorted(self.records("evaluation"), key=lambda record: int(record["version"]))
+        return sorted(self.records("evaluation"), key=lambda record: record["version"])
 
     def best(self) -> Evaluated | None:
         """The version with the highest mean return of those evaluated as the run went on; of equal ones the earliest.
@@ -615,7 +642,7 @@ class Store:
             "seed": self.config.seed,
             **({} if self.config.init is None else {"begun_with": dict(self.config.init)}),
             "env_steps": progress.fragments * schedule.fragment_steps * schedule.envs_per_stream,
-            "env_steps_budget": (progress.budget or {}).get("env_steps"),
+            "env_steps_budget": None if progress.budget is None else progress.budget["env_steps"],
             "fragments": progress.fragments,
             "episodes": progress.episodes,
             "return_last_100": float(np.mean(progress.returns)) if progress.returns else None,

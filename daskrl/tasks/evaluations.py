@@ -14,7 +14,7 @@ from daskrl.algorithms.base import recurrent_state
 from daskrl.arithmetic import pinned
 from daskrl.config import MAX_EPISODE_STEPS
 from daskrl.errors import StoreMismatchError
-from daskrl.records import Record
+from daskrl.records import Evaluating, EvaluationRecord
 from daskrl.store.store import read_weights
 from daskrl.tasks import playing, rollout
 from daskrl.tasks.playing import Played, Playing
@@ -24,11 +24,11 @@ SEED = 1  # that of `daskrl.evaluate` unless another is asked for: all versions 
 AT_A_TIME = 0.1  # seconds
 
 
-def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) -> Record:
+def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) -> EvaluationRecord | Evaluating:
     """Play on, for a tenth of a second.
 
-    Called by the driver's pool on any worker, again and again until what it returns is a record of kind ``evaluation``;
-    until then it has no kind. Whatever goes wrong in the episodes is in the record as ``error``: a run goes on without.
+    Called by the driver's pool on any worker, again and again until what it returns is the record of the evaluation.
+    Whatever goes wrong in the episodes is in the record as ``error``: a run goes on without.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
     session = get(token)
     under_way = session.take_evaluation(version)
 
-    def play_on(alive: Callable[[], None]) -> Record:
+    def play_on(alive: Callable[[], None]) -> EvaluationRecord | Evaluating:
         made = under_way if under_way is not None else _begin(session, written, episodes, alive)
         began = time.monotonic()
         for played in made.steps:
@@ -47,7 +47,7 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
             if time.monotonic() - began > AT_A_TIME:
                 made.seconds += time.monotonic() - began
                 session.keep_evaluation(version, made)
-                return {"version": version}
+                return {"kind": "evaluating", "version": version}
         return _record(version, sorted(made.played), made.seconds + time.monotonic() - began)
 
     where = f"the evaluation of version {version}"
@@ -74,7 +74,7 @@ def _begin(session: Session, written: Sequence[Any], episodes: int, alive: Calla
     )  # fmt: skip
 
 
-def _record(version: int, played: Sequence[Played], seconds: float) -> Record:
+def _record(version: int, played: Sequence[Played], seconds: float) -> EvaluationRecord:
     return {
         "kind": "evaluation",
         "version": version,

@@ -18,7 +18,7 @@ import numpy as np
 
 from daskrl import arithmetic
 from daskrl.errors import WorkerMismatchError
-from daskrl.records import Array, Record
+from daskrl.records import ArithmeticRecord, Array, Introduction, VersionsRecord
 
 # package -> the probe that sees whatever a version of it may change in a run. Of a package that is not here, the code
 # of an environment above all, every version is another computation.
@@ -322,7 +322,7 @@ def _sha(*parts: bytes) -> str:
 # -- comparing -----------------------------------------------------------------------------------------------------
 
 
-def other_versions(info: Record, run: Record) -> tuple[list[str], list[str]]:
+def other_versions(info: Introduction, run: ArithmeticRecord) -> tuple[list[str], list[str]]:
     """Packages of other versions than the run's, as ``name version (run: version)``: those that may matter, and others.
 
     Others are those whose differences a probe would see, and which gave the same: of Python and NumPy versions with the
@@ -341,16 +341,15 @@ def other_versions(info: Record, run: Record) -> tuple[list[str], list[str]]:
     return matter, others
 
 
-def other_results(info: Record, run: Record) -> list[str]:
+def other_results(info: Introduction, run: ArithmeticRecord) -> list[str]:
     """What gives other bits here than in the run, in words."""
     known = {*(info.get("probes") or {}), *(run.get("probes") or {})}
     both = [name for name in sorted(known) if _probe(info, name) is not None and _probe(run, name) is not None]
     return [_WHAT.get(name, name) for name in both if _probe(info, name) != _probe(run, name)]
 
 
-def _probe(record: Record, name: str) -> str | None:
-    found: str | None = (record.get("probes") or {}).get(name)
-    return found
+def _probe(record: Introduction | ArithmeticRecord, name: str) -> str | None:
+    return (record.get("probes") or {}).get(name)
 
 
 def _alike(name: str, one: str, other: str) -> bool:
@@ -360,7 +359,7 @@ def _alike(name: str, one: str, other: str) -> bool:
     return name == "numcodecs" or one.partition(".")[0] == other.partition(".")[0]
 
 
-def reference(info: Record, device: str) -> Record:
+def reference(info: Introduction, device: str) -> ArithmeticRecord:
     """The arithmetic of a run, from what its first learner said when it joined."""
     if device == "auto":
         device = "cuda" if info["cuda"] else "cpu"
@@ -373,11 +372,15 @@ def reference(info: Record, device: str) -> Record:
         "kind": "arithmetic",
         "device": device,
         "device_name": info["cuda_name"] if device == "cuda" else "cpu",
-        **{key: info[key] for key in ("cpu", "cuda", "probes", "versions", "settings") if key in info},
+        "cpu": info["cpu"],
+        "cuda": info["cuda"],
+        "probes": info["probes"],
+        "versions": info["versions"],
+        "settings": info["settings"],
     }
 
 
-def mismatch(info: Record, run: Record, *, learns: bool) -> str | None:
+def mismatch(info: Introduction, run: ArithmeticRecord, *, learns: bool) -> str | None:
     """How a process differs from what the run computes with, and what would align it; None where it does not."""
     changed, alike = other_versions(info, run)
     if changed:
@@ -405,7 +408,7 @@ _ALIGNING = (
 )
 
 
-def note_on(info: Record, run: Record, who: str) -> Record | None:
+def note_on(info: Introduction, run: ArithmeticRecord, who: str) -> VersionsRecord | None:
     """The record of a process whose versions are not the run's and whose bits are; None where they are the run's."""
     _, alike = other_versions(info, run)
     if not alike:

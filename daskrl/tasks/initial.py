@@ -14,7 +14,7 @@ from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Setup, recurrent_state
 from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.errors import ConfigError
-from daskrl.records import Array
+from daskrl.records import Array, ReadFragment, checkpoints
 from daskrl.store.columns import columns
 from daskrl.store.initial import FirstReplay, Initial
 from daskrl.store.store import Store, read_checked
@@ -105,8 +105,14 @@ def _replay(init: Init, algorithm: Algorithm, setup: Setup, learner: Any) -> Fir
     while all(shape.slot(stream, complete) in fragments for stream in range(shape.streams)):
         complete += 1
     slots = range(shape.slot(0, max(0, complete - learner.memory)), shape.slot(0, complete))
-    kept = ("slot", "stream", "round", "episode_step", "continues", "columns")
-    return FirstReplay(store.storage, store.columns, [{key: fragments[slot][key] for key in kept} for slot in slots])
+    return FirstReplay(store.storage, store.columns, [_as_read(fragments[slot]) for slot in slots])
+
+
+def _as_read(record: ReadFragment) -> ReadFragment:
+    return {
+        "slot": record["slot"], "stream": record["stream"], "round": record["round"],
+        "episode_step": record["episode_step"], "continues": record["continues"], "columns": record["columns"],
+    }  # fmt: skip
 
 
 def _found(init: Init, version: int | str | None, algorithm: Algorithm, digest: bool) -> Initial:
@@ -154,9 +160,8 @@ def _others(store: Store, version: int, algorithm: Algorithm) -> dict[str, Array
 
     if store.config.algorithm["name"] != type(algorithm).__name__:
         return {}
-    for record in store.records():
-        written = record.get("checkpoint")
-        if written and record["version"] == version and store.storage.exists(written[0]):
+    for record, written in checkpoints(store.records()):
+        if record["version"] == version and store.storage.exists(written[0]):
             arrays: dict[str, Array] = aligned_all(load(read_checked(store.storage, written)))
             return {name: value for name, value in arrays.items() if not name.startswith(_NOT_OTHERS)}
     return {}

@@ -13,7 +13,7 @@ from typing import Any
 from daskrl.algorithms.base import Weights
 from daskrl.arithmetic import aligned_all, pinned
 from daskrl.errors import DamagedError, DivergedError
-from daskrl.records import Record
+from daskrl.records import CheckpointRecord, LearnRecord, WrittenFile, checkpoints
 from daskrl.replay.rounds import CommittedRounds
 from daskrl.store.columns import unpack
 from daskrl.store.initial import Initial
@@ -63,7 +63,7 @@ def _learn(session: Session, version: int, head: int, device: str, keep: bool, c
     state.rounds.reach(head)
     if version < state.version:  # the checkpoint had it
         session.learner = state
-        return {"kind": "learn", "version": version}, *state.published[version]
+        return {"kind": "republished", "version": version}, *state.published[version]
     began, updates = time.time(), state.learner.updates
     try:
         state.advance(version)
@@ -71,7 +71,7 @@ def _learn(session: Session, version: int, head: int, device: str, keep: bool, c
         raise _diverged(layout, state, error, head) from error
     if keep or checkpoint:
         layout.require_same_run()
-    meta: dict[str, Any] = {
+    record: LearnRecord = {
         "kind": "learn",
         "version": version,
         "learner_updates": state.learner.updates,
@@ -82,7 +82,7 @@ def _learn(session: Session, version: int, head: int, device: str, keep: bool, c
         "weights": save_weights(layout, version, state.learner.weights()) if keep else None,
         "checkpoint": save_checkpoint(layout, state) if checkpoint else None,
     }
-    weights = (meta, *state.published[version])
+    weights = (record, *state.published[version])
     session.learner = state
     session.published[version] = weights
     for old in sorted(session.published)[: -(session.config.schedule.lag + 2)]:
@@ -105,7 +105,7 @@ def begin(session: Session, head: int, device: str) -> LearnerState[CommittedRou
     return state
 
 
-def checkpoint(token: str, newest: Published, kept: int) -> Record:
+def checkpoint(token: str, newest: Published, kept: int) -> CheckpointRecord:
     """Write where the learner of this process stands, so that nothing is learned again, and the weights it reached.
 
     Called by the driver's pool on the learner's worker when a run is stopped on the way. Where the learner does not
@@ -118,12 +118,13 @@ def checkpoint(token: str, newest: Published, kept: int) -> Record:
     kept : the newest version whose weights are in the store; they are not written again.
     """
     session = get(token)
-    meta, table, flat = newest
+    record, table, flat = newest
     with session.learning:
         state = session.learner
-        version, loss, written = meta["version"], meta.get("loss"), None
-        if meta.get("weights"):
-            kept = max(kept, version)
+        version, loss, written = record["version"], None, None
+        if record["kind"] == "learn":
+            loss = record["loss"]
+            kept = max(kept, version) if record["weights"] else kept
         session.layout.require_same_run()
         if state is not None and state.version >= version:
             version, loss = state.version, state.loss
@@ -145,13 +146,13 @@ def read_ahead(token: str, version: int, head: int) -> None:
         reader.begin(version - 1)
 
 
-def save_weights(layout: Layout, version: int, weights: Weights) -> list[Any]:
+def save_weights(layout: Layout, version: int, weights: Weights) -> WrittenFile:
     """Write published weights, each array by name, as safetensors."""
     data = safetensors(weights, belongs_to(layout.config, layout.spec, layout.run_id, version))
     return write_checked(layout.storage, f".weights/{version:08d}.safetensors", data)
 
 
-def save_checkpoint(layout: Layout, state: LearnerState[Any]) -> list[Any]:
+def save_checkpoint(layout: Layout, state: LearnerState[Any]) -> WrittenFile:
     """Write everything the replay does not hold."""
     data = safetensors(state.checkpoint())
     return write_checked(layout.storage, f".checkpoints/{state.version:08d}.safetensors", data)
@@ -166,13 +167,13 @@ def restore(layout: Layout, state: LearnerState[Any], version: int, head: int) -
 
     newest = version + layout.config.schedule.lag
     layout.storage.look_anew(".checkpoints/of another node")
-    for record in layout.log.backwards(head):
-        if not record.get("checkpoint") or record["version"] > newest:
+    for record, written in checkpoints(layout.log.backwards(head)):
+        if record["version"] > newest:
             continue
-        if not layout.storage.exists(record["checkpoint"][0]):
+        if not layout.storage.exists(written[0]):
             continue  # only the newest few are kept
         try:
-            arrays = aligned_all(load(read_checked(layout.storage, record["checkpoint"])))
+            arrays = aligned_all(load(read_checked(layout.storage, written)))
         except DamagedError as error:
             warnings.warn(f"{error} Learning again from an older checkpoint.", stacklevel=2)
             continue
@@ -190,7 +191,6 @@ def _diverged(layout: Layout, state: LearnerState[Any], error: DivergedError, he
         storage.make_folder(".diverged")
         storage.put(key, safetensors(batch(), {"version": str(state.version)}))
         kept = f" The batch is in {storage.where(key)} (safetensors.numpy.load_file)."
-    checkpoints = (record["version"] for record in layout.log.backwards(head) if record.get("checkpoint"))
-    newest = next(checkpoints, None)
+    newest = next((record["version"] for record, _ in checkpoints(layout.log.backwards(head))), None)
     where = "no checkpoint was made before" if newest is None else f"the last good checkpoint is that of {newest}"
     return DivergedError(f"{what}; {where}. Everything up to it is kept.{kept} {ADVICE}")

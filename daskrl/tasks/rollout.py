@@ -25,7 +25,7 @@ from daskrl.envs import isolation
 from daskrl.envs.spaces import state_name
 from daskrl.envs.stream import Fragment, Policy, Stream
 from daskrl.errors import EnvironmentRaisedError, EnvironmentTimeoutError, NondeterministicError
-from daskrl.records import Array, Record
+from daskrl.records import Array, FragmentRecord, PlayedFragment, RecheckResult
 from daskrl.store.columns import checksums, unpack, write_fragment
 from daskrl.tasks.session import Published, Session, get
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 GO_ON = "Or pass strict=False (--no-strict) to go on without the promise; the store will say so."
 
 
-def rollout(token: str, weights: Published, stream: int, round_: int, head: int) -> Record:
+def rollout(token: str, weights: Published, stream: int, round_: int, head: int) -> FragmentRecord:
     """Write one fragment and return its commit record.
 
     Called by the driver's pool on any worker, more than once for the same (stream, round) and possibly at the
@@ -52,17 +52,19 @@ def rollout(token: str, weights: Published, stream: int, round_: int, head: int)
     """
     session = get(token)
     began = time.time()
-    fragment, record = run(session, weights, stream, round_, head, use_cache=True)
+    fragment, played = run(session, weights, stream, round_, head, use_cache=True)
     layout = session.layout
     layout.require_same_run()
-    record["columns"] = write_fragment(layout.storage, layout.columns, record["slot"], fragment)
-    record["wall_time"] = began
-    record["seconds"] = time.time() - began
-    record["worker"] = f"{socket.gethostname()}:{os.getpid()}"
-    return record
+    return {
+        **played,
+        "columns": write_fragment(layout.storage, layout.columns, played["slot"], fragment),
+        "wall_time": began,
+        "seconds": time.time() - began,
+        "worker": f"{socket.gethostname()}:{os.getpid()}",
+    }
 
 
-def recheck(token: str, weights: Published, record: Record, head: int) -> Record:
+def recheck(token: str, weights: Published, record: FragmentRecord, head: int) -> RecheckResult:
     """Run a committed fragment a second time, from its recorded seeds, and compare it bit for bit.
 
     Its environments are made anew, and stepped through what is recorded of their episodes before.
@@ -89,7 +91,7 @@ def recheck(token: str, weights: Published, record: Record, head: int) -> Record
     return {"kind": "recheck", "slot": record["slot"], "problem": problem}
 
 
-def retrace(token: str, record: Record, environment: int, head: int) -> Record:
+def retrace(token: str, record: FragmentRecord, environment: int, head: int) -> RecheckResult:
     """Step one environment of a committed fragment again, by itself and through its recorded actions, in a new object.
 
     All that is stored of its episode so far and of the fragment is compared. What an environment keeps of earlier
@@ -132,7 +134,7 @@ def retrace(token: str, record: Record, environment: int, head: int) -> Record:
 
 def run(
     session: Session, weights: Published, stream: int, round_: int, head: int, *, use_cache: bool
-) -> tuple[Fragment, Record]:
+) -> tuple[Fragment, PlayedFragment]:
     """The fragment of (stream, round) and its record, without its checksums."""
     fragment, record, _ = _run(session, weights, stream, round_, head, use_cache=use_cache)
     return fragment, record
@@ -140,13 +142,13 @@ def run(
 
 def _run(
     session: Session, weights: Published, stream: int, round_: int, head: int, *, use_cache: bool
-) -> tuple[Fragment, Record, Stream]:
+) -> tuple[Fragment, PlayedFragment, Stream]:
     config, schedule, strict = session.config, session.config.schedule, session.options.strict
     slot = schedule.slot(stream, round_)
     where = f"fragment {slot} (stream {stream}, round {round_})"
     reproduce = f"\n  Type: daskrl reproduce {session.layout.storage} --fragment {slot}{own(config)}"
 
-    def steps(alive: Callable[[], None]) -> tuple[Fragment, Record, Stream]:
+    def steps(alive: Callable[[], None]) -> tuple[Fragment, PlayedFragment, Stream]:
         standing, live = session.take_stream(stream) if use_cache else (-1, None)
         continues = True
         if live is None or standing != round_:
@@ -154,15 +156,11 @@ def _run(
                 live.close()
             live, continues = rebuild(session, stream, round_, head, alive, strict or not use_cache)
         live.where, live.weights_version = where, weights[0]["version"]
-        first = {
-            "first_episode": live.episode.tolist(),
-            "episode_step": live.age.tolist(),
-            "environment_seed": seeding.environment_seeds(config.seed, stream, live.episode.tolist()),
-        }
+        first_episode, episode_step = live.episode.tolist(), live.age.tolist()
         policy = make_policy(session, weights, stream, round_)
         alive()  # from here on the fragment's own steps are timed
         fragment, episodes = live.rollout(policy, schedule.fragment_steps)
-        record: Record = {
+        record: PlayedFragment = {
             "kind": "fragment",
             "slot": slot,
             "stream": stream,
@@ -170,7 +168,9 @@ def _run(
             "weights_version": weights[0]["version"],
             "continues": continues,
             "episodes": [list(episode) for episode in episodes],
-            **first,
+            "first_episode": first_episode,
+            "episode_step": episode_step,
+            "environment_seed": seeding.environment_seeds(config.seed, stream, first_episode),
         }
         if live.outside:
             record["out_of_bounds"] = live.outside

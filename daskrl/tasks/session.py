@@ -30,7 +30,7 @@ from daskrl.config import Options, RunConfig
 from daskrl.envs.source import Environment
 from daskrl.envs.stream import Stream
 from daskrl.errors import DamagedError, DaskrlError, StoreError
-from daskrl.records import Array
+from daskrl.records import Array, Introduction, LearnRecord, Republished
 from daskrl.replay.rounds import CommittedRounds, RoundReader
 from daskrl.store import late
 from daskrl.store.columns import Table
@@ -45,9 +45,8 @@ _PROBED = 3.0  # seconds to look for the driver's file; where the store is not s
 _DASKS_TRIM = "65536"  # MALLOC_TRIM_THRESHOLD_ as Dask's nannies set it unless they are told otherwise
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
-Published = tuple[dict[str, Any], Table, Array]
-"""What ``learn`` publishes: its record with at least ``version``, and the weights as made by
-`daskrl.store.columns.pack`."""
+Published = tuple[LearnRecord | Republished, Table, Array]
+"""What ``learn`` publishes: its record, and the weights as made by `daskrl.store.columns.pack`."""
 
 Given = tuple[str, Layout, Algorithm, Callable[[], Environment], Options]
 """Token, layout, algorithm, factory and options: what a session is made of."""
@@ -246,7 +245,7 @@ def _offer_key(payload: bytes) -> tuple[int, bytes]:
     return os.getpid(), hashlib.sha256(payload).digest()  # a process that was forked from this one is another
 
 
-def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
+def join(payload: bytes, probe: str | None = None) -> Introduction:
     """Take part in a run: the first task on every worker. Says what this process computes with.
 
     Parameters
@@ -264,7 +263,7 @@ def join(payload: bytes, probe: str | None = None) -> dict[str, Any]:
     return begin(Session(token, layout, algorithm, factory, options))
 
 
-def begin(session: Session) -> dict[str, Any]:
+def begin(session: Session) -> Introduction:
     """Take part in a run whose algorithm and environment this process has. Says what it computes with."""
     _keep_freed_memory()
     put(session)
@@ -306,7 +305,7 @@ def _require_shared(storage: Storage, probe: str) -> None:
         raise StoreError(f"{host} cannot write in {storage}: {error.strerror}.") from error
 
 
-def introduction(layout: Layout) -> dict[str, Any]:
+def introduction(layout: Layout) -> Introduction:
     """What this process would compute a run with."""
     import torch
 

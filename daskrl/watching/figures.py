@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from daskrl.config import RunConfig, Schedule
-from daskrl.records import Record
+from daskrl.records import FragmentRecord, Record
 from daskrl.schedule import evaluations_due
 from daskrl.shown import shown
 from daskrl.store.progress import Progress
@@ -143,7 +143,7 @@ class Tally:
                 while len(self._learned) > 2 and self._learned[0].time < self.newest - RECENT:
                     self._learned.popleft()
 
-    def _fragment(self, record: Record) -> None:
+    def _fragment(self, record: FragmentRecord) -> None:
         begin, end = record["wall_time"], record["wall_time"] + record["seconds"]
         self.began = begin if self.began is None else min(self.began, begin)
         self.newest = end if self.newest is None else max(self.newest, end)
