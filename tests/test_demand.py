@@ -56,7 +56,7 @@ def test_demand_follows_the_newest_times() -> None:
     for _ in range(4):
         demand.take(fragment(1.0))
     demand.take(learned(0, 9.0))  # the first weights: nothing was learned
-    demand.take({"kind": "budget"})
+    demand.take({"kind": "budget", "env_steps": 1, "options": {}})
     assert demand.slots == 4
     demand.take(learned(1, 4.8))
     assert demand.slots == 1

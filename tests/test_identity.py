@@ -584,7 +584,7 @@ def test_a_setting_of_a_later_daskrl_is_refused_by_name(tmp_path: Path) -> None:
 def test_an_option_of_a_later_daskrl_is_left_alone(tmp_path: Path) -> None:
     store = begun(tmp_path / "run", "CartPole-v1")
     commits = sorted((store / ".commits").glob("0*.json"))
-    record = {**Store.open(store).budget()}
+    record = Store.open(store).budget()
     record["options"] = {**record["options"], "colour": "blue"}
     body = json.dumps([record])
     path = store / ".commits" / f"{len(commits):08d}.json"

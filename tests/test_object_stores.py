@@ -249,10 +249,10 @@ def test_a_commit_of_another_driver_is_not_taken_for_ones_own_though_its_records
     store = start(url).store  # type: ignore[arg-type]
     mine, other = daskrl.Store.open(url).log, daskrl.Store.open(url).log
     number = store.log.head()
-    mine.append(number, [{"kind": "learn"}])
-    mine.append(number, [{"kind": "learn"}])  # as after an answer that was lost
+    mine.append(number, [{"kind": "driver"}])
+    mine.append(number, [{"kind": "driver"}])  # as after an answer that was lost
     with pytest.raises(StoreLockedError, match="another driver committed"):
-        other.append(number, [{"kind": "learn"}])
+        other.append(number, [{"kind": "driver"}])
 
 
 @pytest.mark.s3

@@ -338,9 +338,11 @@ def test_a_worker_with_other_arithmetic_gets_no_rollouts_and_is_named(digest: st
 
 
 def test_a_worker_with_other_packages_gets_no_rollouts_and_is_named() -> None:
-    run = {"versions": {"torch": "2.13.0", "numpy": "2.0"}, "cpu": "x", "cuda": None, "settings": {}, "device": "cpu"}
+    packages = {"torch": "2.13.0", "numpy": "2.0"}
+    run: Any = {"versions": packages, "cpu": "x", "cuda": None, "settings": {}, "device": "cpu"}
     assert fingerprint.mismatch(run, run, learns=True) is None
-    problem = fingerprint.mismatch({**run, "versions": {"torch": "2.12.0", "numpy": "2.0"}}, run, learns=True)
+    other: Any = {**run, "versions": {"torch": "2.12.0", "numpy": "2.0"}}
+    problem = fingerprint.mismatch(other, run, learns=True)
     assert problem is not None
     assert "torch 2.12.0 (run: 2.13.0)" in problem
 

@@ -30,7 +30,7 @@ COMMITS = 90
 COUNT = itertools.count()
 
 
-def commit(number: int) -> list[dict[str, Any]]:
+def commit(number: int) -> list[Any]:
     """What commit ``number`` says: a fragment, what was learned of a round, and now and then something rare."""
     round_, stream = divmod(number, STREAMS)
     said: list[dict[str, Any]] = [
@@ -253,7 +253,7 @@ def test_one_of_a_log_that_went_another_way_is_not_taken(store, tmp_path):
     for one, worker in ((store, "here:1"), (other, "there:1")):
         one.lock()
         for number in range(COMMITS, COMMITS + 9):
-            one.commit([{**record, "worker": worker} for record in commit(number)])
+            one.commit([record | {"worker": worker} for record in commit(number)])
         one.commit([{"kind": "budget", "env_steps": len(worker), "options": {}}])
         one.unlock()
     shutil.copy(of(other), of(store))

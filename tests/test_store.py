@@ -131,7 +131,7 @@ def check_index(store: Store) -> None:
     records = {record["slot"]: record for record in store.fragments()}
     for slot, record in records.items():
         for name in INDEX[:-1]:
-            assert index[name][slot].tolist() == record[name], name
+            assert index[name][slot].tolist() == dict(record)[name], name
         assert workers[index["worker"][slot]] == record["worker"]
     for slot in set(range(len(index["stream"]))) - set(records):
         assert index["stream"][slot] == index["round"][slot] == index["worker"][slot] == -1
@@ -290,7 +290,7 @@ def empty_store(path: Path, streams: int) -> Store:
     return Store.create(path, config, spec, env_steps=1, options=Options(), versions=versions())
 
 
-def fragment_record(config: RunConfig, round_: int, stream: int) -> dict[str, Any]:
+def fragment_record(config: RunConfig, round_: int, stream: int) -> Any:
     slot = config.schedule.slot(stream, round_)
     return {
         "kind": "fragment", "slot": slot, "stream": stream, "round": round_, "weights_version": round_,

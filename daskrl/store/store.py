@@ -28,6 +28,7 @@ from daskrl.records import (
     ArithmeticRecord,
     Array,
     BudgetRecord,
+    CheckpointRecord,
     EvaluationRecord,
     FragmentRecord,
     InitRecord,
@@ -458,11 +459,11 @@ class Store:
     # -- reading ------------------------------------------------------------------------------------------
 
     @overload
-    def records(self, kind: None = None) -> Iterator[Record]: ...
-    @overload
     def records(self, kind: Literal["fragment"]) -> Iterator[FragmentRecord]: ...
     @overload
     def records(self, kind: Literal["learn"]) -> Iterator[LearnRecord]: ...
+    @overload
+    def records(self, kind: Literal["checkpoint"]) -> Iterator[CheckpointRecord]: ...
     @overload
     def records(self, kind: Literal["evaluation"]) -> Iterator[EvaluationRecord]: ...
     @overload
@@ -471,6 +472,8 @@ class Store:
     def records(self, kind: Literal["budget"]) -> Iterator[BudgetRecord]: ...
     @overload
     def records(self, kind: Literal["promise_off"]) -> Iterator[PromiseOffRecord]: ...
+    @overload
+    def records(self, kind: str | None = None) -> Iterator[Record]: ...
     def records(self, kind: str | None = None) -> Iterator[Any]:
         """Every committed record, oldest first; of one kind if given."""
         for record in self.log.forwards():
