@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from daskrl.run import Run, resume, train
     from daskrl.store.store import Store
     from daskrl.watching import sinks as sinks
+    from daskrl.watching.callbacks import Callback
     from daskrl.watching.watch import watch
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "SAC",
     "TD3",
     "Algorithm",
+    "Callback",
     "Evaluation",
     "Policy",
     "PolicyState",
@@ -85,6 +87,7 @@ __getattr__, __dir__ = lazily(
         "daskrl.config": ["Schedule"],
         "daskrl.records": ["Report"],
         "daskrl.run": ["Run", "resume", "train"],
+        "daskrl.watching.callbacks": ["Callback"],
         "daskrl.watching.watch": ["watch"],
     },
     _MODULES,

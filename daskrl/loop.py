@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import assert_never
 
 from daskrl import schedule
@@ -19,18 +19,17 @@ from daskrl.schedule import Checkpoint, Recheck
 from daskrl.store.progress import Progress
 from daskrl.store.store import Store
 from daskrl.tasks.rollout import GO_ON, own
+from daskrl.watching.callbacks import Told
 
 
 def drive(
-    plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int, stop: threading.Event,
-    committed: Callable[[list[Record]], None],
+    plan: Plan, store: Store, pool: Pool, progress: Progress, rounds: int, stop: threading.Event, told: Told
 ) -> Iterator[Report]:  # fmt: skip
     """Take a run from where its store stands to ``rounds`` rounds, or until ``stop`` is set and the pool woken.
 
     Yields a report for each new version, and for each evaluation. The loop submits whatever the schedule finds ready,
     waits, and commits what finished. All that lasts is in the store: it may stop at any point, and another driver goes
-    on from there.
-    ``committed`` is told every record.
+    on from there. ``told``: callbacks, which hear of every task and record.
     """
     config, options, began = store.config, plan.options, time.monotonic()
     at_start, demand = progress.published, Demand(config.schedule)
@@ -58,10 +57,11 @@ def drive(
             config.schedule, rounds, progress.committed, progress.published, pool.held, pool.in_flight
         )
         rollouts = schedule.rollouts_ready(config.schedule, rounds, progress.committed, pool.held, pool.in_flight)
-        pool.submit_learns(learns, store.head, keep)
-        pool.submit_rollouts(rollouts, store.head)
-        # One after the other where rollouts leave room: when the next is due, at the latest, with their priority.
-        pool.submit_evaluations(to_play, progress.kept, urgent=len(to_play) > 1 or progress.published >= rounds)
+        with told.submitting(pool.in_flight):
+            pool.submit_learns(learns, store.head, keep)
+            pool.submit_rollouts(rollouts, store.head)
+            # One after the other where rollouts leave room: when the next is due, at the latest, with their priority.
+            pool.submit_evaluations(to_play, progress.kept, urgent=len(to_play) > 1 or progress.published >= rounds)
         pool.want(demand.slots)
 
         # What finished?
@@ -72,7 +72,6 @@ def drive(
 
         # Commit it; from here on it is part of the run.
         store.commit(records)
-        committed(records)
         published, evaluated = progress.published, len(progress.evaluated)
         for record in records:
             progress.take(record)
@@ -82,13 +81,14 @@ def drive(
         progress.due.clear()
         if progress.published > published:
             _drop_old_checkpoints(store, records, progress.published)
+        told.committed(records)
         if progress.published > published or len(progress.evaluated) > evaluated:
             to_play = evaluations()
             yield _report(config, plan, pool, progress, rounds, time.monotonic() - began, at_start)
         pool.release(schedule.kept(config.schedule, rounds, progress.committed, progress.published))
 
 
-def conclude(plan: Plan, store: Store, pool: Pool, progress: Progress) -> None:
+def conclude(plan: Plan, store: Store, pool: Pool, progress: Progress, told: Told) -> None:
     """Stopped on the way: have the learner write where it stands, so that whoever resumes learns nothing again.
 
     The weights it reached are kept, so that what was learned can be used.
@@ -100,6 +100,8 @@ def conclude(plan: Plan, store: Store, pool: Pool, progress: Progress) -> None:
             store.commit(records)
         for record in records:
             progress.take(record)
+        if records:
+            told.committed(records)
 
 
 def _records(store: Store, plan: Plan, pool: Pool, progress: Progress, finished: list[Result]) -> list[Record]:

@@ -9,10 +9,10 @@ import os
 import queue
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from daskrl import extras, schedule
+from daskrl import schedule
 from daskrl.algorithms.base import Algorithm, Setup, recurrent_state
 from daskrl.analysis import policies  # noqa: F401  gives the store its method `policy`
 from daskrl.config import Options, RunConfig, Schedule, plain, require_integer
@@ -42,7 +42,9 @@ from daskrl.tasks.initial import Init
 from daskrl.tasks.initial import take as take_initial
 from daskrl.tasks.rollout import GO_ON
 from daskrl.tasks.session import versions
-from daskrl.watching.dashboard import telling
+from daskrl.watching.bar import Bar
+from daskrl.watching.callbacks import Callback, Told, passed, require_callbacks
+from daskrl.watching.dashboard import Telling
 from daskrl.watching.watched import Watched
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ class Run(Watched):
     ----------
     store : the run's `Store`.
     report : the newest `Report`, or None.
+    callbacks : a list of what is told of the run as it goes on, see `Callback`. A loop takes those that are in it when
+        it begins.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class Run(Watched):
         env_steps: int,
         client: Client | None,
         progress: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
+        self.callbacks = require_callbacks(callbacks)
         self.store, self.algorithm, self.source, self.options = store, algorithm, source, options
         self.env_steps, self.client, self.progress = env_steps, client, progress
         self.report: Report | None = None
@@ -109,11 +115,24 @@ class Run(Watched):
         if self._pool is not None:
             self._pool.wake()
 
-    def __iter__(self) -> Iterator[Report]:
-        reports = self._reports() if self.client is None else self._in_background()
-        return self._shown(reports)
+    def reports(self, *, progress: bool | None = None, callbacks: Sequence[Callback] = ()) -> Iterator[Report]:
+        """Carry the run on, as ``for report in run`` does.
 
-    def _reports(self) -> Iterator[Report]:
+        Parameters
+        ----------
+        progress : whether there is a progress bar this time; what the run was made with by default.
+        callbacks : further ones for this time.
+        """
+        everybody = [Telling(), *require_callbacks(self.callbacks), *require_callbacks(callbacks)]
+        bar = Bar(
+            self.source.name,
+            self._rounds * self.store.config.schedule.round_steps,
+            self.progress if progress is None else progress,
+        )
+        told = Told(self, everybody)
+        return passed(self._driven(told) if self.client is None else self._in_background(told), bar, self)
+
+    def _driven(self, told: Told) -> Iterator[Report]:
         """Hold the store's lock and a pool, and drive."""
         progress = self.store.lock()
         try:
@@ -128,16 +147,19 @@ class Run(Watched):
                 progress.take(record)
             self._pool = pool = InProcessPool(plan) if self.client is None else DaskPool(plan, self.client)
             try:
-                with telling(self.client, self.store, plan.transitions_per_update) as committed:
+                with told:
                     try:
-                        for report in drive(plan, self.store, pool, progress, self._rounds, self._stop, committed):
+                        for report in drive(plan, self.store, pool, progress, self._rounds, self._stop, told):
                             self.report = report
+                            told.reported(report)
                             yield report
-                    except (GeneratorExit, KeyboardInterrupt):  # in this process: whoever took the reports left
-                        with contextlib.suppress(Exception):  # there is nobody to take it
-                            self._conclude(plan, pool, progress)
+                    except BaseException as error:
+                        # In this process whoever took the reports left; or a callback ended the loop.
+                        if isinstance(error, GeneratorExit | KeyboardInterrupt) or error is told.error:
+                            with contextlib.suppress(Exception):  # there is nobody to take it
+                                self._conclude(plan, pool, progress, told)
                         raise
-                self._conclude(plan, pool, progress)
+                    self._conclude(plan, pool, progress, told)
             finally:
                 self._pool = None
                 pool.close()
@@ -145,17 +167,17 @@ class Run(Watched):
             self._stop.clear()
             self.store.unlock()
 
-    def _conclude(self, plan: Plan, pool: Pool, progress: Progress) -> None:
+    def _conclude(self, plan: Plan, pool: Pool, progress: Progress, told: Told) -> None:
         if progress.published < self._rounds:
-            conclude(plan, self.store, pool, progress)
+            conclude(plan, self.store, pool, progress, told)
 
-    def _in_background(self) -> Iterator[Report]:
+    def _in_background(self, told: Told) -> Iterator[Report]:
         """Drive in a thread, so that workers never wait for whoever reads the reports."""
         reports: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
             try:
-                for report in self._reports():
+                for report in self._driven(told):
                     reports.put(report)
                 reports.put(None)
             except BaseException as error:
@@ -173,32 +195,6 @@ class Run(Watched):
             thread.join()
             self._stop.clear()
 
-    def _shown(self, reports: Iterator[Report]) -> Iterator[Report]:
-        """Pass the reports on beside a progress bar: on a terminal or in Jupyter, not in a pipe."""
-        tqdm = _bar()
-
-        size = self.store.config.schedule.round_steps
-        total = self._rounds * size
-        with tqdm(total=total, unit="step", unit_scale=True, disable=None if self.progress else True) as bar:
-            bar.set_description(self.source.name)
-            try:
-                for report in reports:
-                    if bar.n == 0:
-                        bar.initial = report.env_steps  # a resumed run's pace is that of now
-                    bar.n = report.env_steps
-                    value = report.episode_return
-                    bar.set_postfix(
-                        {
-                            "return": "-" if value is None else f"{value:.1f}",
-                            "lag": report.policy_lag,
-                            "replay": f"{report.replay_ratio:.1f}",
-                            "workers": "in-process" if self.client is None else report.workers,
-                        }
-                    )
-                    yield report
-            finally:
-                reports.close()  # type: ignore[attr-defined]
-
     def plot(self, ax: Axes | None = None, **given: Any) -> Axes:
         """The learning curve so far; see `daskrl.plot_learning_curve`, which takes what else is given."""
         from daskrl.analysis.curve import plot_learning_curve
@@ -211,20 +207,6 @@ class Run(Watched):
 
     def _repr_html_(self) -> str:
         return html_table("daskrl run", self.store.rows())
-
-
-def _bar() -> Any:
-    """tqdm's bar for where this runs; in Jupyter without widgets its text, and a warning that names the extra."""
-    from tqdm.std import TqdmWarning
-
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", TqdmWarning)
-        from tqdm.auto import tqdm
-    if any(issubclass(warning.category, TqdmWarning) for warning in said):
-        warnings.warn(
-            f"the progress bar is text: Jupyter has no ipywidgets. {extras.install('notebook')}", stacklevel=2
-        )
-    return tqdm
 
 
 @suggests
@@ -259,6 +241,7 @@ def train(
     evaluate_every: int = 0,
     evaluate_episodes: int = 10,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Make a new run. It checks everything and creates the store; iterating or ``wait()`` carries it out.
 
@@ -302,6 +285,7 @@ def train(
         for which no rollout waits; the last version is, too. 0 for none. It changes no bit of the run.
     evaluate_episodes : greedy episodes of each evaluation, those of ``daskrl.evaluate(store, version=, episodes=)``.
     progress : show a progress bar.
+    callbacks : objects that are told of the run as it goes on, see `Callback`. They change no bit of it.
 
     Raises
     ------
@@ -310,6 +294,7 @@ def train(
     """
     require_algorithm(algorithm)
     _require_client(client)
+    require_callbacks(callbacks)
     env_steps = plain(env_steps)
     require_integer("env_steps", env_steps, 1)
     lag = getattr(algorithm, "lag", 1) if lag is None else lag
@@ -348,7 +333,7 @@ def train(
         opened = Store.open(store)
         require_same_run(opened, config, algorithm, source)
         require_same_spec(opened, source)
-        return _resumed(opened, algorithm, source, env_steps, vars(options), client, progress)
+        return _resumed(opened, algorithm, source, env_steps, vars(options), client, progress, callbacks)
     try:
         made = Store.create(
             store, config, source.spec, extras=getattr(algorithm, "columns", {}),
@@ -363,7 +348,7 @@ def train(
         raise StoreFullError(
             error.errno, f"cannot make {os.fspath(store)}: {why}. Nothing was created; make room."
         ) from error
-    return Run(made, algorithm, source, options, env_steps, client, progress)
+    return Run(made, algorithm, source, options, env_steps, client, progress, callbacks)
 
 
 @suggests
@@ -383,6 +368,7 @@ def resume(
     evaluate_every: int | None = None,
     evaluate_episodes: int | None = None,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Go on with a run from its store, wherever it was stopped and on whatever workers.
 
@@ -394,7 +380,7 @@ def resume(
     checkpoint_every, weights_every, rollout_timeout, learner_timeout, strict, strict_bounds : change these options.
     evaluate_every, evaluate_episodes : so do these. Versions that are due and not evaluated yet are made up for, where
         their weights are kept.
-    client, progress : as in `train`.
+    client, progress, callbacks : as in `train`.
 
     Raises
     ------
@@ -402,6 +388,7 @@ def resume(
         Not a store, another format, or another environment or algorithm than the store was made with.
     """
     _require_client(client)
+    require_callbacks(callbacks)
     opened = Store.open(store)
     require_known_keys(opened)
     source = same_environment(opened, env)
@@ -412,7 +399,7 @@ def resume(
         "strict_bounds": strict_bounds,
         "evaluate_every": evaluate_every, "evaluate_episodes": evaluate_episodes,
     }  # fmt: skip
-    return _resumed(opened, algorithm, source, env_steps, changes, client, progress)
+    return _resumed(opened, algorithm, source, env_steps, changes, client, progress, callbacks)
 
 
 def _resumed(
@@ -423,6 +410,7 @@ def _resumed(
     changes: dict[str, Any],
     client: Client | None,
     progress: bool,
+    callbacks: Sequence[Callback],
 ) -> Run:
     """Go on, with another budget and other options where they are not None."""
     budget = store.budget()
@@ -437,7 +425,7 @@ def _resumed(
             store.commit([{"kind": "budget", "env_steps": steps, "options": dataclasses.asdict(options)}])
         finally:
             store.unlock()
-    return Run(store, algorithm, source, options, steps, client, progress)
+    return Run(store, algorithm, source, options, steps, client, progress, callbacks)
 
 
 def _require_forgetful(source: sources.EnvironmentSource, options: Options) -> None:

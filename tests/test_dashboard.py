@@ -17,7 +17,8 @@ from distributed import Client, Scheduler, SpecCluster, performance_report
 import daskrl
 from daskrl import clusters
 from daskrl.pools.scaling import Demands, install
-from daskrl.watching.dashboard import Page, telling
+from daskrl.watching.callbacks import Told
+from daskrl.watching.dashboard import Page, Telling
 from daskrl.watching.figures import Tally
 from daskrl.watching.watch import Reader
 from tests.promise import start
@@ -53,6 +54,12 @@ def kept(client: Client, run: daskrl.Run) -> Any:
 
 def as_json(figures: Any) -> Any:
     return json.loads(json.dumps(figures.to_json()))
+
+
+def telling(client: Client | None, run: daskrl.Run) -> Told:
+    """What a driver with that client tells of the run."""
+    run.client = client
+    return Told(run, [Telling()])
 
 
 FIGURES = json.dumps(Tally(daskrl.Schedule(2, 1, 10, 1)).figures().to_json())
@@ -154,8 +161,8 @@ def test_without_a_dashboard_there_is_no_page_and_nobody_is_told(tmp_path: Path)
         with pytest.raises(HTTPError, match="404"):
             fetched(client)
         run = start(tmp_path / "run")
-        with telling(client, run.store, 1.0) as committed:
-            committed([])
+        with telling(client, run) as told:
+            told.committed([])
         with pytest.raises(KeyError):
             kept(client, run)
 
@@ -197,16 +204,16 @@ def test_a_worker_that_waits_for_weights_is_not_taken_for_one_that_is_gone() -> 
 
 
 def test_a_scheduler_that_is_lost_or_knows_no_page_is_no_matter_of_the_run(tmp_path: Path) -> None:
-    store = start(tmp_path / "run").store
-    records = list(store.records())
+    run = start(tmp_path / "run")
+    records = list(run.store.records())
     with scheduler_alone(dashboard=True) as cluster, Client(cluster) as client:
-        with telling(client, store, 1.0) as committed:
-            committed(records)
+        with telling(client, run) as told:
+            told.committed(records)
         install(client)
-        with telling(client, store, 1.0) as committed:
+        with telling(client, run) as told:
             cluster.close()
-            committed(records)
-    with telling(client, store, 1.0) as committed:
-        committed(records)
-    with telling(None, store, 1.0) as committed:
-        committed(records)
+            told.committed(records)
+    with telling(client, run) as told:
+        told.committed(records)
+    with telling(None, run) as told:
+        told.committed(records)

@@ -125,8 +125,8 @@ def test_a_notebook_without_widgets_is_told_the_extra_that_has_them() -> None:
         "kernel = types.ModuleType('ipykernel.zmqshell')\n"
         "sys.modules['ipykernel.zmqshell'], sys.modules['ipywidgets'] = kernel, None\n"
         "import IPython\n"
-        "from daskrl.run import _bar\n"
-        "print(_bar().__module__)\n"
+        "from daskrl.watching.bar import tqdm\n"
+        "print(tqdm().__module__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "notebook" not in done.stdout

@@ -53,7 +53,7 @@ ROOMS = {
     "zarr": {"store", "tasks.preload"},
     "xarray": {"store"},
     "matplotlib": {"analysis", "run"},
-    "distributed": {"pools", "clusters", "tasks", "watching.dashboard", "run", "testing", "cli"},
+    "distributed": {"pools", "clusters", "tasks", "watching", "run", "testing", "cli"},
     "dask": {"pools", "clusters", "cli"},
     "tornado": {"watching.dashboard"},
     "safetensors": {"store", "tasks", "analysis.export"},

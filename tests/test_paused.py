@@ -20,6 +20,8 @@ from daskrl import clusters
 from daskrl.pools import dask as pools
 from daskrl.pools import demand
 from daskrl.records import Report
+from daskrl.watching import bar
+from daskrl.watching.callbacks import passed
 from tests.promise import Once, start
 
 
@@ -97,19 +99,13 @@ def test_workers_that_are_all_paused_are_said_and_the_run_goes_on_when_they_are_
     assert "The run waits" in why
 
 
-class Bar:
+class Said:
     """Stands in for tqdm's bar."""
 
     n = initial = 0
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self) -> None:
         self.said: list[Any] = []
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
     def set_description(self, text: str) -> None:
         pass
@@ -117,18 +113,21 @@ class Bar:
     def set_postfix(self, said: dict[str, Any]) -> None:
         self.said.append(said["workers"])
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize(("client", "said"), [(None, "in-process"), ("a client", 0)], ids=["in-process", "cluster"])
 def test_a_cluster_all_of_whose_workers_are_paused_is_not_shown_as_a_run_in_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Any, said: Any
 ) -> None:
-    bar = Bar()
-    monkeypatch.setattr("daskrl.run._bar", lambda: lambda **options: bar)
+    made = Said()
+    monkeypatch.setattr(bar, "tqdm", lambda: lambda **options: made)
     run = start(tmp_path / "run")
     run.client = client
     report = Report(1, 128, 0, None, 0, None, 1, 0.0, 0, 1.0, None)
-    assert list(run._shown(report for _ in range(1))) == [report]
-    assert bar.said == [said]
+    assert list(passed([report], bar.Bar("CartPole-v1", 1000, True), run)) == [report]
+    assert made.said == [said]
 
 
 class Hoarder(gymnasium.Wrapper):  # type: ignore[type-arg]

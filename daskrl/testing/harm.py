@@ -12,13 +12,12 @@ so the run is where the plan says. Victims are processes on this machine.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,14 @@ import numpy as np
 
 from daskrl.config import require_integer
 from daskrl.errors import ConfigError, DaskrlError, StoreFullError
-from daskrl.pools.base import Pool
+from daskrl.records import Report
 from daskrl.run import Run
+from daskrl.schedule import Learn, Rollout
 from daskrl.testing import victims
 from daskrl.testing.faults import Fault, FillDisk, Kill, Partition, Slow, Stop, WorkerFault
 from daskrl.testing.victims import Cut, Pauses, Workers
+from daskrl.watching.callbacks import Callback
+from daskrl.watching.watched import Watched
 
 _PERIOD = 0.2  # seconds from one stop of a slow worker to the next
 
@@ -153,9 +155,8 @@ def chaos(run: Run, plan: Sequence[Fault], *, seed: int = 0) -> ChaosReport:
     with _Scene(run, faults, seed) as scene:
         while True:
             try:
-                with contextlib.closing(run._shown(run._reports())) as reports:  # type: ignore[type-var]
-                    for report in reports:
-                        scene.published(report.weights_version)
+                for _ in run.reports(callbacks=[scene]):
+                    pass
                 break
             except StoreFullError:
                 if not scene.make_room():
@@ -232,8 +233,8 @@ class _Doing:
             self.ballast = None
 
 
-class _Scene:
-    """What is due, what goes on, and what was seen."""
+class _Scene(Callback):
+    """What is due, what goes on, and what was seen. The run waits while harm is done."""
 
     def __init__(self, run: Run, faults: list[Fault], seed: int) -> None:
         assert run.client is not None
@@ -241,7 +242,6 @@ class _Scene:
         self._workers = Workers(run.client, seed)
         self._happened: list[_Doing] = []
         self._versions: list[tuple[int, float]] = []
-        self._watched: Pool | None = None
         self._begun: set[Any] = set()
         self._again = [0, 0]
 
@@ -261,12 +261,12 @@ class _Scene:
             doing.end()
         self._workers.close()
 
-    def published(self, version: int) -> None:
+    def reported(self, run: Watched, report: Report) -> None:
         """Note a version; end what lasted until it, and do what is due. Again for an evaluation, which is none."""
+        version = report.weights_version
         if self._versions and self._versions[-1][0] == version:
             return
         self._versions.append((version, time.monotonic()))
-        self._watch()
         for doing in self._happened:
             if doing.goes_on(version):
                 doing.until = version
@@ -307,27 +307,12 @@ class _Scene:
             doing.end()
         return bool(ours)
 
-    def _watch(self) -> None:
-        """Count what the pool is given a second time."""
-        pool = self._run._pool
-        if pool is None or pool is self._watched:
-            return
-        self._watched = pool
-        self._begun |= pool.in_flight
-        submit_rollouts, submit_learns = pool.submit_rollouts, pool.submit_learns
-
-        def counted(submit: Any, kind: int) -> Any:
-            def counting(*args: Any) -> None:
-                before = set(pool.in_flight)
-                submit(*args)
-                new = pool.in_flight - before
-                self._again[kind] += len(new & self._begun)
-                self._begun |= new
-
-            return counting
-
-        pool.submit_rollouts = counted(submit_rollouts, 0)  # type: ignore[method-assign]
-        pool.submit_learns = counted(submit_learns, 1)  # type: ignore[method-assign]
+    def submitted(self, run: Watched, tasks: Set[Any]) -> None:
+        """Count what is begun a second time."""
+        for task in tasks:
+            if isinstance(task, Rollout | Learn):
+                self._again[isinstance(task, Learn)] += task in self._begun
+                self._begun.add(task)
 
     def report(self, seed: int) -> ChaosReport:
         store, shape = self._run.store, self._run.store.config.schedule

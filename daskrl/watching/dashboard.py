@@ -10,14 +10,15 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daskrl.records import Record
-from daskrl.store.store import Store
+from daskrl.watching.callbacks import Callback
 from daskrl.watching.figures import Figures, Tally, page, run_title
+from daskrl.watching.watched import Watched
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
@@ -115,9 +116,10 @@ class Page:
 class _Teller:
     """Counts what a driver commits, and tells the scheduler what comes of it."""
 
-    def __init__(self, client: Client, store: Store, per_update: float) -> None:
+    def __init__(self, client: Client, run: Watched) -> None:
+        store = run.store
         self.client, self.run, self.title = client, store.run_id, f"{run_title(store.config)}: {store.storage}"
-        self.tally = Tally(store.config.schedule, per_update)
+        self.tally = Tally(store.config.schedule, run.transitions_per_update)
         for record in store.records():
             self.tally.take(record)
         self._told, self._telling = time.monotonic(), Future[None]()
@@ -150,30 +152,28 @@ class _Teller:
         await scheduler.daskrl_tell(run=self.run, client=client, title=self.title, figures=figures)
 
 
-@contextlib.contextmanager
-def telling(client: Client | None, store: Store, per_update: float) -> Iterator[Callable[[Sequence[Record]], None]]:
-    """A function to call with what was committed, which puts the run on the scheduler's page.
+class Telling(Callback):
+    """Puts a run on the scheduler's page, as it is committed.
 
     It does nothing where there is no page, and whatever goes wrong on the way to it is no matter of the run.
-
-    Parameters
-    ----------
-    per_update : transitions that a gradient update learns from.
     """
-    teller = None
-    if client is not None and client.scheduler is not None:
-        with contextlib.suppress(Exception):
-            if client.sync(client.scheduler.daskrl_page, callback_timeout=_PATIENCE):
-                teller = _Teller(client, store, per_update)
 
-    def committed(records: Sequence[Record]) -> None:
-        if teller is not None:
-            with contextlib.suppress(Exception):
-                teller.take(records)
+    def __init__(self) -> None:
+        self._teller: _Teller | None = None
 
-    try:
-        yield committed
-    finally:
-        if teller is not None:
+    def begin(self, run: Watched) -> None:
+        self._teller = None
+        if (client := run.client) is not None and client.scheduler is not None:
             with contextlib.suppress(Exception):
-                teller.end()
+                if client.sync(client.scheduler.daskrl_page, callback_timeout=_PATIENCE):
+                    self._teller = _Teller(client, run)
+
+    def committed(self, run: Watched, records: Sequence[Record]) -> None:
+        if self._teller is not None:
+            with contextlib.suppress(Exception):
+                self._teller.take(records)
+
+    def end(self, run: Watched, error: BaseException | None) -> None:
+        if self._teller is not None:
+            with contextlib.suppress(Exception):
+                self._teller.end()

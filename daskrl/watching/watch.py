@@ -20,6 +20,7 @@ from daskrl.names import suggests
 from daskrl.records import Report
 from daskrl.shown import shown
 from daskrl.store.store import Store
+from daskrl.watching.callbacks import Callback, passed
 from daskrl.watching.figures import Figures, Points, Tally, halves, page, rows, run_title
 from daskrl.watching.watched import Watched
 
@@ -199,20 +200,27 @@ def watch(run: Watched | str | os.PathLike[str] | Store, *, interval: float = 1.
 
 def _carried_on(run: Watched, interval: float) -> Iterator[Report]:
     reader = Reader(run.store, run.algorithm)
-    display, bar = _display(reader.title, bar=True), run.progress
-    run.progress = bar and not display.instead_of_bar
-    last = -math.inf
-    try:
-        with contextlib.closing(run.__iter__()) as reports:  # type: ignore[type-var]
-            for report in reports:
-                if time.monotonic() - last >= max(interval, display.least):
-                    display.show(reader.read())
-                    last = time.monotonic()
-                yield report
-    finally:
-        run.progress = bar
+    display = _display(reader.title, bar=True)
+    reports = run.reports(progress=run.progress and not display.instead_of_bar)
+    # Beside the reports, not in the run's own callbacks: Jupyter shows what this thread writes, and the run goes on.
+    return passed(reports, _Showing(reader, display, interval), run)
+
+
+class _Showing(Callback):
+    """Keeps a display up to date."""
+
+    def __init__(self, reader: Reader, display: _Display, interval: float) -> None:
+        self._reader, self._display, self._interval = reader, display, interval
+        self._last = -math.inf
+
+    def reported(self, run: Watched, report: Report) -> None:
+        if time.monotonic() - self._last >= max(self._interval, self._display.least):
+            self._display.show(self._reader.read())
+            self._last = time.monotonic()
+
+    def end(self, run: Watched, error: BaseException | None) -> None:
         with contextlib.suppress(DaskrlError):  # what stopped the run says more
-            display.show(reader.read())
+            self._display.show(self._reader.read())
 
 
 def _followed(reader: Reader, interval: float) -> Iterator[Figures]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from daskrl.algorithms.base import Algorithm
+from daskrl.algorithms.base import Algorithm, Setup, transitions_per_update
 from daskrl.records import Report
 from daskrl.store.store import Store
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 class Watched(ABC):
@@ -15,12 +19,20 @@ class Watched(ABC):
 
     Attributes
     ----------
+    client : of Dask; None where the run is carried on in this process.
     progress : whether a loop over the run shows a progress bar.
     """
 
     store: Store
     algorithm: Algorithm
+    client: Client | None
     progress: bool
+
+    @property
+    def transitions_per_update(self) -> float:
+        """What replay ratios are counted with."""
+        config = self.store.config
+        return transitions_per_update(self.algorithm, Setup(self.store.spec, config.schedule, config.frame_stack))
 
     @property
     @abstractmethod
@@ -28,5 +40,9 @@ class Watched(ABC):
         """Whether every version up to the budget is committed, and every evaluation that is due."""
 
     @abstractmethod
+    def reports(self, *, progress: bool | None = None) -> Iterator[Report]:
+        """Carry the run on, as a loop over it does; ``progress`` says for this time whether there is a progress bar."""
+
     def __iter__(self) -> Iterator[Report]:
         """Carry the run on."""
+        return self.reports()

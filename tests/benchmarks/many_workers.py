@@ -208,21 +208,28 @@ class Measured:
     threads: dict[str, float]
 
 
-def run_profiled(run: daskrl.Run, rounds: int) -> None:
-    """Carry it on in this thread, and print where its time went, and that of the connection's thread."""
-    profiles, loop = {"the driver's loop": cProfile.Profile(), "its connection": cProfile.Profile()}, None
-    driver, connection = profiles.values()
-    driver.enable()
-    for report in run._reports():
-        if loop is None and run._pool is not None:
-            loop = run._pool._client.loop  # type: ignore[attr-defined]
-            loop.add_callback(connection.enable)
-        elif loop is not None and report.weights_version == rounds - 1:
-            loop.add_callback(connection.disable)
-    driver.disable()
-    for name, profile in profiles.items():
-        print(f"\n{name}:")
-        pstats.Stats(profile).sort_stats("tottime").print_stats(22)
+class Profiling(daskrl.Callback):
+    """Prints where the time of the driver's loop went, and that of its connection's thread."""
+
+    def __init__(self, rounds: int) -> None:
+        self._last = rounds - 1
+        self._driver, self._connection = cProfile.Profile(), cProfile.Profile()
+
+    def begin(self, run: daskrl.Run) -> None:
+        assert run.client is not None
+        self._loop = run.client.loop
+        self._loop.add_callback(self._connection.enable)
+        self._driver.enable()
+
+    def reported(self, run: daskrl.Run, report: daskrl.Report) -> None:
+        if report.weights_version == self._last:
+            self._loop.add_callback(self._connection.disable)
+
+    def end(self, run: daskrl.Run, error: BaseException | None) -> None:
+        self._driver.disable()
+        for name, profile in {"the driver's loop": self._driver, "its connection": self._connection}.items():
+            print(f"\n{name}:")
+            pstats.Stats(profile).sort_stats("tottime").print_stats(22)
 
 
 def measure(
@@ -243,7 +250,8 @@ def measure(
             time.sleep(REST)
             begun = len(sampler.samples)
             if profile:
-                run_profiled(run, rounds)
+                for _ in run.reports(callbacks=[Profiling(rounds)]):
+                    pass
             else:
                 run.wait()
             sampler.end()
