@@ -31,7 +31,7 @@ def digest(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> daskrl.Run:
     made = start(tmp_path_factory.mktemp("evaluated") / "run", **EVALUATED)
-    made.reports = list(made)  # type: ignore[attr-defined]
+    made.seen = list(made)  # type: ignore[attr-defined]
     return made
 
 
@@ -81,7 +81,7 @@ def test_of_equal_means_the_earliest_version_is_the_best_and_a_failed_evaluation
 
 
 def test_reports_watch_and_sinks_have_the_newest_and_the_best(run: daskrl.Run) -> None:
-    reports = run.reports  # type: ignore[attr-defined]
+    reports = run.seen  # type: ignore[attr-defined]
     assert reports[0].evaluation_return is None
     last, best = reports[-1], run.store.best()
     assert best is not None

@@ -28,7 +28,7 @@ from daskrl.config import require_integer
 from daskrl.errors import ConfigError, DaskrlError, StoreFullError
 from daskrl.records import Report
 from daskrl.run import Run
-from daskrl.schedule import Learn, Rollout
+from daskrl.schedule import Learn, Rollout, Task
 from daskrl.testing import victims
 from daskrl.testing.faults import Fault, FillDisk, Kill, Partition, Slow, Stop, WorkerFault
 from daskrl.testing.victims import Cut, Pauses, Workers
@@ -307,7 +307,7 @@ class _Scene(Callback):
             doing.end()
         return bool(ours)
 
-    def submitted(self, run: Watched, tasks: Set[Any]) -> None:
+    def submitted(self, run: Watched, tasks: Set[Task]) -> None:
         """Count what is begun a second time."""
         for task in tasks:
             if isinstance(task, Rollout | Learn):

@@ -8,6 +8,7 @@ from typing import Any
 
 from daskrl.errors import ConfigError
 from daskrl.records import Record, Report
+from daskrl.schedule import Task
 from daskrl.watching.watched import Watched
 
 
@@ -39,7 +40,7 @@ class Callback:
     def begin(self, run: Any) -> None:
         """The run's store is locked by this process, and nothing is submitted yet."""
 
-    def submitted(self, run: Any, tasks: Set[Any]) -> None:
+    def submitted(self, run: Any, tasks: Set[Task]) -> None:
         """Tasks of `daskrl.schedule` were given to the workers: ``Rollout``, ``Learn``, ``Evaluate``.
 
         A task whose worker was lost is submitted again.
@@ -97,7 +98,7 @@ class Told:
         self._end(None if left else error)
 
     @contextlib.contextmanager
-    def submitting(self, in_flight: Set[Any]) -> Iterator[None]:
+    def submitting(self, in_flight: Set[Task]) -> Iterator[None]:
         """Around submissions: tells which tasks are in flight afterwards that were not."""
         before = {*in_flight} if self._of_tasks else in_flight
         yield
