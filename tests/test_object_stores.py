@@ -28,6 +28,7 @@ from daskrl.store.objects import Objects
 from daskrl.store.places import place
 from tests import objects
 from tests.promise import SETTINGS, Once, Troubled, TroubledDQN, kill_self, start
+from tests.typed import Here
 
 COUNT = itertools.count()
 
@@ -307,7 +308,7 @@ def test_all_that_reads_a_store_reads_one_on_s3(
     exported = next(tmp_path.glob("run-version-*"))
     assert exported.read_bytes()
     observation = np.zeros(4, np.float32)
-    assert done.policy().action(observation) == plain.policy().action(observation)
+    assert done.policy().predict(observation)[0] == plain.policy().predict(observation)[0]
     begun = start(url, init=where, init_replay=True)  # type: ignore[arg-type]
     begun_plain = start(tmp_path / "begun", init=plain, init_replay=True)
     assert begun.wait().store.digest() == begun_plain.wait().store.digest()
@@ -334,6 +335,20 @@ def test_zarr_and_xarray_read_it_without_daskrl(done: daskrl.Store, s3: objects.
         xarray.open_zarr(ObjectStore(bucket, read_only=True), consolidated=False).isel(fragment=slice(0, slots)),
     ):
         assert np.array_equal(data.observation.values, expected.observation.values)
+
+
+@pytest.mark.s3
+def test_the_command_line_takes_urls(url: str, here: Here, tmp_path: Path) -> None:
+    settings = ["CartPole-v1", "--store", url, "--env-steps", "512", "--streams", "2", "--workers", "0", "--json"]
+    begun = json.loads(here("train", *settings, cwd=tmp_path).stdout.splitlines()[-1])
+    assert begun["store"] == url
+    assert [path.name for path in tmp_path.iterdir()] == [f"{url.rpartition('/')[2]}.png"]  # in the current directory
+    on = json.loads(
+        here("resume", url, "--env-steps", "1024", "--workers", "0", "--json", cwd=tmp_path).stdout.splitlines()[-1]
+    )
+    assert on["env_steps"] == 1024
+    assert f"daskrl resume {url}" in here("train", *settings, cwd=tmp_path, code=2).stderr
+    assert "no bucket" in here("info", "s3://no-such-bucket/run", cwd=tmp_path, code=2).stderr
 
 
 # -- refused before anything is queued --------------------------------------------------------------------
