@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from daskrl.config import Schedule
 from daskrl.envs.spaces import Leaf, SpaceSpec
-from daskrl.errors import UnsupportedSpaceError
+from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.records import Array
 
 Weights = Mapping[str, Array]
@@ -135,7 +135,9 @@ class Algorithm(Protocol):
       as a function of tensors: ``{leaf: [N, ...]}``, ``{name: [N, *shape]}`` to ``[N, A]``, of which the largest is
       taken, or actions ``[N, *leaf]``; and the recurrent state after it. For `daskrl.analysis.policies.Policy.module`,
       and to export a policy;
-    - ``transitions_per_update(setup)``, else ``batch_size``: what replay ratios are counted with.
+    - ``transitions_per_update(setup)``, else ``batch_size``: what replay ratios are counted with;
+    - ``updates_after(env_steps, setup)``: gradient updates due in all once so many transitions, which are whole rounds,
+      are in, where the settings decide that: what tells how many rounds a budget in updates takes.
     """
 
     def check(self, setup: Setup) -> None:
@@ -176,6 +178,23 @@ def transitions_per_update(algorithm: object, setup: Setup) -> float:
     """Transitions that one gradient update learns from."""
     declared = getattr(algorithm, "transitions_per_update", None)
     return float(getattr(algorithm, "batch_size", 1) if declared is None else declared(setup))
+
+
+def updates_after(algorithm: object, setup: Setup) -> Callable[[int], int]:
+    """Transitions of whole rounds -> gradient updates due in all once they are in.
+
+    Raises
+    ------
+    ConfigError
+        The algorithm does not say: a budget is then in transitions, or counted while it learns.
+    """
+    declared = getattr(algorithm, "updates_after", None)
+    if declared is None:
+        raise ConfigError(
+            f"updates: {type(algorithm).__name__} does not say how many it makes. Give the class a method "
+            "updates_after(env_steps, setup), or ask for transitions."
+        )
+    return lambda env_steps: int(declared(env_steps, setup))
 
 
 def settings(algorithm: object) -> dict[str, Any]:

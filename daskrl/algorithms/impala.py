@@ -53,6 +53,10 @@ class IMPALA(ActorCritic):
     def transitions_per_update(self, setup: Setup) -> float:
         return setup.schedule.round_steps / self._parts(setup.schedule.lanes)
 
+    def updates_after(self, env_steps: int, setup: Setup) -> int:
+        """Updates made in all once ``env_steps`` transitions, which are whole rounds, are in."""
+        return env_steps // setup.schedule.round_steps * self._parts(setup.schedule.lanes)
+
     def _parts(self, lanes: int) -> int:
         """Updates of one round."""
         return max(1, lanes // self.batch_lanes)

@@ -77,6 +77,12 @@ class PPO(ActorCritic):
         schedule = setup.schedule
         return schedule.round_steps / self._parts(schedule.fragment_steps, schedule.lanes)
 
+    def updates_after(self, env_steps: int, setup: Setup) -> int:
+        """Updates made in all once ``env_steps`` transitions, which are whole rounds, are in."""
+        schedule = setup.schedule
+        each = self.epochs * self._parts(schedule.fragment_steps, schedule.lanes)
+        return env_steps // schedule.round_steps * each
+
     def _parts(self, steps: int, lanes: int) -> int:
         """Minibatches of one round."""
         if self.lstm:

@@ -14,8 +14,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from daskrl.arithmetic import aligned_all
-from daskrl.errors import ConfigError
+from daskrl.arithmetic import aligned, aligned_all
+from daskrl.errors import ConfigError, StoreError
 from daskrl.records import Array, ReadFragment
 from daskrl.store.store import Layout
 
@@ -104,6 +104,8 @@ class CommittedRounds:
         def slots(round_: int) -> list[int]:
             return [schedule.slot(stream, round_) for stream in range(schedule.streams)]
 
+        if rounds and rounds[0] < -self.before:
+            raise StoreError(f"{self.layout.storage} has rounds from {-self.before} on, not {rounds[0]}.")
         # In one pass over the log, however many rounds.
         records = self.layout.find([slot for round_ in rounds if round_ >= 0 for slot in slots(round_)], self.head)
         for round_ in rounds:
@@ -113,7 +115,7 @@ class CommittedRounds:
             fragments = [read_committed(self.layout, records[slot]) for slot in slots(round_)]
             if round_ == 0 and (self.layout.config.init or {}).get("replay"):
                 for fragment in fragments:  # its episodes are not those of the run that the memory begins with
-                    fragment["continues"] = np.asarray(False)
+                    fragment["continues"] = aligned(np.asarray(False))
             yield fragments
 
 

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from daskrl.testing.algorithms import AlgorithmTests, Corridor, Reach
     from daskrl.testing.faults import FillDisk, Kill, Partition, Slow, Stop
     from daskrl.testing.harm import ChaosReport, Harm, chaos, plan_of_kills
+    from daskrl.testing.rounds import RoundsTests
     from daskrl.testing.storage import StorageTests
 
 __all__ = [
-    "AlgorithmTests", "ChaosReport", "Corridor", "FillDisk", "Harm", "Kill", "Partition", "Reach", "Slow", "Stop",
-    "StorageTests", "chaos", "plan_of_kills",
+    "AlgorithmTests", "ChaosReport", "Corridor", "FillDisk", "Harm", "Kill", "Partition", "Reach",
+    "RoundsTests", "Slow", "Stop", "StorageTests", "chaos", "plan_of_kills",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazily(
@@ -23,6 +24,7 @@ __getattr__, __dir__ = lazily(
         "daskrl.testing.algorithms": ["AlgorithmTests", "Corridor", "Reach"],
         "daskrl.testing.faults": ["FillDisk", "Kill", "Partition", "Slow", "Stop"],
         "daskrl.testing.harm": ["ChaosReport", "Harm", "chaos", "plan_of_kills"],
+        "daskrl.testing.rounds": ["RoundsTests"],
         "daskrl.testing.storage": ["StorageTests"],
     },
 )
