@@ -17,7 +17,7 @@ import pytest
 import daskrl
 from daskrl.errors import DamagedError, StoreError, StoreFullError, StoreLockedError
 from daskrl.records import Record
-from daskrl.store.columns import crc32c
+from daskrl.store.files import crc32c
 from daskrl.store.log import CommitLog
 from daskrl.store.posix import DriverLock, Posix
 from tests.promise import start

@@ -23,8 +23,9 @@ import daskrl
 from daskrl import codec
 from daskrl.envs import source as sources
 from daskrl.errors import ConfigError, StoreMismatchError, UnknownEnvironmentError
-from daskrl.store.columns import crc32c
-from daskrl.store.store import Store, _attributes_crc32c
+from daskrl.store import attributes
+from daskrl.store.files import crc32c
+from daskrl.store.store import Store
 from tests import held
 
 pytestmark = pytest.mark.filterwarnings("ignore:no worker offers the resource learner")
@@ -91,7 +92,7 @@ def changed(store: Path, metadata: dict[str, Any]) -> None:
     (store / "zarr.json").write_text(json.dumps(metadata))
     commit = store / ".commits" / "00000000.json"
     records = json.loads(commit.read_text())["records"]
-    records[0]["attributes_crc32c"] = _attributes_crc32c(metadata["attributes"])
+    records[0]["attributes_crc32c"] = attributes.checksum(metadata["attributes"])
     body = json.dumps(records)
     commit.write_text(f'{{"crc32c":"{crc32c(body.encode()):08x}","records":{body}}}')
 

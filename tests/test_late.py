@@ -15,8 +15,10 @@ from distributed import Client
 from daskrl import clusters
 from daskrl.errors import DamagedError
 from daskrl.store import late
+from daskrl.store.files import read_checked
+from daskrl.store.layout import Layout
 from daskrl.store.posix import Posix
-from daskrl.store.store import Layout, Store, read_checked
+from daskrl.store.store import Store
 from tests.promise import start
 
 PATIENT = 60.0

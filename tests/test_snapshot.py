@@ -17,7 +17,7 @@ from daskrl.config import Options, RunConfig, Schedule
 from daskrl.envs.spaces import spec_of
 from daskrl.errors import DamagedError, StoreFullError
 from daskrl.store import snapshot
-from daskrl.store.columns import crc32c
+from daskrl.store.files import crc32c
 from daskrl.store.log import CommitLog, Segment
 from daskrl.store.posix import Posix
 from daskrl.store.progress import Progress
@@ -33,7 +33,7 @@ COUNT = itertools.count()
 def commit(number: int) -> list[Any]:
     """What commit ``number`` says: a fragment, what was learned of a round, and now and then something rare."""
     round_, stream = divmod(number, STREAMS)
-    said: list[dict[str, Any]] = [
+    said: list[Any] = [
         {
             "kind": "fragment", "slot": number, "stream": stream, "round": round_, "weights_version": round_,
             "continues": True, "episodes": [[0, number / 7, 5]] * (number % 3), "first_episode": [number],
@@ -138,10 +138,12 @@ def test_what_is_counted_is_what_was_committed(store):
 
 
 def test_with_one_opening_reads_what_is_new_since(anywhere, read):
+    older = anywhere.storage.get(snapshot.KEY)
     anywhere.lock()
     for number in range(COMMITS, COMMITS + 5):
         anywhere.commit(commit(number))
-    anywhere._lock.release()  # it is killed
+    anywhere.unlock()
+    anywhere.storage.put(snapshot.KEY, older)  # as if the driver had been killed
     read.clear()
     reader = Store.open(anywhere.storage)
     assert reader.summary()["fragments"] == COMMITS + 5
@@ -318,7 +320,7 @@ def test_readers_and_a_driver_write_at_once_and_each_reads_what_was_committed(tm
         looks = threads.map(look, range(4))
         for number in range(2, COMMITS):
             store.commit(commit(number))
-            snapshot.save(store.log, store.run_id, store._written)
+            store.progress()
         for seen in looks:
             assert all(expected[commits] == episodes for commits, episodes in seen)
             assert [commits for commits, _ in seen] == sorted(commits for commits, _ in seen)

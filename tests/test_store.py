@@ -22,8 +22,9 @@ import daskrl
 from daskrl.config import Options, RunConfig, Schedule
 from daskrl.envs.spaces import spec_of
 from daskrl.errors import ConfigError, DamagedError, StoreError, StoreLockedError, StoreMismatchError
-from daskrl.store import store as store_module
-from daskrl.store.columns import columns, crc32c, decode, encode, write_fragment
+from daskrl.store import arrays
+from daskrl.store.columns import columns, decode, encode, write_fragment
+from daskrl.store.files import crc32c
 from daskrl.store.store import Store
 from daskrl.tasks.session import versions
 from tests.oracles import Scripted, play, reset_seed, stored_transitions
@@ -252,7 +253,7 @@ def test_to_xarray_of_a_run_without_fragments_is_empty(tmp_path):
 
 
 def test_arrays_grow_in_blocks_while_a_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "_GROW", 8)
+    monkeypatch.setattr(arrays, "GROW", 8)
     store = train(tmp_path / "run").wait().store
     group = zarr.open_group(store.root, mode="r")
     assert {array.shape[0] for _, array in group.arrays()} == {16}
@@ -351,7 +352,7 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
         args[0].put("reward/zarr.json", b"{}")
         raise OSError("no space")
 
-    monkeypatch.setattr(store_module, "_create_arrays", full)
+    monkeypatch.setattr(arrays, "create", full)
     with pytest.raises(OSError, match="no space"):
         train(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -20,8 +20,9 @@ from daskrl.names import suggests
 from daskrl.records import Republished
 from daskrl.store.columns import pack
 from daskrl.store.progress import Progress
-from daskrl.store.store import Store, read_weights
+from daskrl.store.store import Store
 from daskrl.store.store import opened as opened_store
+from daskrl.store.weights import read_weights
 from daskrl.tasks import fingerprint, learner, rollout, session
 
 

@@ -18,7 +18,7 @@ from daskrl.errors import WorkerMismatchError
 from daskrl.pools import paused
 from daskrl.records import ArithmeticRecord, Introduction, Record, Result, WrittenFile
 from daskrl.schedule import Evaluate, Learn, Recheck, Rollout, Task
-from daskrl.store.store import Layout
+from daskrl.store.layout import Layout
 from daskrl.tasks import fingerprint
 
 _LOG = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import numpy as np
 from daskrl.arithmetic import aligned, aligned_all
 from daskrl.errors import ConfigError, StoreError
 from daskrl.records import Array, ReadFragment
-from daskrl.store.store import Layout
+from daskrl.store.layout import Layout
 
 Fragments = Sequence[Mapping[str, Array]]
 """One round: the columns of one fragment of every stream, in the streams' order, to be read only.

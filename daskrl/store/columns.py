@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
@@ -20,6 +19,7 @@ from daskrl.config import Schedule
 from daskrl.envs.spaces import Leaf, SpaceSpec, final_name, state_name
 from daskrl.errors import DamagedError, StoreError
 from daskrl.records import Array, ReadFragment
+from daskrl.store.files import crc32c
 from daskrl.store.late import content, patiently
 from daskrl.store.storage import Storage
 
@@ -122,11 +122,6 @@ def columns(
         column = state_name(name)
         add(column, "float32", (2, count, *shape), ("edge", "env", *(f"{column}_{i}" for i in range(len(shape)))))
     return made
-
-
-def crc32c(data: bytes | Array) -> int:
-    """CRC-32C (Castagnoli) of some bytes."""
-    return int(google_crc32c.value(data))
 
 
 def encode(column: Column, values: Array) -> bytes:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from daskrl.errors import DamagedError, StoreLockedError
 from daskrl.records import Record
-from daskrl.store.columns import crc32c
+from daskrl.store.files import crc32c
 from daskrl.store.late import LateError, content, patiently
 from daskrl.store.storage import Storage
 

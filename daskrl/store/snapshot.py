@@ -11,7 +11,7 @@ import contextlib
 import json
 
 from daskrl.errors import DamagedError, StoreError
-from daskrl.store.columns import crc32c
+from daskrl.store.files import crc32c
 from daskrl.store.log import CommitLog
 from daskrl.store.progress import Progress
 

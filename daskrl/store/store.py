@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-import uuid
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import numpy as np
 
 from daskrl import extras
-from daskrl.arithmetic import aligned_all
-from daskrl.config import Options, RunConfig, Schedule, known_keys, plain, require_integer
-from daskrl.envs.spaces import Leaf, SpaceSpec
-from daskrl.errors import ConfigError, DamagedError, StoreError, StoreLockedError, StoreMismatchError
+from daskrl.config import Options, RunConfig, known_keys, plain, require_integer
+from daskrl.envs.spaces import SpaceSpec
+from daskrl.errors import ConfigError, StoreError
 from daskrl.records import (
     ArithmeticRecord,
     Array,
@@ -31,121 +26,32 @@ from daskrl.records import (
     CheckpointRecord,
     EvaluationRecord,
     FragmentRecord,
-    InitRecord,
     LearnRecord,
     PromiseOffRecord,
     ReadFragment,
     Record,
 )
-from daskrl.schedule import Rechecks
 from daskrl.shown import html_table
-from daskrl.store import snapshot
-from daskrl.store.columns import Column, columns, crc32c, decode, encode, read_fragment, read_transitions
-from daskrl.store.index import INDEX_EVERY, INDEX_ROWS, IndexColumn, fill, index_columns
+from daskrl.store import arrays, attributes, snapshot
+from daskrl.store.columns import Column, columns, read_fragment
+from daskrl.store.driver import Driver
+from daskrl.store.files import read_checked, write_checked
 from daskrl.store.initial import Initial
-from daskrl.store.late import LateError, content, patiently
-from daskrl.store.log import CommitLog, Segment
+from daskrl.store.layout import Layout
+from daskrl.store.log import CommitLog
 from daskrl.store.places import Place, place
 from daskrl.store.posix import Posix
 from daskrl.store.progress import Evaluated, Progress
-from daskrl.store.storage import Storage, Tag
-from daskrl.store.weights import older_weights
+from daskrl.store.storage import Storage
+from daskrl.store.weights import older_weights, read_weights
 
 if TYPE_CHECKING:
     import xarray
     import zarr
 
 
-FORMAT = "daskrl.replay"
-FORMAT_VERSION = 1
-_ATTRIBUTES = ("format", "format_version", "run_id", "created", "config", "spec", "columns", "versions")
-_ENVIRONMENT = {"kind", "id", "kwargs", "name", "source_sha256", "packages", "captured"}
-_ALGORITHM = {"name", "settings", "source_sha256", "packages", "captured"}
-_GROW = 1024  # slots added by one resize
 # Each folder that is no array is an empty group, so that zarr does not warn of it when it lists the members.
 _EMPTY_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a task needs to read and write fragments: no zarr, no open files.
-
-    Attributes
-    ----------
-    patience : seconds to wait for a committed file that is not seen yet; on Dask's workers, see `daskrl.store.late`.
-    """
-
-    storage: Storage
-    config: RunConfig
-    spec: SpaceSpec
-    columns: Mapping[str, Column]
-    run_id: str
-    patience: float = 0.0
-
-    @property
-    def log(self) -> CommitLog:
-        return CommitLog(self.storage, self.patience)
-
-    def require_same_run(self) -> None:
-        """Called by tasks before they write: raise `StoreMismatchError` where another run took this one's place.
-
-        A task may outlive its driver, and the run be overwritten meanwhile.
-        """
-        key, where = "zarr.json", self.storage.where("zarr.json")
-
-        def look() -> dict[str, Any]:
-            data = content(self.storage, key, where, "is missing.")
-            try:
-                found: dict[str, Any] = json.loads(data)["attributes"]
-                return found
-            except (ValueError, KeyError, TypeError):
-                raise LateError(f"{where} cannot be read as JSON.") from None
-
-        attributes = patiently(look, self.storage, key, self.patience)
-        if attributes["run_id"] != self.run_id:
-            raise StoreMismatchError(
-                f"{self.storage} holds another run now; what was computed for the old one is dropped."
-            )
-
-    def read(self, record: ReadFragment, only: tuple[str, ...] | None = None) -> dict[str, Array]:
-        """The columns of one committed fragment, checked."""
-        return read_fragment(self.storage, self.columns, record, only, self.patience)
-
-    def read_transitions(self, record: ReadFragment) -> dict[str, Array]:
-        """What a learner needs of one committed fragment, checked."""
-        return read_transitions(self.storage, self.columns, record, self.patience)
-
-    def initial(self) -> bytes:
-        """The file of the weights that the run began with, checked; see `daskrl.tasks.initial`."""
-        return read_checked(self.storage, self._init()["arrays"], self.patience)
-
-    def first_replay(self) -> list[list[ReadFragment]]:
-        """The rounds of another run that the learner's memory begins with, a record for each stream; none for most."""
-        written = self._init()["replay"] if (self.config.init or {}).get("replay") else None
-        if written is None:
-            return []
-        records: list[ReadFragment] = json.loads(read_checked(self.storage, written, self.patience))
-        streams = self.config.schedule.streams
-        return [records[first : first + streams] for first in range(0, len(records), streams)]
-
-    def _init(self) -> InitRecord:
-        for record in self.log.read(0):
-            if record["kind"] == "init":
-                return record
-        raise DamagedError(f"{self.log.where(0)} does not name what the run began with.")
-
-    def find(self, slots: Sequence[int], head: int) -> dict[int, FragmentRecord]:
-        """The commit records of some slots, searching back from segment ``head``."""
-        wanted, found = set(slots), dict[int, FragmentRecord]()
-        if wanted:
-            for record in self.log.backwards(head):
-                if record["kind"] == "fragment" and record["slot"] in wanted:
-                    found[record["slot"]] = record
-                    if len(found) == len(wanted):
-                        break
-            else:
-                raise StoreError(f"fragments {sorted(wanted - set(found))} are not committed in {self.storage}.")
-        return found
 
 
 class Store:
@@ -166,14 +72,8 @@ class Store:
             for data in attributes["columns"]
         }
         self.log = CommitLog(storage)
-        self._lock = storage.lock()
-        self._known: dict[str, Tag] = {}  # what this driver wrote, see `Storage.rewrite`
-        self._head = 0
-        self._capacity = 0
-        self._index: dict[int, dict[str, Array]] = {}
-        self._indexed: set[int] = set()
-        self._workers: dict[str, int] = {}
-        self._written = self._seen = self._nothing()  # what is committed, as the driver and as readers know it
+        self._driver = Driver(self.layout)
+        self._seen = self._nothing()  # by readers
 
     def _nothing(self) -> Progress:
         return Progress([0] * self.config.schedule.streams)
@@ -211,34 +111,24 @@ class Store:
         """
         storage = place(path)
         layout = columns(spec, config.schedule, config.frame_stack, extras, state)
-        attributes = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "run_id": uuid.uuid4().hex,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "config": config.to_json(),
-            "spec": spec.to_json(),
-            "columns": [vars(column) for column in layout.values()],
-            "versions": dict(versions),
-        }
-        attributes = json.loads(json.dumps(attributes))
+        said = attributes.made(config, spec, layout.values(), versions)
         with storage.making(overwrite) as making:
-            _create_arrays(making, attributes, layout, config)
+            arrays.create(making, said, layout, config)
             for name in (".commits", ".weights", ".checkpoints"):
                 making.put(f"{name}/zarr.json", _EMPTY_GROUP)
             begun: list[Record] = [
-                {"kind": "created", "attributes_crc32c": _attributes_crc32c(attributes)},
+                {"kind": "created", "attributes_crc32c": attributes.checksum(said)},
                 {"kind": "budget", "env_steps": env_steps, "options": vars(options)},
             ]
             if initial is not None:
                 making.put(".init/zarr.json", _EMPTY_GROUP)
-                arrays, replay = write_checked(making, ".init/weights.safetensors", initial.to_bytes()), None
+                weights, replay = write_checked(making, ".init/weights.safetensors", initial.to_bytes()), None
                 if initial.replay is not None:
                     initial.replay.copy(making.folder(".init"))
                     replay = write_checked(making, ".init/replay.json", initial.replay.to_bytes())
-                begun.append({"kind": "init", "arrays": arrays, "replay": replay})
+                begun.append({"kind": "init", "arrays": weights, "replay": replay})
             CommitLog(making).append(0, begun)
-        return cls(storage, attributes)
+        return cls(storage, said)
 
     @staticmethod
     def exists(path: Place) -> bool:
@@ -259,28 +149,7 @@ class Store:
             Its attributes are not those it was made with.
         """
         storage = place(path)
-        try:
-            attributes = json.loads(storage.get("zarr.json"))["attributes"]
-            format_, version = attributes["format"], attributes["format_version"]
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreMismatchError(
-                f"{storage} is not a daskrl store: it has no zarr.json. Type: daskrl train ENV --store {path}"
-            ) from None
-        except (ValueError, KeyError, TypeError):
-            raise StoreMismatchError(
-                f"{storage} is not a daskrl store: its zarr.json has no daskrl attributes."
-            ) from None
-        if format_ != FORMAT or version != FORMAT_VERSION:
-            raise StoreMismatchError(
-                f"{storage} has format {format_!r} version {version!r}; this daskrl reads {FORMAT!r} version "
-                f"{FORMAT_VERSION}. Install the daskrl it was written with: {attributes.get('versions')}."
-            )
-        for record in CommitLog(storage).read(0):
-            if record["kind"] == "created" and record["attributes_crc32c"] != _attributes_crc32c(attributes):
-                raise DamagedError(
-                    f"{storage.where('zarr.json')} does not hold the attributes the store was made with."
-                )
-        return cls(storage, attributes)
+        return cls(storage, attributes.read(storage, path))
 
     @property
     def root(self) -> Path:
@@ -307,8 +176,8 @@ class Store:
 
     @property
     def head(self) -> int:
-        """Segments committed, as the driver knows them."""
-        return self._head
+        """Commits made, as the driver knows them."""
+        return self._driver.head
 
     def lock(self) -> Progress:
         """Become the one driver of this store and find out how far it is.
@@ -320,141 +189,19 @@ class Store:
         DamagedError
             A commit is missing or damaged.
         """
-        self._lock.acquire()
-        try:
-            self.storage.tidy()
-            self._known = {}
-            self._head = self.log.head()
-            self._index, self._indexed, self._workers = {}, set(), {}
-            self._written = self._nothing()
-            schedule = self.config.schedule
-            progress = Progress([0] * schedule.streams, rechecks=Rechecks(schedule, self.config.recheck_every))
-            self._capacity = self.array_length()
-
-            def take(segment: Segment) -> None:
-                for record in segment.records:
-                    if record["kind"] == "fragment":
-                        if record["round"] != progress.committed[record["stream"]]:
-                            raise DamagedError(
-                                f"{self.storage}: the commits of stream {record['stream']} are out of order."
-                            )
-                        self._index_record(record)
-                    progress.take(record)
-                self._written.take_commit(segment)
-
-            for segment in self.log.segments(0, self._head):
-                take(segment)
-            if self._lock.took_over:
-                self._shut_out(take)
-            progress.due.clear()  # by the driver that committed them
-            self.flush_index()
-            return progress
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _shut_out(self, take: Callable[[Segment], None]) -> None:
-        """Commit that another driver has the store now, so that one believed dead cannot commit any more."""
-        while True:
-            try:
-                take(self.log.append(self._head, [{"kind": "driver"}]))
-                self._head += 1
-                return
-            except StoreLockedError:  # it was not dead, and this is its last commit: it knows by now, or with its next
-                take(self.log.segment(self._head))
-                self._head += 1
+        return self._driver.begin()
 
     def unlock(self) -> None:
         """Write what is buffered of the index and let another driver have the store."""
-        try:
-            if self._lock.held:
-                self.flush_index()
-                snapshot.save(self.log, self.run_id, self._written)
-        finally:
-            self._lock.release()
+        self._driver.end()
 
     def commit(self, records: Sequence[Record]) -> None:
         """Commit some records, all of them or none. Growing the arrays comes first."""
-        fragments = [record for record in records if record["kind"] == "fragment"]
-        if fragments:
-            needed = max(record["slot"] for record in fragments) + 1
-            if needed > self._capacity:
-                self._grow(-(-needed // _GROW) * _GROW)
-        self._lock.require()
-        self._written.take_commit(self.log.append(self._head, records))
-        self._head += 1
-        for record in fragments:
-            self._index_record(record)
-        if self._head % INDEX_EVERY == 0:
-            self.flush_index()
-            snapshot.save(self.log, self.run_id, self._written)
+        self._driver.commit(records)
 
     def array_length(self) -> int:
-        """Slots every array has now; a driver killed while growing them leaves some longer than others."""
-
-        def length(key: str) -> int:
-            return int(_array_metadata(self.storage, key)["shape"][0])
-
-        return min(self.storage.at_once(length, self._arrays()))
-
-    def _arrays(self) -> list[str]:
-        names = [*self.columns, *(column.name for column in index_columns(self.config))]
-        return [f"{name}/zarr.json" for name in names]
-
-    def _grow(self, slots: int) -> None:
-        # Only the shape changes, so the array's zarr.json is rewritten in one atomic step.
-        def grow(key: str) -> None:
-            metadata = _array_metadata(self.storage, key)
-            metadata["shape"][0] = max(slots, metadata["shape"][0])
-            self.storage.rewrite(key, json.dumps(metadata, indent=2).encode(), self._known)
-
-        deque(self.storage.at_once(grow, self._arrays()), maxlen=0)
-        self._capacity = slots
-
-    def _index_record(self, record: FragmentRecord) -> None:
-        block, row = divmod(record["slot"], INDEX_ROWS)
-        if block not in self._index:
-            self._index[block] = {column.name: self._index_rows(column, block) for column in index_columns(self.config)}
-            if len(self._index) > 2:  # rounds are committed in order, a few at a time: older blocks are full
-                self.flush_index()
-                self._index = {number: rows for number, rows in self._index.items() if number >= block - 1}
-        rows = self._index[block]
-        worker = self._workers.setdefault(record["worker"], len(self._workers))
-        for name, value in (
-            ("stream", record["stream"]),
-            ("round", record["round"]),
-            ("weights_version", record["weights_version"]),
-            ("environment_seed", record["environment_seed"]),
-            ("first_episode", record["first_episode"]),
-            ("episode_step", record["episode_step"]),
-            ("continues", record["continues"]),
-            ("wall_time", record["wall_time"]),
-            ("worker", worker),
-        ):
-            rows[f"fragment.{name}"][row] = value
-
-    def _index_rows(self, column: Column, block: int) -> Array:
-        if block in self._indexed:  # written and dropped by this driver, and now a straggler comes
-            key = f"{column.name}/{column.chunk_name(block)}"
-            return decode(column, self.storage.get(key), self.storage.where(key)).copy()
-        return np.full(column.shape, fill(column.dtype), column.dtype)
-
-    def flush_index(self) -> None:
-        """Write the buffered rows of the ``fragment.*`` columns. They repeat the log, for readers without it."""
-        self._indexed.update(self._index)
-
-        def write(item: tuple[Column, int]) -> None:
-            column, block = item
-            data = encode(column, self._index[block][column.name])
-            self.storage.rewrite(f"{column.name}/{column.chunk_name(block)}", data, self._known)
-
-        written = [(column, block) for block in self._index for column in index_columns(self.config)]
-        deque(self.storage.at_once(write, written), maxlen=0)
-        key = "fragment.worker/zarr.json"
-        metadata = _array_metadata(self.storage, key)
-        if metadata["attributes"].get("workers") != list(self._workers):
-            metadata["attributes"]["workers"] = list(self._workers)
-            self.storage.rewrite(key, json.dumps(metadata, indent=2).encode(), self._known)
+        """Slots every array has now."""
+        return self._driver.array_length()
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -515,17 +262,7 @@ class Store:
 
     def unknown_keys(self) -> list[str]:
         """What the attributes say that this daskrl does not know, as ``config.schedule.NAME``: of a later version."""
-        config, spec = self.attributes["config"], self.attributes["spec"]
-        known: list[tuple[str, Mapping[str, Any], set[str]]] = [
-            ("config", config, _names(RunConfig)),
-            ("config.schedule", config["schedule"], _names(Schedule)),
-            ("config.environment", config["environment"], _ENVIRONMENT),
-            ("config.algorithm", config["algorithm"], _ALGORITHM),
-            ("spec", spec, _names(SpaceSpec)),
-            *((f"spec.{side}", leaf, _names(Leaf)) for side in ("observation", "action") for leaf in spec[side]),
-            *(("columns", column, _names(Column)) for column in self.attributes["columns"]),
-        ]
-        return sorted({f"{where}.{name}" for where, data, names in known for name in data if name not in names})
+        return attributes.unknown_keys(self.attributes)
 
     def budget(self) -> BudgetRecord:
         """The newest ``budget`` record: how many env steps the run is to take, and its options."""
@@ -701,82 +438,6 @@ class Store:
 
     def _repr_html_(self) -> str:
         return html_table("daskrl store", self.rows())
-
-
-def _names(cls: Any) -> set[str]:
-    return {field.name for field in fields(cls)}
-
-
-def _attributes_crc32c(attributes: Mapping[str, Any]) -> int:
-    kept = {name: attributes.get(name) for name in _ATTRIBUTES}
-    return crc32c(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode())
-
-
-def _array_metadata(storage: Storage, key: str) -> dict[str, Any]:
-    try:
-        metadata: dict[str, Any] = json.loads(storage.get(key))
-        if metadata["node_type"] != "array" or not isinstance(metadata["shape"][0], int):
-            raise ValueError
-        metadata["attributes"] = dict(metadata["attributes"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
-        raise DamagedError(f"{storage.where(key)} is missing, or is not the metadata of a zarr array.") from None
-    return metadata
-
-
-def write_checked(storage: Storage, name: str, data: bytes) -> list[Any]:
-    """Write a file of the store and return ``[name, nbytes, crc32c]`` for its commit record."""
-    storage.put(name, data)
-    return [name, len(data), crc32c(data)]
-
-
-def read_checked(storage: Storage, written: Sequence[Any], patience: float = 0.0) -> bytes:
-    """Read a file that `write_checked` wrote; raises `DamagedError` naming it."""
-    name, nbytes, crc = written
-    where = storage.where(name)
-    data = patiently(lambda: content(storage, name, where, nbytes=nbytes), storage, name, patience)
-    if len(data) != nbytes or crc32c(data) != crc:
-        raise DamagedError(f"{where} is not the file that was committed: size or CRC-32C differs.")
-    return data
-
-
-def read_weights(storage: Storage, written: Sequence[Any], patience: float = 0.0) -> dict[str, Array]:
-    """The arrays of a file of weights, by name; raises `DamagedError` naming it."""
-    from safetensors.numpy import load
-
-    return aligned_all(load(read_checked(storage, written, patience)))
-
-
-def _create_arrays(
-    storage: Storage, attributes: Mapping[str, Any], layout: Mapping[str, Column], config: RunConfig
-) -> None:
-    import zarr
-    from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
-    from zarr.storage import MemoryStore
-
-    # In memory: on disk zarr would make hard links, which not every file system has.
-    made: dict[str, Any] = {}
-    group = zarr.create_group(MemoryStore(made), attributes=dict(attributes), zarr_format=3)
-
-    def create(column: Column, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]) -> None:
-        is_index = isinstance(column, IndexColumn)
-        group.create_array(
-            column.name,
-            shape=shape,
-            chunks=chunks,
-            dtype=column.dtype,
-            serializer=BytesCodec(),
-            compressors=[ZstdCodec(level=0), Crc32cCodec()] if column.compressed else [Crc32cCodec()],
-            fill_value=fill(column.dtype) if is_index else np.zeros((), column.dtype)[()],
-            chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=dims,
-        )
-
-    for column in layout.values():
-        create(column, (_GROW, *column.shape), (1, *column.shape), ("fragment", *column.dims))
-    for column in index_columns(config):
-        create(column, (_GROW, *column.shape[1:]), column.shape, column.dims)
-    for name, metadata in made.items():
-        storage.put(name, metadata.to_bytes())
 
 
 def opened(store: Any) -> Store:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from daskrl.arithmetic import aligned_all
 from daskrl.config import RunConfig
 from daskrl.envs.spaces import SpaceSpec
 from daskrl.records import Array
+from daskrl.store.files import read_checked
+from daskrl.store.storage import Storage
 
 
 def belongs_to(config: RunConfig, spec: SpaceSpec, run_id: str, version: int) -> dict[str, str]:
@@ -49,6 +52,13 @@ def safetensors(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None 
     written = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     written += b" " * (-len(written) % 8)
     return len(written).to_bytes(8, "little") + written + data[8 + size :]
+
+
+def read_weights(storage: Storage, written: Sequence[Any], patience: float = 0.0) -> dict[str, Array]:
+    """The arrays of a file of weights, by name; raises `DamagedError` naming it."""
+    from safetensors.numpy import load
+
+    return aligned_all(load(read_checked(storage, written, patience)))
 
 
 def older_weights(version: int, published: int) -> str:

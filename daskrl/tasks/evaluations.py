@@ -15,7 +15,7 @@ from daskrl.arithmetic import pinned
 from daskrl.config import MAX_EPISODE_STEPS
 from daskrl.errors import StoreMismatchError
 from daskrl.records import Evaluating, EvaluationRecord
-from daskrl.store.store import read_weights
+from daskrl.store.weights import read_weights
 from daskrl.tasks import playing, rollout
 from daskrl.tasks.playing import Played, Playing
 from daskrl.tasks.session import Session, get

@@ -16,8 +16,9 @@ from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.errors import ConfigError
 from daskrl.records import Array, ReadFragment, checkpoints
 from daskrl.store.columns import columns
+from daskrl.store.files import read_checked
 from daskrl.store.initial import FirstReplay, Initial
-from daskrl.store.store import Store, read_checked
+from daskrl.store.store import Store
 
 Init = str | os.PathLike[str] | Store | Mapping[str, Any]
 """A store, a file of safetensors, or arrays by name."""

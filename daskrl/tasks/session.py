@@ -34,8 +34,8 @@ from daskrl.records import Array, Introduction, LearnRecord, Republished
 from daskrl.replay.rounds import CommittedRounds, RoundReader
 from daskrl.store import late
 from daskrl.store.columns import Table
+from daskrl.store.layout import Layout
 from daskrl.store.storage import Storage
-from daskrl.store.store import Layout
 from daskrl.tasks import children, memory
 from daskrl.tasks.learner_state import LearnerState
 from daskrl.tasks.playing import Playing
