@@ -63,7 +63,9 @@ def test_every_episode_is_played_once_from_a_seed_of_its_own() -> None:
         widths.add(len(observation["observation"]))
         return np.full(len(observation["observation"]), 1)
 
-    played = sorted(playing.play_episodes(Scripted, spec, policy, episodes=7, seed=3, frame_stack=1, lanes=3))
+    played = sorted(
+        playing.finished(playing.play_steps(Scripted, spec, policy, episodes=7, seed=3, frame_stack=1, lanes=3))
+    )
     steps = [length(seeding.environment_seed(3, 0, 0, i, "evaluate_environment")) for i in range(7)]
     assert played == [(i, sum(10 * s + 1 for s in range(1, n + 1)), n, False) for i, n in enumerate(steps)]
     assert widths == {3}

@@ -1232,14 +1232,14 @@ def test_environments_are_closed_when_another_execution_or_the_end_replaces_them
     run = start(tmp_path / "run")
     made = session.Session("token", run.store.layout, run.algorithm, run.source.factory, run.options)
     first, second, late = Live(), Live(), Live()
-    made.keep_stream(0, 3, first)  # type: ignore[arg-type]
-    made.keep_stream(0, 3, second)  # type: ignore[arg-type]
+    made.streams.keep(0, session.At(3, first))  # type: ignore[arg-type]
+    made.streams.keep(0, session.At(3, second))  # type: ignore[arg-type]
     assert (first.closed, second.closed) == (True, False)
     made.close()
-    made.keep_stream(0, 4, late)  # type: ignore[arg-type]
+    made.streams.keep(0, session.At(4, late))  # type: ignore[arg-type]
     assert second.closed
     assert late.closed
-    assert made.take_stream(0) == (-1, None)
+    assert made.streams.take(0) is None
 
 
 def _remembered(dask_scheduler: Any) -> int:

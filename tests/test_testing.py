@@ -17,7 +17,7 @@ from daskrl.algorithms.replay import ReplayLearner
 from daskrl.algorithms.torch_learner import adam
 from daskrl.envs.source import source as source_of
 from daskrl.records import Array
-from daskrl.tasks.playing import play_episodes
+from daskrl.tasks.playing import finished, play_steps
 from daskrl.testing import AlgorithmTests, Corridor, Reach
 from tests.examples import example
 
@@ -323,7 +323,7 @@ def test_each_fault_is_found_by_its_test(algorithm: Any, test: str, says: str) -
 
 def mean(env: Any, act: Any) -> float:
     found = source_of(env)
-    played = play_episodes(found.factory, found.spec, act, episodes=300, seed=1, frame_stack=1)
+    played = finished(play_steps(found.factory, found.spec, act, episodes=300, seed=1, frame_stack=1))
     return float(np.mean([episode[1] for episode in played]))
 
 

@@ -15,7 +15,7 @@ from daskrl.envs.spaces import Leaf, spec_of
 from daskrl.envs.stream import Stream
 from daskrl.envs.values import RefusedError, as_ending, as_reward, as_stored
 from daskrl.errors import EnvironmentRaisedError, NonFiniteError
-from daskrl.tasks.playing import play_episodes
+from daskrl.tasks.playing import play_steps
 
 
 def leaf(kind: str, dtype: str, shape: tuple[int, ...] = (), sizes=(), start=()) -> Leaf:
@@ -221,7 +221,7 @@ def test_an_evaluation_names_the_seed_that_it_reset_with() -> None:
             return super().reset(seed=seed)
 
     spec = spec_of(BYTES, Says.action_space)
-    episodes = play_episodes(
+    episodes = play_steps(
         lambda: Breaks(BYTES, np.zeros(2, np.uint8), np.array([0, 300])), spec,
         lambda observation, state: np.zeros(1, np.int64), episodes=1, seed=1, frame_stack=1,
     )  # fmt: skip
@@ -238,7 +238,7 @@ def test_an_evaluation_does_not_go_on_with_what_is_not_finite(column, reward, fi
         return Says(space, np.zeros(1, np.float32), np.array([first], np.float32), reward)
 
     spec = spec_of(space, Says.action_space)
-    episodes = play_episodes(
+    episodes = play_steps(
         make, spec, lambda observation, state: np.zeros(2, np.int64), episodes=2, seed=1, frame_stack=1
     )
     with pytest.raises(NonFiniteError, match=rf"{column} holds a value that is NaN or infinite(.|\n)*evaluation"):

@@ -35,7 +35,7 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
     written : the file of the weights, as its commit record names it.
     """
     session = get(token)
-    under_way = session.take_evaluation(version)
+    under_way = session.evaluations.take(version)
 
     def play_on(alive: Callable[[], None]) -> EvaluationRecord | Evaluating:
         made = under_way if under_way is not None else _begin(session, written, episodes, alive)
@@ -46,7 +46,7 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
                 made.played.append(played)
             if time.monotonic() - began > AT_A_TIME:
                 made.seconds += time.monotonic() - began
-                session.keep_evaluation(version, made)
+                session.evaluations.keep(version, made)
                 return {"kind": "evaluating", "version": version}
         return _record(version, sorted(made.played), made.seconds + time.monotonic() - began)
 

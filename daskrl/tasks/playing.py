@@ -74,12 +74,12 @@ class Playing:
     seconds : that it took so far.
     """
 
-    steps: Iterator[Played | None]
+    steps: Generator[Played | None]
     played: list[Played] = field(default_factory=list)
     seconds: float = 0.0
 
     def close(self) -> None:
-        self.steps.close()  # type: ignore[attr-defined]
+        self.steps.close()
 
 
 def play(
@@ -114,12 +114,11 @@ def play(
     """
     with pinned():
         policy = greedy_policy(algorithm, setup, weights, seed)
-        return sorted(
-            play_episodes(
-                factory, setup.spec, policy, episodes=episodes, seed=seed, frame_stack=setup.frame_stack,
-                state=recurrent_state(algorithm, setup), limit=limit, note=note, shown=shown, outside=outside,
-            )
+        steps = play_steps(
+            factory, setup.spec, policy, episodes=episodes, seed=seed, frame_stack=setup.frame_stack,
+            state=recurrent_state(algorithm, setup), limit=limit, note=note, shown=shown, outside=outside,
         )  # fmt: skip
+        return sorted(finished(steps))
 
 
 def greedy_policy(algorithm: Algorithm, setup: Setup, weights: Weights, seed: int) -> GreedyPolicy:
@@ -143,26 +142,8 @@ def greedy_policy(algorithm: Algorithm, setup: Setup, weights: Weights, seed: in
     return policy
 
 
-def play_episodes(
-    factory: EnvironmentFactory,
-    spec: SpaceSpec,
-    policy: GreedyPolicy,
-    *,
-    episodes: int,
-    seed: int,
-    frame_stack: int,
-    state: Mapping[str, tuple[int, ...]] | None = None,
-    lanes: int = _LANES,
-    limit: int | None = None,
-    note: Note | None = None,
-    shown: Shown | None = None,
-    outside: Outside | None = None,
-) -> Iterator[Played]:
-    """Play whole episodes, episode ``i`` from a seed of its own; yields each when it is over. See `play_steps`."""
-    steps = play_steps(
-        factory, spec, policy, episodes=episodes, seed=seed, frame_stack=frame_stack, state=state, lanes=lanes,
-        limit=limit, note=note, shown=shown, outside=outside,
-    )  # fmt: skip
+def finished(steps: Generator[Played | None]) -> Iterator[Played]:
+    """The episodes that `play_steps` plays, each when it is over."""
     with contextlib.closing(steps):
         for played in steps:
             if played is not None:

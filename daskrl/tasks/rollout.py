@@ -27,7 +27,7 @@ from daskrl.envs.stream import Fragment, Policy, Stream
 from daskrl.errors import EnvironmentRaisedError, EnvironmentTimeoutError, NondeterministicError
 from daskrl.records import Array, FragmentRecord, PlayedFragment, RecheckResult
 from daskrl.store.columns import checksums, unpack, write_fragment
-from daskrl.tasks.session import Published, Session, get
+from daskrl.tasks.session import At, Published, Session, get
 
 T = TypeVar("T")
 
@@ -149,11 +149,13 @@ def _run(
     reproduce = f"\n  Type: daskrl reproduce {session.layout.storage} --fragment {slot}{own(config)}"
 
     def steps(alive: Callable[[], None]) -> tuple[Fragment, PlayedFragment, Stream]:
-        standing, live = session.take_stream(stream) if use_cache else (-1, None)
+        kept = session.streams.take(stream) if use_cache else None
         continues = True
-        if live is None or standing != round_:
-            if live is not None:
-                live.close()
+        if kept is not None and kept.round == round_:
+            live = kept.stream
+        else:
+            if kept is not None:
+                kept.stream.close()
             live, continues = rebuild(session, stream, round_, head, alive, strict or not use_cache)
         live.where, live.weights_version = where, weights[0]["version"]
         first_episode, episode_step = live.episode.tolist(), live.age.tolist()
@@ -197,7 +199,7 @@ def _run(
             error.args = (error.args[0] + go_on + reproduce, *error.args[1:])
         raise
     if use_cache:
-        session.keep_stream(stream, round_ + 1, live)
+        session.streams.keep(stream, At(round_ + 1, live))
     else:
         live.close()
     return fragment, record, live

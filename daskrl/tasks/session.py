@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import cloudpickle
 
@@ -52,20 +52,69 @@ Given = tuple[str, Layout, Algorithm, Callable[[], Environment], Options]
 """Token, layout, algorithm, factory and options: what a session is made of."""
 
 
+Live = TypeVar("Live")
+
+
+class Kept(Generic[Live]):
+    """What tasks of this process leave for the next, by number. What is taken is the taker's alone.
+
+    Parameters
+    ----------
+    close : called with what another takes the place of, and with all that is left at the end.
+    """
+
+    def __init__(self, close: Callable[[Live], object]) -> None:
+        self._close, self._live = close, dict[int, Live]()
+        self._lock, self._ended = threading.Lock(), False
+
+    def take(self, number: int) -> Live | None:
+        with self._lock:
+            return self._live.pop(number, None)
+
+    def keep(self, number: int, live: Live) -> None:
+        """Of two tasks of a number that ran at the same time, what the later left is kept; none after `end`."""
+        with self._lock:
+            dropped = live if self._ended else self._live.pop(number, None)
+            if not self._ended:
+                self._live[number] = live
+        if dropped is not None:
+            self._close(dropped)
+
+    def let_go(self) -> None:
+        """Close all that is kept."""
+        with self._lock:
+            dropped = list(self._live.values())
+            self._live.clear()
+        for live in dropped:  # which may take its time
+            self._close(live)
+
+    def end(self) -> None:
+        """Close all that is kept, and whatever still comes."""
+        with self._lock:
+            self._ended = True
+        self.let_go()
+
+
+class At(NamedTuple):
+    """Live environments of a stream, and the round they stand at."""
+
+    round: int
+    stream: Stream
+
+
 @dataclass
 class Session:
     """One run in one process.
 
     Attributes
     ----------
-    streams : stream -> (round it stands at, live environments).
-    evaluations : weights version -> an evaluation on its way.
+    streams : of each stream its live environments.
+    evaluations : of each version of the weights an evaluation on its way.
     policies : weights version -> policy that acts with it.
     learner, reader : where the run's learner stands, and what reads for it, in the process that learns; else None.
         While it learns, the reader alone.
     published : weights version -> what was published, the newest few.
-    lock, learning : held for a moment around ``streams`` and ``policies``; held while learning.
-    closed : nothing is cached any more; a rollout may still be running.
+    lock, learning : held for a moment around ``policies``; held while learning.
     """
 
     token: str
@@ -73,15 +122,14 @@ class Session:
     algorithm: Algorithm
     factory: Callable[[], Environment]
     options: Options
-    streams: dict[int, tuple[int, Stream]] = field(default_factory=dict)
-    evaluations: dict[int, Playing] = field(default_factory=dict)
+    streams: Kept[At] = field(default_factory=lambda: Kept(lambda at: at.stream.close()))
+    evaluations: Kept[Playing] = field(default_factory=lambda: Kept(Playing.close))
     policies: dict[int, Any] = field(default_factory=dict)
     learner: LearnerState[CommittedRounds] | None = None
     reader: RoundReader[CommittedRounds] | None = None
     published: dict[int, Published] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     learning: threading.Lock = field(default_factory=threading.Lock)
-    closed: bool = False
 
     @property
     def config(self) -> RunConfig:
@@ -91,52 +139,17 @@ class Session:
         """What the run tells its algorithm."""
         return Setup(self.layout.spec, self.config.schedule, self.config.frame_stack, device)
 
-    def take_stream(self, index: int) -> tuple[int, Stream | None]:
-        """A stream's live environments, which are then the caller's alone, and the round they stand at."""
-        with self.lock:
-            return self.streams.pop(index, (-1, None))
-
-    def keep_stream(self, index: int, round_: int, live: Stream) -> None:
-        """Keep them for the stream's next task; of two that ran at the same time, those of the later."""
-        with self.lock:
-            _, other = self.streams.pop(index, (-1, None))
-            if self.closed:
-                other = live
-            else:
-                self.streams[index] = (round_, live)
-        if other is not None:
-            other.close()
-
-    def take_evaluation(self, version: int) -> Playing | None:
-        """What has been played of an evaluation, which is then the caller's alone."""
-        with self.lock:
-            return self.evaluations.pop(version, None)
-
-    def keep_evaluation(self, version: int, under_way: Playing) -> None:
-        """Keep it for the next task; of two that ran at the same time, this one."""
-        with self.lock:
-            other = self.evaluations.pop(version, None)
-            if self.closed:
-                other = under_way
-            else:
-                self.evaluations[version] = under_way
-        if other is not None:
-            other.close()
-
     def let_go(self) -> None:
         """Close all environments that are kept, and forget the policies."""
         with self.lock:
-            live: list[Stream | Playing] = [stream for _, stream in self.streams.values()]
-            live += self.evaluations.values()
-            self.streams.clear()
-            self.evaluations.clear()
             self.policies.clear()
-        for one in live:
-            one.close()
+        self.streams.let_go()
+        self.evaluations.let_go()
 
     def close(self) -> None:
-        with self.lock:
-            self.closed = True
+        """Let go of everything, and of what a task that still runs would leave."""
+        self.streams.end()
+        self.evaluations.end()
         self.let_go()
 
 
