@@ -18,6 +18,7 @@ from daskrl.records import FragmentRecord, PromiseOffRecord, RecheckResult, Reco
 from daskrl.schedule import Checkpoint, Recheck
 from daskrl.store.progress import Progress
 from daskrl.store.store import Store
+from daskrl.store.weights import CHECKPOINTS, checkpoint_key, version_in
 from daskrl.tasks.rollout import GO_ON, own
 from daskrl.watching.callbacks import Told
 
@@ -216,7 +217,6 @@ def _drop_old_checkpoints(store: Store, records: list[Record], published: int) -
     if any(True for _ in checkpoints(records)):
         # Later files than ``published`` may be there already: the learner is up to two versions ahead of us.
         oldest = published - max(1, store.config.schedule.lag)
-        suffix, folder = ".safetensors", ".checkpoints"
-        files = [name for name in store.storage.names(folder) if name.endswith(suffix) and not name.startswith(".")]
-        for old in [name for name in files if int(name.removesuffix(suffix)) <= oldest][:-1]:
-            store.storage.delete(f"{folder}/{old}")
+        versions = sorted(v for name in store.storage.names(CHECKPOINTS) if (v := version_in(name)) is not None)
+        for old in [version for version in versions if version <= oldest][:-1]:
+            store.storage.delete(checkpoint_key(old))

@@ -18,6 +18,11 @@ WrittenFile = list[Any]
 """``[path, nbytes, crc32c]`` of a file of the store; the path is relative to it."""
 
 
+def learner_of(record: LearnRecord | CheckpointRecord | EvaluationRecord) -> str:
+    """The key of the learner that a record is of: "" where it names none, as of a run with one learner."""
+    return record.get("learner", "")
+
+
 class CreatedRecord(TypedDict):
     """The first of all: the store was made."""
 
@@ -111,6 +116,7 @@ class LearnRecord(TypedDict):
 
     kind: Literal["learn"]
     version: int
+    learner: NotRequired[str]
     learner_updates: int
     loss: float | None
     seconds: float
@@ -125,6 +131,7 @@ class CheckpointRecord(TypedDict):
 
     kind: Literal["checkpoint"]
     version: int
+    learner: NotRequired[str]
     loss: float | None
     checkpoint: WrittenFile | None
     weights: NotRequired[WrittenFile | None]
@@ -135,6 +142,7 @@ class EvaluationRecord(TypedDict):
 
     kind: Literal["evaluation"]
     version: int
+    learner: NotRequired[str]
     returns: list[float]
     lengths: list[int]
     limited: NotRequired[int]
@@ -168,12 +176,14 @@ Record = (
 """What is committed."""
 
 
-def checkpoints(records: Iterable[Record]) -> Iterator[tuple[LearnRecord | CheckpointRecord, WrittenFile]]:
-    """Those of some records that name a checkpoint, and its file."""
+def checkpoints(
+    records: Iterable[Record], learner: str = ""
+) -> Iterator[tuple[LearnRecord | CheckpointRecord, WrittenFile]]:
+    """Those of some records that name a checkpoint of a learner, and its file."""
     for record in records:
         if record["kind"] == "learn" or record["kind"] == "checkpoint":
             written = record.get("checkpoint")
-            if written:
+            if written and learner_of(record) == learner:
                 yield record, written
 
 
@@ -182,6 +192,7 @@ class Republished(TypedDict):
 
     kind: Literal["republished"]
     version: int
+    learner: NotRequired[str]
 
 
 class Evaluating(TypedDict):
@@ -189,6 +200,7 @@ class Evaluating(TypedDict):
 
     kind: Literal["evaluating"]
     version: int
+    learner: NotRequired[str]
 
 
 class RecheckResult(TypedDict):

@@ -28,16 +28,21 @@ class Rollout:
 
 @dataclass(frozen=True, order=True)
 class Learn:
-    """Learn all rounds before ``version``."""
+    """Learn all rounds before ``version``.
+
+    Here and in all that names a learner, "" is the key of the only one of a run that has one.
+    """
 
     version: int
+    learner: str = ""
 
 
 @dataclass(frozen=True, order=True)
 class Evaluate:
-    """Play greedy episodes with that version of the weights."""
+    """Play greedy episodes with that version of a learner's weights."""
 
     version: int
+    learner: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class Recheck:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Write a checkpoint of where the learner stands, and the weights it reached."""
+    """Write a checkpoint of where a learner stands, and the weights it reached."""
+
+    learner: str = ""
 
 
 Task = Rollout | Learn | Evaluate | Recheck | Checkpoint
@@ -181,7 +188,7 @@ def rollouts_ready(
     ----------
     rounds : rounds the run is to have.
     committed : rounds committed of each stream.
-    held : weights versions that workers can be given now.
+    held : weights versions that workers can be given now, of every learner.
     in_flight : tasks already submitted.
     """
     busy = {task.stream for task in in_flight if isinstance(task, Rollout)}
@@ -200,11 +207,15 @@ def learns_ready(
     published: int,
     held: Collection[int],
     in_flight: Collection[Task],
+    learner: str = "",
 ) -> list[Learn]:
-    """The versions that could be learned now, in order: new ones, and lost ones that a stream still needs."""
+    """The versions that a learner could learn now, in order: new ones, and lost ones that a stream still needs.
+
+    ``published``, ``held`` : of this learner.
+    """
     possible = min(committed)
     wanted = set(range(published + 1, possible + 1)) | needed(schedule, rounds, committed)
-    ready = {Learn(version) for version in wanted if version <= possible and version not in held}
+    ready = {Learn(version, learner) for version in wanted if version <= possible and version not in held}
     return sorted(ready.difference(in_flight))
 
 
@@ -214,9 +225,9 @@ def to_evaluate(every: int, rounds: int, version: int) -> bool:
 
 
 def evaluations_due(
-    every: int, rounds: int, published: int, kept: Collection[int], evaluated: Collection[int]
+    every: int, rounds: int, published: int, kept: Collection[int], evaluated: Collection[int], learner: str = ""
 ) -> list[Evaluate]:
-    """The evaluations still to be made of what is published and kept on disk, oldest version first.
+    """The evaluations still to be made of what a learner published and is kept on disk, oldest version first.
 
     Parameters
     ----------
@@ -226,7 +237,7 @@ def evaluations_due(
     if not every:
         return []
     wanted = (v for v in kept if v <= published and v not in evaluated and to_evaluate(every, rounds, v))
-    return sorted(map(Evaluate, wanted))
+    return sorted(Evaluate(version, learner) for version in wanted)
 
 
 def needed(schedule: Schedule, rounds: int, committed: Sequence[int]) -> set[int]:

@@ -6,6 +6,7 @@ Each task builds its own generator, so a task that runs twice, late, or elsewher
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,14 +25,18 @@ _PURPOSES: dict[str, int] = {
 }
 
 
-def sequence(seed: int, purpose: Purpose, *place: int) -> np.random.SeedSequence:
-    """The seed sequence of one purpose at one place, e.g. ``("act", stream, round)``."""
-    return np.random.SeedSequence([seed, _PURPOSES[purpose], *place])
+def sequence(seed: int, purpose: Purpose, *place: int, key: str = "") -> np.random.SeedSequence:
+    """The seed sequence of one purpose at one place, e.g. ``("act", stream, round)``.
+
+    ``key`` : of the learner or agent, where a run has several. Each has a sequence of its own; "" is of a run with one.
+    """
+    words = np.frombuffer(hashlib.sha256(key.encode()).digest(), "<u4").tolist() if key else []
+    return np.random.SeedSequence([seed, _PURPOSES[purpose], *place], spawn_key=words)
 
 
-def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:
+def generator(seed: int, purpose: Purpose, *place: int, key: str = "") -> np.random.Generator:
     """A generator (PCG64) of one purpose at one place."""
-    return np.random.Generator(np.random.PCG64(sequence(seed, purpose, *place)))
+    return np.random.Generator(np.random.PCG64(sequence(seed, purpose, *place, key=key)))
 
 
 def environment_seed(seed: int, stream: int, env: int, episode: int, purpose: Purpose = "environment") -> int:

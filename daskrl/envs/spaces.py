@@ -208,3 +208,12 @@ def state_name(state: str) -> str:
 def final_name(observation: str) -> str:
     """``observation.key`` -> ``final_observation.key``."""
     return f"final_{observation}"
+
+
+def agent_column(column: str, agent: str = "") -> str:
+    """The column of one of several agents: ``agent.left.reward``; of the agent "", which is alone, ``reward``."""
+    if not agent:
+        return column
+    if "." in agent or "/" in agent:
+        raise UnsupportedSpaceError(f"agent {agent!r}: expected a name without '.' and '/', as of a column.")
+    return f"agent.{agent}.{column}"

@@ -16,7 +16,7 @@ from numcodecs.zstd import Zstd
 
 from daskrl.arithmetic import ALIGNMENT, aligned, zeros
 from daskrl.config import Schedule
-from daskrl.envs.spaces import Leaf, SpaceSpec, final_name, state_name
+from daskrl.envs.spaces import Leaf, SpaceSpec, agent_column, final_name, state_name
 from daskrl.errors import DamagedError, StoreError
 from daskrl.records import Array, ReadFragment
 from daskrl.store.files import crc32c
@@ -88,19 +88,22 @@ def columns(
     frame_stack: int,
     extras: Mapping[str, str] | None = None,
     state: Mapping[str, tuple[int, ...]] | None = None,
+    agent: str = "",
 ) -> dict[str, Column]:
-    """The data columns of a run.
+    """The data columns of a run, or of one of its agents.
 
     Parameters
     ----------
     extras : columns an algorithm adds, name -> dtype, each of shape ``(time, env)``.
     state : its recurrent state, name -> shape for one environment; kept as it was before and after the fragment.
+    agent : whose they are, where a run has several; "" of a run with one.
     """
     steps, count = schedule.fragment_steps, schedule.envs_per_stream
     made: dict[str, Column] = {}
 
     def add(name: str, dtype: str, shape: tuple[int, ...], dims: tuple[str, ...], optional: bool = False) -> None:
-        made[name] = Column(name, dtype, shape, dims, optional)
+        column = agent_column(name, agent)
+        made[column] = Column(column, dtype, shape, dims, optional)
 
     def leaf_dims(leaf: Leaf) -> tuple[str, ...]:
         return tuple(f"{leaf.name}_{i}" for i in range(len(leaf.shape)))

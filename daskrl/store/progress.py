@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskrl.records import ArithmeticRecord, BudgetRecord, PromiseOffRecord, Record, WrittenFile
+from daskrl.records import (
+    ArithmeticRecord,
+    BudgetRecord,
+    CheckpointRecord,
+    EvaluationRecord,
+    LearnRecord,
+    PromiseOffRecord,
+    Record,
+    WrittenFile,
+    learner_of,
+)
 from daskrl.schedule import Due, Rechecks
 from daskrl.store.log import Segment
 
@@ -24,7 +34,9 @@ class Evaluated(NamedTuple):
 
 @dataclass
 class Progress:
-    """How far a run is: all that the schedule needs to know.
+    """How far a run is: all that the schedule needs to know of its streams, and of one of its learners.
+
+    A run of several learners has a progress for each, counted from the same records.
 
     Attributes
     ----------
@@ -45,6 +57,7 @@ class Progress:
     off : the records that say why the promise does not hold.
     commits : whole commits counted in, by `take_commit`.
     newest_crc32c : of the newest of them.
+    learner : the key of the learner that versions, updates, loss and evaluations are of; "" where a run has one.
     """
 
     committed: list[int]
@@ -65,6 +78,7 @@ class Progress:
     off: list[PromiseOffRecord] = field(default_factory=list)
     commits: int = 0
     newest_crc32c: int = 0
+    learner: str = ""
 
     @property
     def fragments(self) -> int:
@@ -91,7 +105,10 @@ class Progress:
 
     def take(self, record: Record) -> None:
         """Count one committed record in; of a stream, rounds come in order."""
-        if record["kind"] == "fragment":
+        if record["kind"] == "learn" or record["kind"] == "checkpoint" or record["kind"] == "evaluation":
+            if learner_of(record) == self.learner:
+                self._take_of_learner(record)
+        elif record["kind"] == "fragment":
             self.committed[record["stream"]] += 1
             self.episodes += len(record["episodes"])
             self.returns.extend(episode[1] for episode in record["episodes"])
@@ -100,18 +117,21 @@ class Progress:
         elif record["kind"] == "promise_off":
             self.environment_off |= bool(record.get("environment"))
             self.off.append(record)
-        elif record["kind"] == "learn":
-            self.published = record["version"]
-            self.learner_updates = record["learner_updates"]
-            self.loss = record["loss"]
-        elif record["kind"] == "evaluation":
-            self.evaluated[record["version"]] = float(np.mean(record["returns"])) if record["returns"] else None
-            self.limited[record["version"]] = record.get("limited", 0)
         elif record["kind"] == "arithmetic":
             self.arithmetic = record
         elif record["kind"] == "budget":
             self.budget = record
-        if (record["kind"] == "learn" or record["kind"] == "checkpoint") and (written := record.get("weights")):
+
+    def _take_of_learner(self, record: LearnRecord | CheckpointRecord | EvaluationRecord) -> None:
+        if record["kind"] == "evaluation":
+            self.evaluated[record["version"]] = float(np.mean(record["returns"])) if record["returns"] else None
+            self.limited[record["version"]] = record.get("limited", 0)
+            return
+        if record["kind"] == "learn":
+            self.published = record["version"]
+            self.learner_updates = record["learner_updates"]
+            self.loss = record["loss"]
+        if written := record.get("weights"):
             self.kept.setdefault(record["version"], written)
 
     def take_commit(self, segment: Segment) -> None:
@@ -124,7 +144,7 @@ class Progress:
     def copy(self) -> Progress:
         """One that can be counted on without changing this one; without `rechecks`."""
         values = {name: copy.copy(getattr(self, name)) for name in _COUNTED}
-        return Progress(**values)
+        return Progress(**values, learner=self.learner)
 
     def to_json(self) -> dict[str, Any]:
         """All that was counted, without `rechecks` and what is due by them."""
@@ -141,4 +161,4 @@ class Progress:
         return made
 
 
-_COUNTED = tuple(one.name for one in fields(Progress) if one.name not in ("rechecks", "due"))
+_COUNTED = tuple(one.name for one in fields(Progress) if one.name not in ("rechecks", "due", "learner"))

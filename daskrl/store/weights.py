@@ -15,6 +15,31 @@ from daskrl.records import Array
 from daskrl.store.files import read_checked
 from daskrl.store.storage import Storage
 
+WEIGHTS, CHECKPOINTS = ".weights", ".checkpoints"
+_SUFFIX = ".safetensors"
+
+
+def weights_key(version: int, learner: str = "") -> str:
+    """Where a store keeps that version of a learner's weights; the learner "" is the only one of a run that has one."""
+    return f"{WEIGHTS}/{_stem(version, learner)}{_SUFFIX}"
+
+
+def checkpoint_key(version: int, learner: str = "") -> str:
+    """Where a store keeps the checkpoint of a learner at that version."""
+    return f"{CHECKPOINTS}/{_stem(version, learner)}{_SUFFIX}"
+
+
+def version_in(name: str, learner: str = "") -> int | None:
+    """The version that a file's name in either folder says; None where it is no file of this learner."""
+    stem = name.removesuffix(_SUFFIX)
+    version = stem.removeprefix(f"{learner}.") if learner else stem
+    is_one = name.endswith(_SUFFIX) and version.isdecimal() and _stem(int(version), learner) == stem
+    return int(version) if is_one else None
+
+
+def _stem(version: int, learner: str) -> str:
+    return f"{learner}.{version:08d}" if learner else f"{version:08d}"
+
 
 def belongs_to(config: RunConfig, spec: SpaceSpec, run_id: str, version: int) -> dict[str, str]:
     """What weights belong to, as text by name, for the metadata of their file; see FORMAT.md, section 6."""

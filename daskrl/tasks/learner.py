@@ -19,7 +19,7 @@ from daskrl.store.columns import unpack
 from daskrl.store.files import read_checked, write_checked
 from daskrl.store.initial import Initial
 from daskrl.store.layout import Layout
-from daskrl.store.weights import belongs_to, safetensors
+from daskrl.store.weights import belongs_to, checkpoint_key, safetensors, weights_key
 from daskrl.tasks.learner_state import ADVICE, LearnerState, published_in
 from daskrl.tasks.session import Published, Session, find, get
 
@@ -150,13 +150,13 @@ def read_ahead(token: str, version: int, head: int) -> None:
 def save_weights(layout: Layout, version: int, weights: Weights) -> WrittenFile:
     """Write published weights, each array by name, as safetensors."""
     data = safetensors(weights, belongs_to(layout.config, layout.spec, layout.run_id, version))
-    return write_checked(layout.storage, f".weights/{version:08d}.safetensors", data)
+    return write_checked(layout.storage, weights_key(version), data)
 
 
 def save_checkpoint(layout: Layout, state: LearnerState[Any]) -> WrittenFile:
     """Write everything the replay does not hold."""
     data = safetensors(state.checkpoint())
-    return write_checked(layout.storage, f".checkpoints/{state.version:08d}.safetensors", data)
+    return write_checked(layout.storage, checkpoint_key(state.version), data)
 
 
 def restore(layout: Layout, state: LearnerState[Any], version: int, head: int) -> None:
