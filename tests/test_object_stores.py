@@ -416,6 +416,13 @@ def test_urls_that_are_none(store: Any, says: str) -> None:
         assert "HIDDEN" not in str(raised.value)
 
 
+def test_a_password_in_the_address_of_the_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://someone:HIDDEN@127.0.0.1:9")
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL: expected an address without") as raised:
+        start("s3://bucket/run")  # type: ignore[arg-type]
+    assert "HIDDEN" not in str(raised.value)
+
+
 @pytest.mark.parametrize(("url", "kind"), [("gs://bucket/run", "GCSStore"), ("az://container/run", "AzureStore")])
 def test_other_clouds_go_through_the_same_code(url: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "someone")

@@ -425,6 +425,12 @@ def _forget(client: _Client) -> None:
 def _settings(storage: Objects) -> dict[str, str]:
     """Where the server is: as this process' environment says, else as that of the process which began."""
     own = {name: value for name in _FORWARDED.get(storage.scheme, ()) if (value := os.environ.get(name))}
+    for name, value in own.items():
+        if "@" in value or "?" in value:  # what is forwarded is pickled
+            raise ConfigError(
+                f"{name}: expected an address without a user, a password or a token in it. Keys belong in variables of "
+                "their own (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...)."
+            )
     return {**dict(storage.settings), **own}
 
 
