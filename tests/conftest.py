@@ -1,4 +1,4 @@
-"""Fixtures that tests of several modules use."""
+"""Fixtures that tests of several modules use, and which tests are quick."""
 
 from __future__ import annotations
 
@@ -11,6 +11,27 @@ import pytest
 
 from tests import objects
 from tests.typed import Here, Said
+
+# The test modules of the quick tier, `pytest -m quick`: all of them together take less than a minute on two cores. They
+# start no clusters, and a run in them has a few rounds in this process. A test in them that takes seconds is marked slow.
+QUICK = {
+    "test_alignment", "test_codec", "test_commits", "test_demand", "test_described", "test_habits", "test_layers",
+    "test_losses", "test_names", "test_networks", "test_properties", "test_rooms", "test_samplers", "test_schedule",
+    "test_spaces", "test_window",
+}  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m quick`` other test modules are not imported, which would take longer than the quick tests do."""
+    quick = config.getoption("markexpr") == "quick" and not config.getoption("keyword")
+    name = collection_path.stem
+    return True if quick and name.startswith("test_") and name not in QUICK else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in QUICK and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
 
 
 @pytest.fixture

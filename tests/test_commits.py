@@ -187,6 +187,7 @@ def test_of_two_drivers_without_links_and_without_locks_one_commits_a_number_whe
     assert [path.name for path in (tmp_path / ".commits").iterdir()] == ["00000000.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without_links", ["EPERM"], indirect=True)
 def test_a_run_on_a_file_system_without_hard_links_is_the_same_and_goes_on_after_a_driver_died_at_a_commit(
     without_links, tmp_path

@@ -82,7 +82,8 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@functools.cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """``(module, within a function)`` of every import, those under ``TYPE_CHECKING`` and in functions included."""
 
     def walk(node: ast.AST, lazy: bool) -> Iterator[tuple[str, bool]]:
@@ -97,7 +98,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
                 typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
                 yield from walk(child, lazy or typing or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
-    yield from walk(ast.parse(path.read_text()), False)
+    return list(walk(ast.parse(path.read_text()), False))
 
 
 def own(name: str, path: Path) -> set[str]:

@@ -51,6 +51,7 @@ def test_a_section_adds_what_two_convolutions_make_of_its_input_to_it() -> None:
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
     [

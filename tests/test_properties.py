@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -63,6 +64,7 @@ def test_advantages_of_gae_are_vtraces_errors_where_the_policy_that_acted_is_the
     np.testing.assert_allclose(traced.value.numpy() - found["value"], advantage.numpy(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @same
 @given(st.data(), st.integers(2, 30), st.floats(-100, 50), st.floats(0.5, 150))
 def test_the_projection_keeps_the_mass_and_within_its_ends_the_mean(
