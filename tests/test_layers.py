@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -117,6 +118,24 @@ def within(module: str, rooms: Iterable[str]) -> bool:
     return any(f"{module}.".startswith(f"{room}.") for room in rooms)
 
 
+CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
+FRAME = re.compile("(?<=<!-- map -->\n).*(?=<!-- end of map -->)", re.DOTALL)
+
+
+def drawn() -> str:
+    """The map: a line for each room, from the roof down, with the rooms that it imports from."""
+    below: dict[str, set[str]] = {name: set() for name in HOUSE}
+    for name, path in modules().items():
+        below[room(name)] |= {room(other) for other in own(name, path)} - {room(name)}
+    rooms = [name for name in reversed(HOUSE) if not name.startswith("__")]
+    lines = [f"{name:<11}{' '.join(other for other in HOUSE if other in below[name])}".rstrip() for name in rooms]
+    return "```\n" + "\n".join(lines) + "\n```\n"
+
+
+def test_the_map_for_newcomers_is_the_one_of_the_real_imports():
+    assert FRAME.findall(CONTRIBUTING.read_text()) == [drawn()], "draw it again: python -m tests.test_layers"
+
+
 def test_every_room_has_its_place_in_the_house():
     assert sorted(HOUSE) == sorted({room(name) for name in modules()})
 
@@ -158,3 +177,7 @@ def test_what_the_scheduler_imports_brings_neither_torch_nor_zarr(module):
              "cyclopts", "rich")  # fmt: skip
     code = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     assert fresh(code) == []
+
+
+if __name__ == "__main__":
+    CONTRIBUTING.write_text(FRAME.sub(lambda found: drawn(), CONTRIBUTING.read_text()))

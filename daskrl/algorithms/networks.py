@@ -322,8 +322,9 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: type[nn.Mo
 
 @dataclass
 class States:
-    """Recurrent states of B sequences: after each of T steps that is followed by the first step of an episode in any
-    of them, and after the last.
+    """Recurrent states of B sequences of T steps, at the S steps where a state is needed again.
+
+    A state is kept after each step whose next step begins an episode in any of the sequences, and after the last step.
 
     Attributes
     ----------

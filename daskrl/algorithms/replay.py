@@ -100,9 +100,9 @@ class Replay(TorchSettings):
     def draws_ahead(self) -> bool:
         """Whether the batches of a round may be drawn before its updates, where all transitions are drawn alike.
 
-        They are the same, and take less time, if updates use no ``learner.normal`` and nothing of ``learner.random``.
-        Of those that do, the numbers would come after those of all the batches: a class of your own that draws some,
-        and derives from one whose updates do not, returns False.
+        Batches drawn ahead take less time, and are the same batches if updates draw no numbers from ``learner.normal``
+        and ``learner.random``. Numbers that an update draws would come after the numbers of all batches of the round:
+        an algorithm whose updates draw numbers returns False, also where its base class returns True.
         """
         return False
 

@@ -121,8 +121,9 @@ class TorchLearner:
         self._plain[module] = copy.deepcopy(module)
         for its, parameter in zip(self._plain[module].parameters(), module.parameters(), strict=True):
             its.data = parameter.data
-        # Each size of a batch is compiled by itself: how would else depend on which came first, and so would the bits,
-        # as they would if the limit were met, which all networks of a process count towards.
+        # Each batch size is compiled by itself: else the compiled code, and with it the bits, would depend on which
+        # batch size came first. The bits would also change if torch met its limit of recompilations, which counts all
+        # networks of a process together.
         config = torch._dynamo.config
         for limit in ("recompile_limit", "accumulated_recompile_limit"):
             if hasattr(config, limit):

@@ -684,7 +684,10 @@ def _carried_out(
     through: Callable[[Iterable[Report]], Iterable[Report]], env: str | None, algorithm: str | None,
     env_kwargs: list[str] | None,
 ) -> Iterator[Run]:  # fmt: skip
-    """The run that begins on a client, at its end. What is done with it then is left at a signal, to be done again."""
+    """Begin a run on a client, carry the run out, and give the finished run to the caller.
+
+    A signal ends the work that the caller does with the finished run; the printed command does that work again.
+    """
     with contextlib.ExitStack() as rest:
         with on as client:
             run = begin(client)

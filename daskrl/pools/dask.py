@@ -36,8 +36,9 @@ _TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory 
 
 _SAY_AFTER = 60.0  # seconds without a worker that a run cannot do without
 
-# What goes first of the tasks that wait on one worker. Within a kind it is what was submitted first, of whatever run:
-# one that began later is not served before one that is far ahead, and versions are learned in their order.
+# The order in which a worker begins the tasks that wait on it, by kind. Tasks of one kind begin in the order of their
+# submission, whichever run submitted them: a run that began later does not overtake an earlier run that is far ahead,
+# and versions are learned in their order.
 _ROLLOUT, _LEARN, _JOIN, _FORGET = range(4)
 _BEFORE = 1e10  # seconds; more than the clock will show in this century
 
