@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 import daskrl
 from daskrl.algorithms import IMPALA, PPO
-from daskrl.algorithms.actor_critic import Moments, Trajectories, flat, greedy, log_prob, sample
+from daskrl.algorithms.actor_critic import RunningMoments, Trajectories, flat, greedy, log_prob, sample
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.impala import vtrace
 from daskrl.algorithms.networks import LSTM, initialise
@@ -142,7 +142,7 @@ def test_the_stored_log_probability_is_that_of_the_action():
 
 def test_moments_of_parts_are_those_of_the_whole():
     values = np.random.default_rng(0).normal(3, 2, size=(1000, 4))
-    moments = Moments(4)
+    moments = RunningMoments(4)
     for part in np.split(values, [1, 10, 500]):
         moments.add(part)
     np.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-12)

@@ -18,9 +18,9 @@ from daskrl import arithmetic
 from daskrl.algorithms.base import Moment, Setup
 from daskrl.algorithms.networks import load_named
 from daskrl.config import Options
-from daskrl.store.columns import pack, unpack
 from daskrl.store.store import Store
 from daskrl.tasks import rollout, session
+from daskrl.tasks.published import pack, unpack
 from tests.promise import records
 
 Weights = Mapping[str, Any]

@@ -466,7 +466,7 @@ def test_a_secret_is_in_no_pickle_no_object_no_key_and_no_log(
         pickle.dumps(run.store.layout),
         pickle.dumps(run.store.to_xarray()),
         pickle.dumps(run.store.to_xarray().reward.data),
-        session.pack("token", run.store.layout, run.algorithm, run.source.factory, run.options),
+        session.pickled("token", run.store.layout, run.algorithm, run.source.factory, run.options),
     ]
     bucket = objects.client(s3.endpoint)
     stored = b""

@@ -1197,7 +1197,8 @@ def test_two_runs_packed_at_once_both_take_their_environment_by_value(tmp_path: 
     def pack(run: Any) -> list[bytes]:
         both.wait()
         return [
-            session.pack("token", run.store.layout, run.algorithm, run.source.factory, run.options) for _ in range(50)
+            session.pickled("token", run.store.layout, run.algorithm, run.source.factory, run.options)
+            for _ in range(50)
         ]
 
     interval = sys.getswitchinterval()
@@ -1215,7 +1216,7 @@ def test_a_module_the_user_takes_by_value_stays_so(tmp_path: Path) -> None:
     run = start(tmp_path / "run", environments.walk)
     cloudpickle.register_pickle_by_value(environments)
     try:
-        session.pack("token", run.store.layout, run.algorithm, run.source.factory, run.options)
+        session.pickled("token", run.store.layout, run.algorithm, run.source.factory, run.options)
         assert environments.__name__ in cloudpickle.list_registry_pickle_by_value()
     finally:
         cloudpickle.unregister_pickle_by_value(environments)

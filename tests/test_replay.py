@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 import daskrl
 from daskrl.algorithms.base import Setup
-from daskrl.algorithms.replay import Replay, ReplayLearner
+from daskrl.algorithms.replay import ReplayLearner, ReplaySettings
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import Schedule
 from daskrl.envs.spaces import spec_of
@@ -27,7 +27,7 @@ FRAMES = Setup(spec_of(spaces.Box(0, 255, (8, 6), np.uint8), DISCRETE), Schedule
 WHOLE = 1 << 20  # bytes: all batches of a round
 
 
-def one_by_one(algorithm: Replay) -> Replay:
+def one_by_one(algorithm: ReplaySettings) -> ReplaySettings:
     kind = type(algorithm)
     return type("OneByOne", (kind,), {"draws_ahead": lambda self: False})(**vars(algorithm))
 
@@ -49,7 +49,7 @@ class Learned:
     bits : of all it learned, of its last batch, and of what its generator draws next.
     """
 
-    def __init__(self, algorithm: Replay, given: Setup | None = None, *, together: int | None = None) -> None:
+    def __init__(self, algorithm: ReplaySettings, given: Setup | None = None, *, together: int | None = None) -> None:
         given = given if given is not None else setup()
         self.learner: ReplayLearner = algorithm.learner(given, np.random.default_rng(1))  # type: ignore[attr-defined]
         if together is not None:  # as on a GPU
@@ -131,7 +131,7 @@ def test_each_is_aligned_as_one_by_itself() -> None:
     ],
     ids=["prioritised", "noisy", "rainbow", "sac", "td3"],
 )  # fmt: skip
-def test_what_depends_on_the_updates_between_is_drawn_one_by_one(algorithm: Replay) -> None:
+def test_what_depends_on_the_updates_between_is_drawn_one_by_one(algorithm: ReplaySettings) -> None:
     box = isinstance(algorithm, daskrl.SAC | daskrl.TD3)
     got = Learned(algorithm, setup(BOX) if box else None, together=WHOLE)
     assert got.learner.updates >= 10
@@ -159,7 +159,7 @@ def test_a_sampler_of_its_own_is_asked_for_every_batch() -> None:
     assert got.bits["online"] != Learned(daskrl.DQN(**SETTINGS, batch_size=7)).bits["online"]
 
 
-def with_learner(kind: type[ReplayLearner]) -> Replay:
+def with_learner(kind: type[ReplayLearner]) -> ReplaySettings:
     @dataclass(frozen=True)
     class Own(daskrl.DQN):
         def learner(self, setup: Setup, random: np.random.Generator) -> ReplayLearner:
@@ -200,7 +200,7 @@ R2D2 = daskrl.R2D2(
 @pytest.mark.parametrize(
     "algorithm", [with_learner(Halves), with_learner(SetsIt), R2D2], ids=["method", "attribute", "r2d2"]
 )
-def test_a_gather_of_its_own_is_called_for_every_batch(algorithm: Replay) -> None:
+def test_a_gather_of_its_own_is_called_for_every_batch(algorithm: ReplaySettings) -> None:
     got = Learned(algorithm, together=WHOLE)
     assert got.learner.updates > 8
     assert got.bits == Learned(one_by_one(algorithm)).bits

@@ -236,7 +236,7 @@ def test_code_in_a_session_is_seen(tmp_path: Path) -> None:
         raise AssertionError
 
     def packed(factory: Any) -> bytes:
-        return session.pack("t", run.store.layout, run.algorithm, factory, run.options)
+        return session.pickled("t", run.store.layout, run.algorithm, factory, run.options)
 
     assert session.carries_code(packed(factory))
     assert not session.carries_code(packed(dict))

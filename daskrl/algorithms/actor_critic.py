@@ -350,9 +350,9 @@ class RoundLearner(TorchLearner):
             n_step=1, discount=settings.discount, reward_clip=settings.reward_clip, device=self.device,
         )  # fmt: skip
         self._observed = {
-            leaf.name: Moments(leaf.flat_size) for leaf in networks.normalised(setup.spec, settings.channels)
+            leaf.name: RunningMoments(leaf.flat_size) for leaf in networks.normalised(setup.spec, settings.channels)
         }
-        self._returned, self._return = Moments(1), np.zeros(schedule.lanes)
+        self._returned, self._return = RunningMoments(1), np.zeros(schedule.lanes)
         self._round: Trajectories | None = None
 
     def skip(self, rounds: int) -> None:
@@ -460,7 +460,7 @@ class RoundLearner(TorchLearner):
             moments.restore(f"observed.{name}", state)
 
 
-class Moments:
+class RunningMoments:
     """Running mean and variance of vectors, in float64 (Chan et al. 1979: moments of parts are put together)."""
 
     def __init__(self, size: int) -> None:

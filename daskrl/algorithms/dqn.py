@@ -11,7 +11,7 @@ from torch import nn
 
 from daskrl.algorithms.base import Moment, Setup, linear, require_discrete
 from daskrl.algorithms.networks import QNetwork, masked, require_mask, tensors
-from daskrl.algorithms.replay import Replay, ReplayLearner
+from daskrl.algorithms.replay import ReplayLearner, ReplaySettings
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.envs.spaces import ACTION_MASK
@@ -24,7 +24,7 @@ Observation = Mapping[str, torch.Tensor]
 
 @suggests
 @dataclass(frozen=True)
-class DQN(Replay):
+class DQN(ReplaySettings):
     """Deep Q-network (Mnih et al. 2015, https://doi.org/10.1038/nature14236).
 
     Learns ``q(s, a)`` by regression on ``G + discount * q_target(s', a*)`` (algorithm 1 in its Methods) with the

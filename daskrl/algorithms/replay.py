@@ -32,7 +32,7 @@ Update = Callable[["ReplayLearner", Any], tuple[torch.Tensor, torch.Tensor | Non
 
 @suggests
 @dataclass(frozen=True)
-class Replay(TorchSettings):
+class ReplaySettings(TorchSettings):
     """Settings of learning from replay, besides those of `TorchSettings`.
 
     Parameters
@@ -158,7 +158,7 @@ class ReplayLearner(TorchLearner):
 
     Parameters
     ----------
-    settings : see `Replay`; an algorithm that derives from it is its own settings.
+    settings : see `ReplaySettings`; an algorithm that derives from it is its own settings.
     update : called for each batch. It calls ``minimise``, and ``follow`` where there is a target.
     online, others : see `TorchLearner`.
 
@@ -173,7 +173,7 @@ class ReplayLearner(TorchLearner):
 
     def __init__(
         self,
-        settings: Replay,
+        settings: ReplaySettings,
         setup: Setup,
         random: np.random.Generator,
         update: Update,

@@ -13,7 +13,7 @@ from torch import nn
 from daskrl.algorithms.base import Moment, Setup, require_box
 from daskrl.algorithms.continuous import Actor, Critics, Observation, squared_error
 from daskrl.algorithms.networks import Normal, normals, tensors
-from daskrl.algorithms.replay import Replay, ReplayLearner
+from daskrl.algorithms.replay import ReplayLearner, ReplaySettings
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.names import suggests
@@ -23,7 +23,7 @@ from daskrl.replay.window import Batch
 
 @suggests
 @dataclass(frozen=True)
-class SAC(Replay):
+class SAC(ReplaySettings):
     """Soft actor-critic (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905); its defaults are the paper's.
 
     Acts in a bounded ``Box``, by the tanh of a Gaussian, rescaled to the bounds. The first ``learning_starts``

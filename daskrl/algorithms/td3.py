@@ -12,7 +12,7 @@ from torch import nn
 from daskrl.algorithms.base import Moment, Setup, require_box
 from daskrl.algorithms.continuous import Actor, Critics, Observation, squared_error
 from daskrl.algorithms.networks import normals, tensors
-from daskrl.algorithms.replay import Replay, ReplayLearner
+from daskrl.algorithms.replay import ReplayLearner, ReplaySettings
 from daskrl.algorithms.torch_learner import adam
 from daskrl.config import require_range
 from daskrl.names import suggests
@@ -22,7 +22,7 @@ from daskrl.replay.window import Batch
 
 @suggests
 @dataclass(frozen=True)
-class TD3(Replay):
+class TD3(ReplaySettings):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477).
 
     Acts in a bounded ``Box``, by a tanh rescaled to the bounds. The first ``learning_starts`` transitions act

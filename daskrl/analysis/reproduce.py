@@ -18,12 +18,12 @@ from daskrl.errors import ConfigError
 from daskrl.identity import require_known_keys, same_algorithm, same_environment
 from daskrl.names import suggests
 from daskrl.records import Republished
-from daskrl.store.columns import pack
 from daskrl.store.progress import Progress
 from daskrl.store.store import Store
 from daskrl.store.store import opened as opened_store
 from daskrl.store.weights import read_weights
 from daskrl.tasks import fingerprint, learner, rollout, session
+from daskrl.tasks.published import pack
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ import numpy as np
 from daskrl.code.source import is_generated, is_own_file, is_own_module, reads, source_of_class, source_of_code, written
 from daskrl.errors import ConfigError
 
-Table = dict[str, str]
+Rows = dict[str, str]
 
 _SHORT = 60  # characters of a text that is written out
 _PARTS = 64  # of a dict or an instance that are written one by one
@@ -90,7 +90,7 @@ def _is_within(name: str, paths: list[str]) -> bool:
     return any(name == path or name.startswith((f"{path}[", f"{path}:")) for path in paths)
 
 
-def changing(before: Table, after: Table) -> Table:
+def changing(before: Rows, after: Rows) -> Rows:
     """The table ``before``, with what is another in ``after`` as state: a cache that is filled, a counter.
 
     State says nothing about which run it is, as it depends on how many environments were made before in this process.
@@ -119,13 +119,13 @@ def _module_of(obj: Any) -> str:
     return str(getattr(obj, "__module__", ""))
 
 
-def _smaller(table: Table) -> Table:
+def _smaller(table: Rows) -> Rows:
     """A table of not too many rows, in the order of their names."""
     table = dict(sorted(table.items()))
     for cut in (r"(?<=.)[.\[].*", r".*"):
         if len(table) <= _ROWS:
             break
-        groups: dict[str, Table] = {}
+        groups: dict[str, Rows] = {}
         for name, text in table.items():
             groups.setdefault(re.sub(cut, "", name, count=1), {})[name] = text
         table = {name or "all": f"{len(rows)} values, sha256 {_sha256(repr(rows))}" for name, rows in groups.items()}
@@ -147,7 +147,7 @@ class Captured:
     """
 
     def __init__(self, named: Mapping[str, Any], *, lenient: bool = False) -> None:
-        self._rows: Table = {}
+        self._rows: Rows = {}
         # Names go without these modules: a script is ``__main__`` or not.
         self._known = {_module_of(obj) for obj in named.values()}
         self._forms: dict[int, tuple[Any, str]] = {}  # the objects are kept: an id may be another's later
@@ -165,7 +165,7 @@ class Captured:
             ) from None
 
     @property
-    def table(self) -> Table:
+    def table(self) -> Rows:
         return _smaller(self._rows)
 
     def ran(self, *classes: type) -> None:

@@ -99,7 +99,7 @@ class DaskPool:
         self.promise_off: list[str] = []
         self.notes: list[Record] = []
         given = (self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
-        self._payload = session.pack(*given)
+        self._payload = session.pickled(*given)
         self._probe = f".commits/.{self.token}.partial"  # removed by the next driver at the latest
         self._known: dict[str, _Worker] = {}
         self._learner: str | None = None

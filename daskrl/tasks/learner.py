@@ -15,12 +15,12 @@ from daskrl.arithmetic import aligned_all, pinned
 from daskrl.errors import DamagedError, DivergedError
 from daskrl.records import CheckpointRecord, LearnRecord, WrittenFile, checkpoints
 from daskrl.replay.rounds import CommittedRounds
-from daskrl.store.columns import unpack
 from daskrl.store.files import read_checked, write_checked
 from daskrl.store.initial import Initial
 from daskrl.store.layout import Layout
 from daskrl.store.weights import belongs_to, checkpoint_key, safetensors, weights_key
 from daskrl.tasks.learner_state import ADVICE, LearnerState, published_in
+from daskrl.tasks.published import unpack
 from daskrl.tasks.session import Published, Session, find, get
 
 

@@ -18,9 +18,9 @@ from daskrl.errors import DivergedError
 from daskrl.records import Array
 from daskrl.replay.rounds import Fragments, RoundReader, Source
 from daskrl.schedule import Budget
-from daskrl.store.columns import Table, pack, unpack
 from daskrl.store.initial import Initial
 from daskrl.tasks import initial
+from daskrl.tasks.published import Places, pack, unpack
 
 ADVICE = (
     "Lower learning_rate, clip rewards (reward_clip), or check the environment's reward scale, and start a new run."
@@ -47,7 +47,7 @@ class LearnerState(Generic[Source]):
     reader : of the rounds it learns.
     version : rounds learned so far; the version of its weights.
     loss : mean loss of the last round that had updates, or None.
-    published : weights as made by `daskrl.store.columns.pack`, of this version and those that streams may still act
+    published : weights as made by `daskrl.tasks.published.pack`, of this version and those that streams may still act
         with.
     """
 
@@ -75,7 +75,7 @@ class LearnerState(Generic[Source]):
         self._remembers = False
         self.version = 0
         self.loss: float | None = None
-        self.published: dict[int, tuple[Table, Array]] = {0: pack(learner.weights())}
+        self.published: dict[int, tuple[Places, Array]] = {0: pack(learner.weights())}
 
     # -- learning -----------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ def published_in(arrays: Mapping[str, Array]) -> set[int]:
     return {int(name.removeprefix(_PUBLISHED).partition("/")[0]) for name in arrays if name.startswith(_PUBLISHED)}
 
 
-def _take_published(arrays: dict[str, Array]) -> dict[int, tuple[Table, Array]]:
+def _take_published(arrays: dict[str, Array]) -> dict[int, tuple[Places, Array]]:
     """Out of the arrays of a checkpoint, the older weights in it by version."""
     found: dict[int, dict[str, Array]] = {}
     for key in [key for key in arrays if key.startswith(_PUBLISHED)]:

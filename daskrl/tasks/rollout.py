@@ -26,7 +26,8 @@ from daskrl.envs.spaces import state_name
 from daskrl.envs.stream import Fragment, Policy, Stream
 from daskrl.errors import EnvironmentRaisedError, EnvironmentTimeoutError, NondeterministicError
 from daskrl.records import Array, FragmentRecord, PlayedFragment, RecheckResult
-from daskrl.store.columns import checksums, unpack, write_fragment
+from daskrl.store.columns import checksums, write_fragment
+from daskrl.tasks.published import unpack
 from daskrl.tasks.session import At, Published, Session, get
 
 T = TypeVar("T")

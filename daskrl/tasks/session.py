@@ -33,20 +33,20 @@ from daskrl.errors import DamagedError, DaskrlError, StoreError
 from daskrl.records import Array, Introduction, LearnRecord, Republished
 from daskrl.replay.rounds import CommittedRounds, RoundReader
 from daskrl.store import late
-from daskrl.store.columns import Table
 from daskrl.store.layout import Layout
 from daskrl.store.storage import Storage
 from daskrl.tasks import children, memory
 from daskrl.tasks.learner_state import LearnerState
 from daskrl.tasks.playing import Playing
+from daskrl.tasks.published import Places
 
 _PROBED = 3.0  # seconds to look for the driver's file; where the store is not shared, each worker takes them
 
 _DASKS_TRIM = "65536"  # MALLOC_TRIM_THRESHOLD_ as Dask's nannies set it unless they are told otherwise
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
-Published = tuple[LearnRecord | Republished, Table, Array]
-"""What ``learn`` publishes: its record, and the weights as made by `daskrl.store.columns.pack`."""
+Published = tuple[LearnRecord | Republished, Places, Array]
+"""What ``learn`` publishes: its record, and the weights as made by `daskrl.tasks.published.pack`."""
 
 Given = tuple[str, Layout, Algorithm, Callable[[], Environment], Options]
 """Token, layout, algorithm, factory and options: what a session is made of."""
@@ -211,7 +211,7 @@ def ease(token: str) -> None:
         libc.malloc_trim(0)
 
 
-def pack(
+def pickled(
     token: str, layout: Layout, algorithm: Algorithm, factory: Callable[[], Environment], options: Options
 ) -> bytes:
     """A session as bytes for other processes. What was defined outside installed packages goes by value."""

@@ -304,7 +304,7 @@ class AlgorithmTests:
     def test_it_reaches_workers_as_a_few_bytes(self) -> None:
         algorithm = self.make()
         before = settings(algorithm)
-        data = session.pack("test", cast(Any, None), algorithm, Corridor, Options())
+        data = session.pickled("test", cast(Any, None), algorithm, Corridor, Options())
         assert len(data) < 100_000, f"pickled, it has {len(data)} bytes: keep arrays and networks out of it"
         arrived = cloudpickle.loads(data)[2]
         assert repr(settings(arrived)) == repr(before), "its settings are others after pickling"
