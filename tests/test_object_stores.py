@@ -130,9 +130,10 @@ def counted(self, number, records):
     calls.append(number)
     if len(calls) == count and moment == "before":
         os.kill(os.getpid(), signal.SIGKILL)
-    append(self, number, records)
+    made = append(self, number, records)
     if len(calls) == count:
         os.kill(os.getpid(), signal.SIGKILL if moment == "after" else signal.SIGSTOP)
+    return made
 
 if __name__ == "__main__":
     log.CommitLog.append = counted
