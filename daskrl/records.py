@@ -215,13 +215,9 @@ Result = FragmentRecord | LearnRecord | CheckpointRecord | EvaluationRecord | Re
 """What tasks give back: records to commit, and what a driver has to know and commits nothing of."""
 
 
-class Introduction(TypedDict):
-    """What a process would compute a run with: what it says when it joins.
+class Fingerprint(TypedDict):
+    """What a process computes with, whatever the run."""
 
-    ``free`` is in bytes by device, None where there is no such device; ``used`` is what the process has.
-    """
-
-    versions: dict[str, str]
     cpu: str
     cuda: str | None
     cuda_name: str | None
@@ -230,8 +226,21 @@ class Introduction(TypedDict):
     bytecode: str
     host: str
     pid: int
+
+
+class Joined(TypedDict):
+    """What a process has for one run: what it says when it joins.
+
+    ``free`` is in bytes by device, None where there is no such device; ``used`` is what the process has.
+    """
+
+    versions: dict[str, str]
     free: Mapping[str, int | None]
     used: int
+
+
+class Introduction(Fingerprint, Joined):
+    """What a process would compute a run with."""
 
 
 @dataclass(frozen=True)

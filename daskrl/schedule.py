@@ -250,13 +250,16 @@ def kept(schedule: Schedule, rounds: int, committed: Sequence[int], published: i
     return set(range(min(needed(schedule, rounds, committed), default=published), published + 1))
 
 
-def homes(streams: int, slots: Mapping[str, int], current: Mapping[int, str]) -> dict[int, str]:
+def homes(
+    streams: int, slots: Mapping[str, int], current: Mapping[int, str], others: Mapping[str, int] | None = None
+) -> dict[int, str]:
     """Where each stream lives: on the worker it is on while that is alive, balanced by the workers' threads.
 
     Parameters
     ----------
     slots : worker address -> threads.
     current : stream -> address of its home so far; addresses that left are ignored.
+    others : worker address -> streams of other runs there. Of two that are as good, the one with fewer is taken.
 
     Returns
     -------
@@ -275,7 +278,7 @@ def homes(streams: int, slots: Mapping[str, int], current: Mapping[int, str]) ->
             load[address] += 1
     for stream in range(streams):
         if stream not in result:
-            address = min(load, key=lambda a: ((load[a] + 1) / slots[a], a))
+            address = min(load, key=lambda a: ((load[a] + 1) / slots[a], (others or {}).get(a, 0) / slots[a], a))
             result[stream] = address
             load[address] += 1
     return result

@@ -17,8 +17,7 @@ from distributed import Client, LocalCluster
 
 import daskrl
 from daskrl import clusters
-from daskrl.pools import dask as pools
-from daskrl.pools import demand
+from daskrl.pools import demand, election
 from daskrl.records import Report
 from daskrl.watching import bar
 from daskrl.watching.callbacks import passed
@@ -77,7 +76,7 @@ def test_a_run_goes_on_beside_a_worker_that_stays_paused(client: Client, tmp_pat
 def test_workers_that_are_all_paused_are_said_and_the_run_goes_on_when_they_are_back(
     client: Client, tmp_path: Path, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "_SAY_AFTER", 0.0)
+    monkeypatch.setattr(election, "SAY_AFTER", 0.0)
     everyone = [address for some in addresses(client) for address in some]
     said: list[str] = []
 

@@ -24,7 +24,7 @@ from daskrl import schedule
 from daskrl.errors import DaskrlError, EnvironmentFailure, SchedulerLostError, WorkerMismatchError
 from daskrl.loop import _records
 from daskrl.pools import dask as pools
-from daskrl.pools import demand
+from daskrl.pools import demand, placing, remote
 from daskrl.pools.base import Plan
 from daskrl.pools.local import InProcessPool
 from daskrl.store.progress import Progress
@@ -91,7 +91,7 @@ class Cluster:
 
     def submit(self, function: Any, *args: Any, key: str, workers: list[str], **options: Any) -> Future:
         future = Future(key)
-        self.tasks.append((future, workers[0], args[2] if function is pools.tell else function, args))
+        self.tasks.append((future, workers[0], args[2] if function is remote.tell else function, args))
         self.priorities[key] = options["priority"]
         return future
 
@@ -126,8 +126,9 @@ class Cluster:
         self.handlers[demand.STATUS]((0.0, {"worker": name, "status": status}))
         if status == "paused":
             memory = {"used": used, "limit": 1 << 30, "managed": 3 << 20}
-            (handler,) = (self.handlers[t] for t in self.handlers if t not in ("all", demand.DRAINING, demand.STATUS))
-            handler((0.0, {"worker": name, "memory": memory}))
+            _, *runs = (t for t in self.handlers if t not in ("all", demand.DRAINING, demand.STATUS))
+            for run in runs:  # the first is of what they share
+                self.handlers[run]((0.0, {"worker": name, "memory": memory}))
 
     def remove(self, name: str) -> None:
         del self.workers[name]
@@ -138,6 +139,11 @@ class Cluster:
             if topic not in ("all", demand.DRAINING, demand.STATUS):
                 handler((0.0, {"key": task.key, "record": json.dumps(record)}))
         task.done("finished")
+
+    def joins(self, name: str, info: dict[str, Any]) -> None:
+        """A worker says what it computes, if it is asked, and takes part."""
+        for task in [*self.pending("introduce", name), *self.pending("join", name)[-1:]]:
+            self.tell(task, info)
 
     def pending(self, prefix: str, worker: str | None = None) -> list[Future]:
         return [
@@ -167,7 +173,7 @@ def join(cluster: Cluster, pool: pools.DaskPool, name: str, info: dict[str, Any]
     """A worker comes and takes part."""
     cluster.add(name, **made)
     pool.wait()
-    cluster.tell(cluster.pending("join", name)[-1], info or INFO)
+    cluster.joins(name, info or INFO)
     pool.wait()
 
 
@@ -179,6 +185,10 @@ def learn(cluster: Cluster, pool: pools.DaskPool, version: int, told: bool = Tru
         cluster.tell(task, {"kind": "learn", "version": version})
         assert [outcome.task for outcome in pool.wait()] == [schedule.Learn(version)]
     return task
+
+
+def say_what_is_missing(pool: pools.DaskPool) -> None:
+    pool._act(pool.election.missing(time.monotonic()))
 
 
 def rollouts(streams: int = 4) -> list[schedule.Rollout]:
@@ -306,7 +316,7 @@ def test_a_worker_that_lost_its_session_joins_again(cluster: Cluster, tmp_path: 
     assert not pool.in_flight
     pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
     assert not pool.in_flight  # not before it has joined
-    cluster.tell(cluster.pending("join", "a")[-1], INFO)
+    cluster.joins("a", INFO)
     pool.wait()
     learn(cluster, pool, 0)
 
@@ -317,7 +327,7 @@ def test_a_join_whose_answer_was_lost_is_asked_for_again(cluster: Cluster, tmp_p
     pool.wait()
     cluster.pending("join", "a")[-1].done("finished")
     pool.wait()
-    cluster.tell(cluster.pending("join", "a")[-1], INFO)
+    cluster.joins("a", INFO)
     pool.wait()
     assert pool.workers() == 1
 
@@ -390,7 +400,7 @@ def test_the_streams_of_a_paused_worker_go_on_elsewhere_and_what_to_change_is_sa
 ) -> None:
     pool = pausing(cluster, tmp_path, "b")
     mine = cluster.pending("rollout", "a")
-    tasks = [pool._flights[future.key].task for future in mine]
+    tasks = [pool.placing.flights[future.key].task for future in mine]
     cluster.has_status("a", "paused")
     said = (
         r"Dask has paused worker a \(a\), .*: 900 MiB used of 1.0 GiB \(88%\), 3.0 MiB of it for results .*"
@@ -401,7 +411,7 @@ def test_the_streams_of_a_paused_worker_go_on_elsewhere_and_what_to_change_is_sa
     assert [future.released for future in mine] == [True, True]
     assert len(pool.in_flight) == 2
     assert pool.workers() == 1
-    assert cluster.on_scheduler[-1] == (pools.ease, f"daskrl-{pool.token}", pool.token, ["a"], False)
+    assert cluster.on_scheduler[-1] == (remote.ease, f"daskrl-{pool.token}", pool.token, ["a"], False)
     for future in cluster.pending("rollout", "b"):
         cluster.tell(future, {"kind": "fragment"})
     assert len(pool.wait()) == 2
@@ -423,7 +433,7 @@ def test_a_rollout_that_had_begun_on_a_worker_that_was_paused_counts_once_wherev
         place = tmp_path / first
         pool = pausing(cluster, place, "b")
         begun = cluster.pending("rollout", "a")[0]
-        (task,) = (flight.task for key, flight in pool._flights.items() if key == begun.key)
+        (task,) = (flight.task for key, flight in pool.placing.flights.items() if key == begun.key)
         cluster.has_status("a", "paused")
         with pytest.warns(UserWarning, match="paused worker a"):
             pool.wait()
@@ -449,7 +459,7 @@ def test_a_rollout_that_had_begun_on_a_worker_that_was_paused_counts_once_wherev
 
 def eased(cluster: Cluster, name: str) -> int:
     """How often a worker was asked to let go of what it keeps."""
-    return sum(call[0] is pools.ease and call[3] == [name] and call[4] is False for call in cluster.on_scheduler)
+    return sum(call[0] is remote.ease and call[3] == [name] and call[4] is False for call in cluster.on_scheduler)
 
 
 def test_what_a_paused_worker_keeps_once_its_rollout_was_made_elsewhere_is_let_go_of_too(
@@ -457,7 +467,7 @@ def test_what_a_paused_worker_keeps_once_its_rollout_was_made_elsewhere_is_let_g
 ) -> None:
     pool = pausing(cluster, tmp_path, "b")
     begun, waiting = cluster.pending("rollout", "a")
-    tasks = [pool._flights[future.key].task for future in (begun, waiting)]
+    tasks = [pool.placing.flights[future.key].task for future in (begun, waiting)]
     cluster.has_status("a", "paused")
     with pytest.warns(UserWarning, match="paused worker a"):
         pool.wait()
@@ -474,7 +484,7 @@ def test_what_a_paused_worker_keeps_once_its_rollout_was_made_elsewhere_is_let_g
     assert eased(cluster, "a") == 2
     cluster.has_status("a", "running")
     pool.wait()
-    assert not pool._taken_back  # what had not begun will never be told of
+    assert not pool.placing.taken_back  # what had not begun will never be told of
     assert eased(cluster, "a") == 2
 
 
@@ -521,9 +531,9 @@ def test_what_to_change_for_a_learner_short_of_memory_is_something_it_has(
     cluster.has_status("l", "paused")
     with pytest.warns(UserWarning, match=f"paused the learner's worker l .*{re.escape(advice)}"):
         pool.wait()
-    pool._deaths[schedule.Learn(1)] = pools._DEATHS
+    pool.placing.deaths[schedule.Learn(1)] = placing.DEATHS
     with pytest.raises(DaskrlError, match=f"memory than its worker has.*daskrl resume .*{re.escape(advice)}"):
-        pool._died_under(schedule.Learn(1))
+        pool._died(schedule.Learn(1))
 
 
 def test_a_cluster_of_one_paused_worker_says_why_nothing_moves_and_goes_on_where_it_stopped(
@@ -544,8 +554,8 @@ def test_a_cluster_of_one_paused_worker_says_why_nothing_moves_and_goes_on_where
         r"60 s without a worker that takes tasks: Dask has paused worker a, .* 900 MiB used .* The run waits.*memory_"
     )
     with pytest.warns(UserWarning, match=said):
-        pool._say_what_is_missing()
-    pool._say_what_is_missing()  # once
+        say_what_is_missing(pool)
+    say_what_is_missing(pool)  # once
     cluster.has_status("a", "running")
     pool.wait()
     cluster.tell(cluster.pending("rollout", "a")[0], {"kind": "fragment"})
@@ -589,8 +599,9 @@ def test_a_pause_whose_event_was_missed_is_found_where_the_workers_are_compared(
     pool = pausing(cluster, tmp_path, "b")
     memory = {"memory_limit": 1 << 30, "metrics": {"memory": 1 << 29, "managed_bytes": 0}}
     cluster.workers["a"].update(status="paused", **memory)
-    pool._reconcile()
-    pool._take_back()
+    pool._compare()
+    pool.wake()
+    pool.wait()
     assert len(pool.in_flight) == 2
     assert not cluster.pending("rollout", "a")
 
@@ -602,7 +613,7 @@ def test_a_worker_that_was_paused_before_a_run_began_is_said_with_its_memory(clu
     said = r"paused worker a .* 900 MiB used of 1.0 GiB .* Its streams go on on other workers"
     with pytest.warns(UserWarning, match=said):
         pool = pool_on(cluster, tmp_path)
-    cluster.tell(cluster.pending("join", "b")[0], INFO)
+    cluster.joins("b", INFO)
     pool.wait()
     assert pool.workers() == 1
 
@@ -628,7 +639,7 @@ def test_a_learner_that_is_paused_is_waited_for_with_its_tasks_and_its_weights(
     with pytest.warns(
         UserWarning, match=r"60 s without the learner's worker: Dask has paused worker l, .*learner_time"
     ):
-        pool._say_what_is_missing()
+        say_what_is_missing(pool)
     cluster.has_status("l", "running")
     pool.wait()
     cluster.tell(task, {"kind": "learn", "version": 1})
@@ -764,7 +775,7 @@ def test_a_recheck_whose_weights_are_lost_waits_for_them_and_is_given_up_where_n
     learn(cluster, pool, 0)
     assert rechecked_on(cluster) == "a"
     pool.release({1})  # nobody acts with them any more, and the recheck does
-    assert not pool._weights[0].future.released  # type: ignore[attr-defined]
+    assert not pool._weights(0).released
     cluster.remove("a")
     pool.wait()
     pool.release({1})
@@ -776,7 +787,7 @@ def test_a_recheck_whose_weights_are_lost_waits_for_them_and_is_given_up_where_n
 def test_a_recheck_under_which_workers_die_is_named_with_what_to_type(cluster: Cluster, tmp_path: Path) -> None:
     pool = pausing(cluster, tmp_path)
     rechecking(cluster, pool, 1)
-    for i in range(pools._DEATHS):
+    for i in range(placing.DEATHS):
         join(cluster, pool, f"more-{i}")
         cluster.remove(rechecked_on(cluster))
         pool.wait()
@@ -802,7 +813,7 @@ def test_a_paused_worker_forgets_the_run_at_its_end_and_nobody_waits_for_it(clus
         pool.wait()
     pool.close()
     assert [address for _, address, function, _ in cluster.tasks if function is session.forget] == ["l"]
-    assert (pools.ease, f"daskrl-{pool.token}", pool.token, ["a"], True) in cluster.on_scheduler
+    assert (remote.ease, f"daskrl-{pool.token}", pool.token, ["a"], True) in cluster.on_scheduler
 
 
 class Planned:
@@ -843,8 +854,8 @@ def test_a_learner_is_waited_for_until_learner_timeout(
     now = 161.0
     said = r"60 s without the learner's worker: .* after 90 s it learns beside the driver"
     with pytest.warns(UserWarning, match=said):
-        pool._say_what_is_missing()
-    pool._say_what_is_missing()  # once only
+        say_what_is_missing(pool)
+    say_what_is_missing(pool)  # once only
     assert not cluster.pending("learn")
     now = 191.0
     learn(cluster, pool, 0)
@@ -921,7 +932,8 @@ def test_where_no_worker_offers_the_resource_the_learner_has_a_process_beside_th
     name = f"{demand.BESIDE_DRIVER}{pool.token}"
     assert beside.started == [(name, 1, "a")]
     assert not cluster.pending("learn")  # it joins first
-    cluster.tell(cluster.pending("join", name)[-1], INFO)
+    pool.wait()
+    cluster.joins(name, INFO)
     pool.wait()
     learn(cluster, pool, 0)
     pool.submit_rollouts(rollouts(2), 1)
@@ -941,7 +953,8 @@ def learn_beside(cluster: Cluster, pool: pools.DaskPool, info: dict[str, Any]) -
     """Nobody else learns, so a process beside the driver is started, joins, and learns the first version."""
     with pytest.warns(UserWarning, match="learns beside the driver"):
         pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
-    cluster.tell(cluster.pending("join", f"{demand.BESIDE_DRIVER}{pool.token}")[-1], info)
+    pool.wait()
+    cluster.joins(f"{demand.BESIDE_DRIVER}{pool.token}", info)
     pool.wait()
     learn(cluster, pool, 0)
 
@@ -1070,7 +1083,7 @@ def test_an_evaluation_is_begun_anew_elsewhere_when_its_worker_is_lost(cluster: 
 def test_an_evaluation_under_which_workers_die_is_named_with_what_to_type(cluster: Cluster, tmp_path: Path) -> None:
     pool = pool_on(cluster, tmp_path)
     join(cluster, pool, "a")
-    for number in range(pools._DEATHS):
+    for number in range(placing.DEATHS):
         evaluating(cluster, pool, [5])
         join(cluster, pool, f"w{number}")
         cluster.remove(min(cluster.workers))
@@ -1136,7 +1149,8 @@ def test_closing_leaves_nothing_behind_and_never_hides_how_a_run_ended(
     assert not cluster.handlers
     assert all(future.released for future, *_ in cluster.tasks if future.key.startswith(("rollout", "learn")))
     assert [args for future, _, function, args in cluster.tasks if function is session.forget] == [(pool.token,)]
-    assert cluster.on_scheduler == [(pools.forget_topic, f"daskrl-{pool.token}")]
+    topics = [f"daskrl-{pool.token}", f"daskrl-{pool._connection.token}"]
+    assert cluster.on_scheduler == [(remote.forget_topic, topic) for topic in topics]
 
 
 def test_a_worker_that_is_busy_at_the_end_forgets_the_run_when_it_can(

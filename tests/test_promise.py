@@ -260,9 +260,10 @@ def counted(self, number, records):
         die()
     if len(calls) == count and moment == "during":
         os.link = lambda a, b: die()
-    append(self, number, records)
+    segment = append(self, number, records)
     if len(calls) == count and moment == "after":
         die()
+    return segment
 
 if __name__ == "__main__":
     log.CommitLog.append = counted

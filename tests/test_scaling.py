@@ -44,7 +44,7 @@ class Seen:
 
 
 def ask(client: Client, slots: int, learner: str | None = None, refused: Collection[str] = ()) -> None:
-    message = {"client": client.id, "slots": slots, "learner": learner, "refused": list(refused)}
+    message = {"client": client.id, "run": client.id, "slots": slots, "learner": learner, "refused": list(refused)}
     client.log_event(demand.ASKED, message)
 
 

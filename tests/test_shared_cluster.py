@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,10 @@ from distributed import Client
 import daskrl
 from daskrl import clusters
 from daskrl.errors import StoreLockedError, WorkerMismatchError
-from daskrl.pools import dask as pools
+from daskrl.pools import demand
+from daskrl.pools.members import Roster
+from daskrl.pools.workers import learner_beside
+from daskrl.tasks import fingerprint
 from tests.promise import start
 
 
@@ -60,6 +64,48 @@ def test_two_runs_share_a_scheduler_and_a_learner_and_each_has_its_own_digest(
     plugins = client.run_on_scheduler(lambda dask_scheduler: [name for name in dask_scheduler.plugins if "rl" in name])
     assert plugins == ["daskrl-demands"]
     assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["daskrl-demands"].asked) == {}
+
+
+def count_fingerprints(path: str) -> None:
+    """On a worker: whenever its process is fingerprinted, have a line in a file."""
+    probes = fingerprint.probes
+
+    def counting() -> Any:
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return probes()
+
+    fingerprint.probes = counting
+
+
+def test_two_runs_on_one_client_fingerprint_each_worker_once_and_learn_on_two(
+    tmp_path: Path, digests: dict[int, str]
+) -> None:
+    both = threading.Barrier(2)
+
+    def carry_out(seed: int) -> str:
+        run = start(tmp_path / str(seed), seed=seed, client=client)
+        for report in run:
+            if report.weights_version == 2:
+                both.wait(120)
+        return run.store.digest()
+
+    with clusters.local(2) as cluster, Client(cluster) as client, ThreadPoolExecutor(2) as threads:
+        second = learner_beside(client, "a second learner", 1, rollout_worker(client))
+        try:
+            pids = client.run(os.getpid)
+            client.run(count_fingerprints, str(tmp_path / "fingerprints"))
+            assert dict(zip(digests, threads.map(carry_out, digests), strict=True)) == digests
+            asked = [event for _, event in client.get_events(demand.ASKED)]
+            assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.clients)) == 2  # Dask's, and this
+        finally:
+            client.sync(second.close)
+    fingerprinted = Counter((tmp_path / "fingerprints").read_text().split())
+    assert fingerprinted == Counter(map(str, pids.values()))
+    assert len(pids) == 4
+    learners = {event["run"]: event["learner"] for event in asked if event["learner"]}
+    assert len(set(learners.values())) == len(learners) == 2
+    assert len({event["client"] for event in asked}) == 1
 
 
 class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -134,16 +180,16 @@ def test_a_worker_that_does_not_see_the_store_gets_no_rollouts_and_is_named(
     try:
         client.wait_for_workers(4, timeout=60)
         named = r"worker blind .* gets no rollouts: it failed to join: .* does not see the driver's files in"
-        lock, refuse = str(tmp_path / "lock"), pools.DaskPool._refuse
+        lock, refuse = str(tmp_path / "lock"), Roster._refuse
         held = os.open(lock, os.O_CREAT | os.O_WRONLY)
         run = start(tmp_path / "run", env=lambda: Waits(lock), client=client)  # which makes one to look at its spaces
         fcntl.flock(held, fcntl.LOCK_EX)
 
-        def refuse_and_let_go(*args: Any) -> None:
-            refuse(*args)
+        def refuse_and_let_go(*args: Any) -> Any:
             os.close(held)
+            return refuse(*args)
 
-        monkeypatch.setattr(pools.DaskPool, "_refuse", refuse_and_let_go)
+        monkeypatch.setattr(Roster, "_refuse", refuse_and_let_go)
         with pytest.warns(UserWarning, match=named):
             run.wait()
         assert run.store.digest() == digests[7]

@@ -17,7 +17,7 @@ from distributed import Client, Security
 import daskrl
 from daskrl import clusters
 from daskrl.errors import ConfigError
-from daskrl.pools import dask as pools
+from daskrl.pools import election
 from tests import slurm
 from tests.promise import Once, Troubled, start
 
@@ -229,7 +229,7 @@ def test_a_batch_job_submits_its_own_workers_and_goes_on_where_it_was_started_ag
 def test_a_queue_that_never_starts_the_learner_is_said_and_it_learns_beside_the_driver_where_that_was_asked_for(
     place: Path, tmp_path: Path, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "_SAY_AFTER", 0.0)
+    monkeypatch.setattr(election, "SAY_AFTER", 0.0)
     learner = {"queue": "gpu", "cores": 2, "job_extra_directives": ["--begin=now+1hour"]}
     with cluster(place, learner=learner) as made, Client(made) as client:
         clusters.adapt(made, 1, 1, interval=1, patience=600)

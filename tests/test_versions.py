@@ -13,8 +13,7 @@ from distributed import Client, LocalCluster
 
 import daskrl
 from daskrl import errors
-from daskrl.pools import dask as pools
-from daskrl.pools.base import Plan
+from daskrl.pools import election, instructions, members
 from daskrl.tasks import fingerprint, session
 from tests.promise import records
 
@@ -213,20 +212,24 @@ def test_torch_threads_need_a_learner_in_a_process_of_its_own(tmp_path: Path) ->
     ids=["alone", "four threads", "shared process", "beside others"],
 )
 def test_a_learners_worker_with_other_tasks_beside_it_is_refused(
-    threads: int, others: list[tuple[str, int]], refused: bool, tmp_path: Path
+    threads: int, others: list[tuple[str, int]], refused: bool
 ) -> None:
-    pool: Any = pools.DaskPool.__new__(pools.DaskPool)
-    run = q_learning(tmp_path / "run", torch_threads=2)
-    pool.plan = Plan(run.store.layout, run.algorithm, run.source.factory, run.options)
-    worker = pools._Worker("a", "one", threads, True, INFO)
-    pool._known = {"a": worker}
-    for i, (host, pid) in enumerate(others):
-        pool._known[str(i)] = pools._Worker(str(i), "other", 1, False, {**INFO, "host": host, "pid": pid})
+    everyone, roster = members.Workers(), members.Roster(members.Terms("run", torch_threads=2), None, tuple)
+    everyone.begin(roster)
+    infos = {"a": INFO, **{str(i): {**INFO, "host": host, "pid": pid} for i, (host, pid) in enumerate(others)}}
+    found = {address: {"name": address, "nthreads": threads} for address in infos}
+    everyone.present({**found, "a": {"name": "one", "nthreads": threads, "resources": {"learner": 1}}})
+    for address, worker in everyone.there.items():
+        everyone.introduced(worker, infos[address])
+        roster.joined(worker, infos[address])
+    told = election.Election(roster).hold(0.0)
     if refused:
-        with pytest.raises(errors.ConfigError, match="worker one runs other tasks beside it"):
-            pool._require_own_process(worker)
+        (failed,) = told
+        assert isinstance(failed, instructions.Fail)
+        assert isinstance(failed.error, errors.ConfigError)
+        assert "worker one runs other tasks beside it" in str(failed.error)
     else:
-        pool._require_own_process(worker)
+        assert roster.learner == "a"
 
 
 def test_code_in_a_session_is_seen(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from daskrl.config import Options
 from daskrl.envs.source import EnvironmentFactory
 from daskrl.errors import WorkerMismatchError
 from daskrl.pools import paused
-from daskrl.records import ArithmeticRecord, Introduction, Record, Result, WrittenFile
+from daskrl.records import ArithmeticRecord, Introduction, Record, Result, VersionsRecord, WrittenFile
 from daskrl.schedule import Evaluate, Learn, Recheck, Rollout, Task
 from daskrl.store.layout import Layout
-from daskrl.tasks import fingerprint
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,11 +60,17 @@ class Pool(Protocol):
     notes : other records for the driver to commit and clear.
     """
 
-    held: set[int]
-    in_flight: set[Task]
-    arithmetic: ArithmeticRecord | None
     promise_off: list[str]
     notes: list[Record]
+
+    @property
+    def held(self) -> set[int]: ...
+
+    @property
+    def in_flight(self) -> set[Task]: ...
+
+    @property
+    def arithmetic(self) -> ArithmeticRecord | None: ...
 
     def submit_rollouts(self, ready: Sequence[Rollout], head: int) -> None:
         """Start as many as there is room for."""
@@ -138,15 +143,8 @@ def warn_of_window(plan: Plan, info: Introduction, device: str, limit: int | Non
     )
 
 
-def note_versions(
-    notes: list[Record], info: Introduction, run: ArithmeticRecord, who: str, said: set[str] | None = None
-) -> None:
-    """Say, once for each set of versions, that others than the run's take part with the run's bits."""
-    note = fingerprint.note_on(info, run, who)
-    if note is None or (said is not None and str(note["alike"]) in said):
-        return
-    if said is not None:
-        said.add(str(note["alike"]))
+def take_note(notes: list[Record], note: VersionsRecord, who: str) -> None:
+    """Say that others than the run's versions take part with the run's bits, and have it committed."""
     _LOG.warning("%s has %s, and the run's bits: it takes part.", who, ", ".join(note["alike"]))
     notes.append(note)
 

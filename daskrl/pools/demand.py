@@ -18,7 +18,7 @@ LEARNER = "learner"  # the name of the worker that is set apart for learning, an
 BESIDE_DRIVER = "daskrl-beside-driver-"  # how the names of workers begin that learn for one driver only
 
 # What runs and clusters tell one another, as events on the scheduler: topics.
-ASKED = "daskrl-demand"  # {"client", "slots", "learner", "refused"} of a run
+ASKED = "daskrl-demand"  # {"client", "run", "slots", "learner", "refused"} of a run; "ended" where it asks no more
 DRAINING = "daskrl-draining"  # {"workers"}: addresses that are about to be closed
 STATUS = "daskrl-status"  # {"worker", "status"}: an address, and Dask's word for whether it takes tasks
 

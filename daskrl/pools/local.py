@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from daskrl.errors import DaskrlError
-from daskrl.pools.base import Outcome, Plan, note_versions, refuse_or_warn, warn_of_window
-from daskrl.records import ArithmeticRecord, Record, Result, WrittenFile
+from daskrl.pools.base import Outcome, Plan, refuse_or_warn, take_note, warn_of_window
+from daskrl.records import ArithmeticRecord, Introduction, Record, Result, WrittenFile
 from daskrl.schedule import Checkpoint, Evaluate, Learn, Recheck, Rollout, Task
 from daskrl.tasks import evaluations, fingerprint, learner, rollout, session
 
@@ -29,13 +29,14 @@ class InProcessPool:
         here = session.Session(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
         self.arithmetic: ArithmeticRecord | None = plan.arithmetic
         try:
-            info = session.begin(here)
+            info: Introduction = {**session.fingerprinted(), **session.begin(here)}
             self.arithmetic = plan.arithmetic or fingerprint.reference(info, plan.layout.config.device)
             warn_of_window(plan, info, self.arithmetic["device"])
             problem = fingerprint.mismatch(info, self.arithmetic, learns=True)
             if problem is not None:
                 self.promise_off.append(refuse_or_warn(f"this process has {problem}", plan.options.strict))
-            note_versions(self.notes, info, self.arithmetic, "this process")
+            if (note := fingerprint.note_on(info, self.arithmetic, "this process")) is not None:
+                take_note(self.notes, note, "this process")
         except BaseException:
             self.close()
             raise

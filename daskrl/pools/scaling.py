@@ -35,7 +35,7 @@ class Demands(SchedulerPlugin):
     idempotent = True
 
     def __init__(self) -> None:
-        self.asked: dict[str, dict[str, Any]] = {}  # by client
+        self.asked: dict[str, dict[str, Any]] = {}  # by run
         self.page = Page()
 
     async def start(self, scheduler: Scheduler) -> None:
@@ -47,12 +47,14 @@ class Demands(SchedulerPlugin):
 
     def log_event(self, topic: str, msg: Any) -> None:
         if topic == ASKED:
-            self.asked[msg["client"]] = msg
+            self.asked[msg["run"]] = msg
+            if msg.get("ended"):
+                del self.asked[msg["run"]]
         elif isinstance(msg, dict) and msg.get("action") == "worker-status-change":  # its topic is the worker's alone
             self.scheduler.log_event(STATUS, {"worker": topic, "status": msg["status"]})
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        self.asked.pop(client, None)
+        self.asked = {run: asked for run, asked in self.asked.items() if asked["client"] != client}
         self.page.left(client)
 
     def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:

@@ -30,7 +30,7 @@ from daskrl.config import Options, RunConfig
 from daskrl.envs.source import Environment
 from daskrl.envs.stream import Stream
 from daskrl.errors import DamagedError, DaskrlError, StoreError
-from daskrl.records import Array, Introduction, LearnRecord, Republished
+from daskrl.records import Array, Fingerprint, Introduction, Joined, LearnRecord, Republished
 from daskrl.replay.rounds import CommittedRounds, RoundReader
 from daskrl.store import late
 from daskrl.store.layout import Layout
@@ -258,8 +258,8 @@ def _offer_key(payload: bytes) -> tuple[int, bytes]:
     return os.getpid(), hashlib.sha256(payload).digest()  # a process that was forked from this one is another
 
 
-def join(payload: bytes, probe: str | None = None) -> Introduction:
-    """Take part in a run: the first task on every worker. Says what this process computes with.
+def join(payload: bytes, probe: str | None = None) -> Joined:
+    """Take part in a run: the first task on every worker. Says what of this process the run must know.
 
     Parameters
     ----------
@@ -276,11 +276,11 @@ def join(payload: bytes, probe: str | None = None) -> Introduction:
     return begin(Session(token, layout, algorithm, factory, options))
 
 
-def begin(session: Session) -> Introduction:
-    """Take part in a run whose algorithm and environment this process has. Says what it computes with."""
+def begin(session: Session) -> Joined:
+    """Take part in a run whose algorithm and environment this process has. Says what it has for the run."""
     _keep_freed_memory()
     put(session)
-    return introduction(session.layout)
+    return _joined(session.layout)
 
 
 def _keep_freed_memory() -> None:
@@ -320,6 +320,21 @@ def _require_shared(storage: Storage, probe: str) -> None:
 
 def introduction(layout: Layout) -> Introduction:
     """What this process would compute a run with."""
+    return {**fingerprinted(), **_joined(layout)}
+
+
+def _joined(layout: Layout) -> Joined:
+    import torch
+
+    return {
+        "versions": versions(layout.config.packages),
+        "free": {"cpu": memory.free(), "cuda": torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None},
+        "used": memory.used(),
+    }
+
+
+def fingerprinted() -> Fingerprint:
+    """What this process computes with, whatever the run."""
     import torch
 
     from daskrl.algorithms.networks import arithmetic_settings, fingerprint
@@ -327,7 +342,6 @@ def introduction(layout: Layout) -> Introduction:
 
     cuda = torch.cuda.is_available()
     return {
-        "versions": versions(layout.config.packages),
         "cpu": fingerprint("cpu"),
         "cuda": fingerprint("cuda") if cuda else None,
         "cuda_name": torch.cuda.get_device_name() if cuda else None,
@@ -336,8 +350,6 @@ def introduction(layout: Layout) -> Introduction:
         "bytecode": BYTECODE,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "free": {"cpu": memory.free(), "cuda": torch.cuda.mem_get_info()[0] if cuda else None},
-        "used": memory.used(),
     }
 
 

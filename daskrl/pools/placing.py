@@ -1,0 +1,320 @@
+"""Which task of one run goes to which worker, and what becomes of those that were given out. No I/O.
+
+The tasks given out are known by the keys of their futures; who holds the futures releases those that a method returns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from daskrl import schedule
+from daskrl.errors import DaskrlError, EnvironmentFailure
+from daskrl.pools import paused
+from daskrl.pools.base import Outcome, Plan
+from daskrl.records import Result
+from daskrl.schedule import Checkpoint, Evaluate, Learn, Recheck, Rollout, Task
+
+DEATHS = 10  # workers that may die under one task before it is taken for their killer
+
+_FINISHED = (Rollout, Recheck, Evaluate)  # a worker that has begun one finishes it
+
+
+@dataclass
+class Flight:
+    """A task that a worker was given.
+
+    Attributes
+    ----------
+    weights_version : of the weights that it waits for.
+    answered : it was made elsewhere meanwhile.
+    """
+
+    key: str
+    task: Task
+    address: str
+    weights_version: int | None = None
+    answered: bool = False
+
+
+class Placing:
+    """The tasks of one run on its workers.
+
+    Attributes
+    ----------
+    held : weights versions that rollouts can be given now.
+    in_flight : tasks given out and not answered.
+    flights : by key.
+    taken_back : those that another worker may have, though their worker finishes them if it had begun.
+    made : weights version -> the flight whose result it is.
+    homes : stream -> address of its worker.
+    """
+
+    def __init__(self, streams: int) -> None:
+        self.streams = streams
+        self.held: set[int] = set()
+        self.in_flight: set[Task] = set()
+        self.flights: dict[str, Flight] = {}
+        self.taken_back: dict[str, Flight] = {}
+        self.made: dict[int, Flight] = {}
+        self.homes: dict[int, str] = {}
+        self.deaths: Counter[Task] = Counter()
+        self._evaluators: dict[int, str] = {}  # weights version -> the worker that has begun to evaluate it
+        self._rechecks: dict[Recheck, int] = {}  # not answered -> commits when asked for
+
+    # -- what goes where ----------------------------------------------------------------------------------
+
+    def load(self) -> Counter[str]:
+        """How many tasks each worker has that are neither the learner's nor a short while of an evaluation."""
+        apart = (Learn, Evaluate)
+        return Counter(f.address for f in self.flights.values() if not isinstance(f.task, apart))
+
+    def rollouts(
+        self, ready: Sequence[Rollout], slots: Mapping[str, int], others: Mapping[str, int]
+    ) -> list[tuple[Rollout, str]]:
+        """Those for which there is room, each with the worker it goes to: two for each of its threads.
+
+        Parameters
+        ----------
+        slots : worker -> threads.
+        others : worker -> streams of other runs there. Of two that are as good, streams go where there are fewer.
+        """
+        self.homes = schedule.homes(self.streams, slots, self.homes, others)
+        load, placed = self.load(), []
+        for task in ready:
+            address = self.homes.get(task.stream)
+            if address is not None and load[address] < 2 * slots[address]:
+                load[address] += 1
+                placed.append((task, address))
+        return placed
+
+    def learns(self, ready: Sequence[Learn], threads: int) -> Sequence[Learn]:
+        """Those for which the learner's worker has room.
+
+        Two in flight keep one thread busy; with more threads they would run at once, out of order.
+        """
+        room = 2 if threads == 1 else 1
+        return ready[: max(0, room - sum(isinstance(f.task, Learn) for f in self.flights.values()))]
+
+    def recheck(self, task: Recheck, head: int) -> None:
+        """Have a recheck made, once there is a worker; `rechecks` says which."""
+        self._rechecks[task] = head
+
+    def rechecks(self, slots: Mapping[str, int]) -> list[tuple[Recheck, int, str]]:
+        """Those that are on no worker, new ones and those that were lost with theirs: head, and where each goes."""
+        flying = {flight.task for flight in self.flights.values()}
+        placed = []
+        for task, head in self._rechecks.items():
+            if task in flying:
+                continue
+            if task.environment is None and task.weights_version not in self.made:
+                self.in_flight.discard(task)  # they may be learned again; `release` drops it where they will not
+                continue
+            self.in_flight.add(task)  # a run is not over before it is made
+            if slots:
+                home = self.homes.get(json.loads(task.record)["stream"])
+                placed.append((task, head, min(slots, key=lambda address: (address == home, address))))
+        return placed
+
+    def evaluations(
+        self, due: Sequence[Evaluate], slots: Mapping[str, int], others: Mapping[str, int], urgent: bool
+    ) -> list[tuple[Evaluate, str]]:
+        """Those for which there is room, each with the worker it goes to: the one that has begun it.
+
+        Parameters
+        ----------
+        others : worker -> tasks of other runs there.
+        """
+        flying = {f.task: f.address for f in self.flights.values() if isinstance(f.task, Evaluate)}
+        load = self.load() + Counter(others)
+        room = [a for a in slots if a not in flying.values() and (urgent or load[a] < slots[a])]
+        placed: list[tuple[Evaluate, str]] = []
+        for task in due:
+            home = self._evaluators.get(task.version)
+            if task in flying or (home in slots and home not in room):
+                continue  # it waits for the worker that has begun it
+            if home not in slots:
+                home = min(room, key=lambda address: (load[address] / slots[address], address), default=None)
+            if home is None:
+                break
+            room.remove(home)
+            self._evaluators[task.version] = home
+            placed.append((task, home))
+        return placed
+
+    def newest(self) -> tuple[int, str] | None:
+        """The newest version of the weights that there is, or is being learned; and the key of what has it."""
+        learning = {f.task.version: key for key, f in self.flights.items() if isinstance(f.task, Learn)}
+        return max({**learning, **{v: f.key for v, f in self.made.items()}}.items(), default=None)
+
+    def start(self, flight: Flight) -> None:
+        """A worker was given a task."""
+        self.flights[flight.key] = flight
+        self.in_flight.add(flight.task)
+
+    # -- what becomes of it -------------------------------------------------------------------------------
+
+    def told(self, key: str, record: Result, stopped: Collection[str]) -> tuple[Outcome | None, list[str], str | None]:
+        """A worker has told the record of a task.
+
+        Parameters
+        ----------
+        stopped : workers that take no tasks.
+
+        Returns
+        -------
+        The outcome, unless it is known already; keys of futures to release; and a worker that takes no tasks, and keeps
+        the environments of what it had begun before.
+        """
+        flight, release = self.flights.pop(key, None), list[str]()
+        if flight is None:
+            flight = self.taken_back.pop(key)  # it had begun: its worker is done with it, and nobody else need be
+            if flight.answered:
+                return None, [], self._keeps(flight, stopped)
+            release = [again.key for again in self.flights.values() if again.task == flight.task]
+            for again in release:
+                del self.flights[again]
+        self.in_flight.discard(flight.task)
+        if isinstance(flight.task, Learn):
+            if flight.task.version in self.made:  # learned again elsewhere
+                release.append(self.made[flight.task.version].key)
+            self.made[flight.task.version] = flight
+            self.held.add(flight.task.version)
+        for other in self.taken_back.values():
+            other.answered = other.answered or other.task == flight.task
+        self.forget_answered(stopped)
+        if isinstance(flight.task, Recheck):
+            self._rechecks.pop(flight.task, None)
+        if record["kind"] == "evaluation":
+            self._evaluators.pop(record["version"], None)
+        return Outcome(flight.task, record), release, self._keeps(flight, stopped)
+
+    def _keeps(self, flight: Flight, stopped: Collection[str]) -> str | None:
+        """The worker of a task, if it was paused on the way: it keeps the environments of what it had begun before."""
+        keeps = isinstance(flight.task, Rollout | Evaluate) and flight.address in stopped
+        return flight.address if keeps else None
+
+    def forget_answered(self, stopped: Collection[str]) -> None:
+        """Of what was taken back and is answered, keep what a worker that takes no tasks may still be at."""
+        self.taken_back = {
+            key: flight
+            for key, flight in self.taken_back.items()
+            if not (flight.answered and flight.address not in stopped)
+        }
+
+    def silent(self, key: str) -> Flight:
+        """A task is done and told nothing: the driver finds it ready again."""
+        flight = self.flights.pop(key)
+        self.in_flight.discard(flight.task)
+        return flight
+
+    def take_back(self, stopped: Collection[str], others: bool) -> list[str]:
+        """What is on workers that take no tasks goes to others, if there are any: the driver finds it ready.
+
+        Returns
+        -------
+        Keys of futures to release.
+        """
+        self.forget_answered(stopped)
+        keys = [key for key, f in self.flights.items() if f.address in stopped and _goes(f.task, others)]
+        return self._take_back(keys)
+
+    def take_back_learns(self, address: str) -> list[str]:
+        """What was to be learned there is learned elsewhere; keys of futures to release."""
+        flights = self.flights.items()
+        return self._take_back([k for k, f in flights if f.address == address and isinstance(f.task, Learn)])
+
+    def _take_back(self, keys: list[str]) -> list[str]:
+        for key in keys:
+            flight = self.flights.pop(key)
+            self.in_flight.discard(flight.task)
+            if isinstance(flight.task, _FINISHED):
+                flight.answered = isinstance(flight.task, Evaluate)  # of which this was a short while
+                self.taken_back[key] = flight
+        return keys
+
+    def left(self, address: str) -> tuple[list[str], list[Task]]:
+        """A worker is gone: what was on it is given up, and the driver finds it ready again.
+
+        Returns
+        -------
+        Keys of futures to release, and the tasks under which it died.
+        """
+        self.taken_back = {key: flight for key, flight in self.taken_back.items() if flight.address != address}
+        # Weights may be on the worker that learned them only, and rollouts that wait for them would wait for ever.
+        # It need not be the learner of now: that moves when a worker with the resource joins.
+        lost = {version: flight for version, flight in self.made.items() if flight.address == address}
+        self.made = {version: flight for version, flight in self.made.items() if version not in lost}
+        self.held -= lost.keys()
+        gone = [f for f in self.flights.values() if f.address == address or f.weights_version in lost]
+        for flight in gone:
+            del self.flights[flight.key]
+            self.in_flight.discard(flight.task)
+        died = [flight.task for flight in gone if flight.address == address]
+        return [flight.key for flight in [*lost.values(), *gone]], died
+
+    def died(self, task: Task) -> bool:
+        """A worker died under a task; whether too many have."""
+        self.deaths[task] += 1
+        return self.deaths[task] > DEATHS
+
+    def release(self, needed: set[int]) -> list[str]:
+        """Only these weights are needed on; keys of futures to release."""
+        self.held &= needed
+        in_use = {flight.weights_version for flight in self.flights.values()}
+        in_use |= {task.weights_version for task in self._rechecks if task.environment is None}
+        released = [version for version in self.made if version not in needed and version not in in_use]
+        keys = [self.made.pop(version).key for version in released]
+        for recheck in [task for task in self._rechecks if task.environment is None]:
+            if recheck.weights_version not in needed and recheck.weights_version not in self.made:
+                del self._rechecks[recheck]  # they were lost, and nobody learns them again
+        for task in [task for task in self.deaths if task not in self.in_flight]:
+            if len(self.deaths) > 1000:
+                del self.deaths[task]
+        return keys
+
+
+def _goes(task: Task, others: bool) -> bool:
+    """Whether a task is taken back from a worker that takes none."""
+    match task:
+        case Rollout() | Recheck():
+            return others
+        case Checkpoint() | Evaluate():
+            return True
+        case Learn():
+            return False
+        case _:
+            assert_never(task)
+
+
+def killer(plan: Plan, task: Rollout | Learn | Evaluate | Recheck) -> DaskrlError:
+    """The error of a run in which too many workers died under a task."""
+    store, shape, again = plan.layout.storage, plan.layout.config.schedule, ""
+    match task:
+        case Learn():
+            smaller = paused.smaller_run(hasattr(plan.algorithm, "window"))
+            return DaskrlError(
+                f"{DEATHS} workers died while they learned version {task.version}: the learner probably needs more "
+                f"memory than its worker has. Everything committed is kept. Either {paused.MORE_FOR_LEARNER} and "
+                f"type: daskrl resume {store} -- or {smaller}."
+            )
+        case Evaluate():
+            return EnvironmentFailure(
+                f"{DEATHS} workers died while they evaluated version {task.version}: its environment probably kills "
+                "its process. Everything committed is kept. Resume the run without evaluations, evaluate_every=0 "
+                "(--evaluate-every 0)."
+            )
+        case Rollout():
+            slot = shape.slot(task.stream, task.round)
+        case Recheck():
+            slot, again = task.slot, " a second time"
+        case _:
+            assert_never(task)
+    round_, stream = divmod(slot, shape.streams)
+    return EnvironmentFailure(
+        f"{DEATHS} workers died while they had fragment {slot} (stream {stream}, round {round_}){again}: its "
+        f"environment probably kills its process. Type: daskrl reproduce {store} --fragment {slot}"
+    )

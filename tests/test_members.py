@@ -1,0 +1,321 @@
+"""Which workers take part in the runs of a client, and which of them learns: decided from events, with no cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from daskrl.errors import DaskrlError, WorkerMismatchError
+from daskrl.pools import demand, paused
+from daskrl.pools.election import Election
+from daskrl.pools.instructions import (
+    Break,
+    CheckWindow,
+    Ease,
+    EndBeside,
+    Fail,
+    GiveUp,
+    Introduce,
+    Join,
+    LearnBeside,
+    Say,
+    TakeBackLearns,
+)
+from daskrl.pools.members import Member, Roster, State, Terms, Worker, Workers
+
+INFO: dict[str, Any] = {
+    "versions": {"torch": "2"}, "cpu": "bits", "cuda": None, "cuda_name": None, "settings": {}, "host": "h", "pid": 1,
+}  # fmt: skip
+
+
+class Cluster:
+    """Workers and runs, as events make them."""
+
+    def __init__(self, *runs: str, **terms: Any) -> None:
+        self.workers, self.found = Workers(), dict[str, dict[str, Any]]()
+        self.rosters = {run: Roster(Terms(run, **terms), None, tuple) for run in runs}
+        self.elections = {run: Election(roster) for run, roster in self.rosters.items()}
+        for roster in self.rosters.values():
+            assert self.workers.begin(roster) == []
+
+    def come(self, *names: str, threads: int = 1, **resources: float) -> list[Any]:
+        """Workers come; what is to be done."""
+        for name in names:
+            self.found[name] = {"name": name, "nthreads": threads, "resources": resources}
+        return self.workers.present(self.found)
+
+    def join(self, *names: str, info: dict[str, Any] = INFO, **made: Any) -> None:
+        """Workers come, say what they compute, and take part in every run."""
+        self.come(*names, **made)
+        for name in names:
+            worker = self.workers.there[name]
+            assert self.workers.introduced(worker, info) == []
+            for roster in self.rosters.values():
+                roster.joined(worker, info)
+
+    def leave(self, name: str) -> list[Any]:
+        del self.found[name]
+        return self.workers.left(name)
+
+    def learners(self, now: float = 0.0) -> list[str | None]:
+        """Hold the elections; who learns for each run."""
+        for election in self.elections.values():
+            election.hold(now)
+        return [roster.learner for roster in self.rosters.values()]
+
+
+def test_a_worker_is_asked_once_what_it_computes_and_by_each_run_to_take_part() -> None:
+    cluster = Cluster("one", "other")
+    told = cluster.come("a")
+    a = cluster.workers.there["a"]
+    assert told == [("", Introduce(a)), ("one", Join(a)), ("other", Join(a))]
+    assert cluster.come() == []  # it is known
+    late = Roster(Terms("late"), None, tuple)
+    assert cluster.workers.begin(late) == [("late", Join(a))]  # and has been asked
+    assert cluster.workers.introduced(a, INFO) == []
+    later = Roster(Terms("later"), None, tuple)
+    assert cluster.workers.begin(later) == [("later", Join(a))]
+
+
+@pytest.mark.parametrize("introduced_first", [True, False])
+def test_a_worker_has_joined_once_it_takes_part_and_what_it_computes_is_known(introduced_first: bool) -> None:
+    cluster = Cluster("run")
+    cluster.come("a")
+    a, roster = cluster.workers.there["a"], cluster.rosters["run"]
+    events = [lambda: cluster.workers.introduced(a, INFO), lambda: roster.joined(a, {"used": 3})]
+    first, second = events if introduced_first else reversed(events)
+    first()
+    assert roster.slots() == {}
+    second()
+    assert roster.slots() == {"a": 1}
+    assert roster.members["a"].info == {**INFO, "used": 3}
+
+
+def test_an_answer_that_was_lost_is_asked_for_again_and_a_process_that_cannot_answer_is_refused_by_every_run() -> None:
+    cluster = Cluster("one", "other")
+    cluster.come("a", "b")
+    a, b = cluster.workers.there.values()
+    assert cluster.workers.not_introduced(a, None) == [("", Introduce(a))]
+    assert cluster.rosters["one"].ask_again(a) == [Join(a)]
+    told = cluster.workers.not_introduced(b, "failed to join: ImportError: no torch")
+    said = Say("worker b (b) gets no rollouts: it failed to join: ImportError: no torch")
+    assert told == [("one", said), ("other", said)]
+    assert cluster.rosters["one"].not_joined(b, "failed to join, too") == []  # it is refused already
+    assert cluster.rosters["one"].joined(b, {}) == []
+    late = Roster(Terms("late"), None, tuple)  # may find it mended
+    assert ("", Introduce(b)) in cluster.workers.begin(late)
+
+
+def test_a_worker_at_the_address_of_one_that_left_is_another_worker() -> None:
+    cluster = Cluster("run")
+    cluster.come("a")
+    before, roster = cluster.workers.there["a"], cluster.rosters["run"]
+    assert cluster.leave("a") == [("run", GiveUp("a"))]
+    assert cluster.workers.left("a") == []
+    cluster.come("a")
+    assert roster.joined(before, {}) == []
+    cluster.workers.introduced(before, INFO)
+    assert roster.ask_again(before) == []
+    assert roster.members["a"].state is State.JOINING
+    assert roster.members["a"].worker is not before
+    assert cluster.workers.there["a"].fingerprint is None
+
+
+def test_a_worker_whose_leaving_was_missed_is_given_up_where_the_workers_are_compared() -> None:
+    cluster = Cluster("run")
+    cluster.join("a", "b")
+    del cluster.found["a"]
+    assert cluster.come() == [("run", GiveUp("a"))]
+    assert cluster.rosters["run"].slots() == {"b": 1}
+
+
+def test_a_worker_that_lost_the_session_joins_again_once_however_many_tasks_say_so() -> None:
+    cluster = Cluster("run")
+    cluster.join("a")
+    a, roster = cluster.workers.there["a"], cluster.rosters["run"]
+    assert roster.lost_session("a") == [Join(a)]
+    assert roster.lost_session("a") == []
+    assert roster.slots() == {}
+    roster.joined(a, {})  # what it computes is known since before
+    assert roster.slots() == {"a": 1}
+
+
+def test_a_transition_that_cannot_be_is_an_error_with_the_story_of_the_worker() -> None:
+    cluster = Cluster("run")
+    cluster.join("a")
+    a, roster = cluster.workers.there["a"], cluster.rosters["run"]
+    said = (
+        r"worker a \(a\) is joined and cannot be introducing .*a defect of daskrl\. Its story: joining: it came; "
+        r"introducing: it takes part; joined: what its process computes is known\."
+    )
+    with pytest.raises(DaskrlError, match=said):
+        roster.joined(a, {})
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_a_worker_that_was_refused_stays_so(state: State) -> None:
+    member = Member(Worker("a", "a", 1, learner_resource=False), State.REFUSED)
+    with pytest.raises(DaskrlError, match="is refused and cannot be"):
+        member.go(state, "a test")
+
+
+def test_arithmetic_is_judged_by_each_run_for_itself_and_the_last_that_is_refused_ends_the_run() -> None:
+    cluster = Cluster("one", "other")
+    cluster.join("a")
+    cluster.join("odd", info={**INFO, "cpu": "other bits"})
+    one, other = cluster.rosters.values()
+    assert cluster.learners() == ["a", "odd"]  # each run computes as its learner does
+    assert one.members["odd"].refused
+    assert not other.members["odd"].refused
+    assert other.members["a"].refused
+    (failed,) = one.not_joined(cluster.workers.there["a"], "failed")
+    assert isinstance(failed, Fail)
+    assert isinstance(failed.error, WorkerMismatchError)
+    lenient = Cluster("run", strict=False)
+    lenient.join("a")
+    lenient.learners()
+    lenient.come("odd")
+    odd = lenient.workers.there["odd"]
+    lenient.workers.introduced(odd, {**INFO, "cpu": "other bits"})
+    (told,) = lenient.rosters["run"].joined(odd, INFO | {"cpu": "other bits"})
+    assert isinstance(told, Break)
+    assert lenient.rosters["run"].slots() == {"odd": 1}
+
+
+def test_two_runs_learn_on_two_workers_where_there_are_two() -> None:
+    cluster = Cluster("one", "other", "third")
+    cluster.join("a", "b")
+    assert cluster.learners() == ["a", "b", "a"]
+    assert cluster.learners() == ["a", "b", "a"]  # and stay there
+    cluster.leave("a")
+    assert cluster.learners() == ["b", "b", "b"]
+
+
+@pytest.mark.parametrize("resource", ["learner", "GPU"])
+def test_two_runs_learn_on_two_of_the_workers_that_are_meant_for_it(resource: str) -> None:
+    cluster = Cluster("one", "other")
+    cluster.join("r")
+    cluster.join("k", "l", **{resource: 1})
+    assert cluster.learners() == ["k", "l"]
+    cluster.workers.end("one")
+    cluster.leave("l")
+    assert cluster.learners()[1] == "k"
+
+
+@pytest.mark.parametrize("resources", [{"learner": 1}, {}], ids=["meant for it", "any"])
+def test_a_run_waits_for_a_worker_that_is_about_to_join_rather_than_learn_where_another_run_does(
+    resources: dict[str, float],
+) -> None:
+    cluster = Cluster("one", "other")
+    cluster.join("k", **resources)
+    cluster.come("l", **resources)
+    assert cluster.learners() == ["k", None]
+    cluster.join("l", **resources)
+    assert cluster.learners() == ["k", "l"]
+    cluster.leave("l")
+    assert cluster.learners() == ["k", "k"]  # now nobody else is coming
+
+
+def test_rollouts_keep_off_the_learners_of_all_runs_while_there_are_others() -> None:
+    cluster = Cluster("one", "other")
+    cluster.join("a", "b", "c")
+    cluster.learners()
+    one, other = cluster.rosters.values()
+    assert one.slots() == other.slots() == {"c": 1}
+    cluster.workers.drain(["c"])
+    assert one.slots() == {"c": 1}  # there is no other
+    cluster.leave("c")
+    assert one.slots() == {"b": 1}  # the other run's learner rather than its own
+    assert other.slots() == {"a": 1}
+    cluster.leave("b")
+    assert one.slots() == {"a": 1}
+
+
+def test_runs_know_what_the_others_have_on_each_worker() -> None:
+    cluster = Cluster("one", "other")
+    cluster.rosters["one"].homes = {0: "a", 1: "b", 2: "a"}
+    cluster.rosters["one"].load.update(a=4, b=1)
+    assert cluster.workers.streams(but="other") == {"a": 2, "b": 1}
+    assert cluster.workers.load(but="other") == {"a": 4, "b": 1}
+    assert cluster.workers.load(but="one") == {}
+    cluster.workers.end("one")
+    assert cluster.workers.load(but="other") == {}
+
+
+def test_a_paused_worker_lets_go_for_every_run_and_is_given_nothing() -> None:
+    cluster = Cluster("one", "other")
+    cluster.join("a", "b")
+    assert cluster.workers.has_status("a", paused.PAUSED) == [("one", Ease("a")), ("other", Ease("a"))]
+    assert cluster.workers.has_status("a", paused.PAUSED) == []
+    one = cluster.rosters["one"]
+    assert one.stopped() == {"a"}
+    assert one.unusable() == ["a"]
+    assert one.slots() == {"b": 1}
+    (said,) = one.has_memory("a", paused.Memory(900, 1000, 3))
+    assert isinstance(said, Say)
+    assert "900 B used of 1000 B" in said.text
+    assert one.has_memory("a", paused.Memory(900, 1000, 3)) == []  # once
+    late = Roster(Terms("late"), None, tuple)
+    told = [instruction for _, instruction in cluster.workers.begin(late)]
+    assert any(isinstance(each, Say) and "900 B used" in each.text for each in told)  # also to who comes later
+    assert cluster.workers.has_status("a", paused.RUNNING) == []
+    assert one.slots() == {"a": 1, "b": 1}
+
+
+def test_a_learner_that_is_paused_is_waited_for_until_another_meant_for_it_is_there() -> None:
+    cluster = Cluster("run")
+    cluster.join("a")
+    cluster.join("l", learner=1)
+    assert cluster.learners() == ["l"]
+    cluster.found["l"]["status"] = paused.PAUSED
+    assert cluster.come() == [("run", Ease("l"))]  # an event was missed
+    election, roster = cluster.elections["run"], cluster.rosters["run"]
+    assert election.hold(1.0) == []
+    assert (roster.learner, roster.learns_now) == ("l", None)
+    cluster.join("k", learner=1)
+    assert TakeBackLearns("l") in election.hold(2.0)
+    assert roster.learns_now is cluster.workers.there["k"]
+
+
+def test_the_process_beside_the_driver_is_of_one_run_and_ends_when_a_worker_meant_for_learners_comes() -> None:
+    cluster = Cluster("run", "other", beside=True)
+    cluster.join("a")
+    election, name = cluster.elections["run"], f"{demand.BESIDE_DRIVER}run"
+    assert election.hold(0.0) == [LearnBeside("a")]
+    election.beside_is(True)
+    cluster.join(name, learner=1)
+    assert name not in cluster.rosters["other"].members
+    (checked,) = election.hold(1.0)
+    assert isinstance(checked, CheckWindow)
+    assert cluster.rosters["run"].learner == name
+    cluster.join("l", learner=1)
+    assert EndBeside() in election.hold(2.0)
+    assert cluster.rosters["run"].learner == "l"
+
+
+def test_where_there_can_be_none_beside_the_driver_a_rollout_worker_learns() -> None:
+    cluster = Cluster("run", beside=True)
+    cluster.join("a")
+    election = cluster.elections["run"]
+    election.hold(0.0)
+    election.beside_is(False)
+    election.hold(0.0)
+    assert cluster.rosters["run"].learner == "a"
+
+
+def test_what_is_missing_is_said_after_a_minute_and_once() -> None:
+    cluster = Cluster("run")
+    election = cluster.elections["run"]
+    assert election.missing(0.0) == []
+    assert election.missing(60.0) == []
+    (said,) = election.missing(61.0)
+    assert isinstance(said, Say)
+    assert said.text.startswith("60 s without any worker: its job waits in the queue")
+    assert election.missing(200.0) == []
+    cluster.join("a")
+    cluster.learners(201.0)
+    assert election.missing(201.0) == []
+    cluster.leave("a")
+    assert election.missing(202.0) == []
+    assert len(election.missing(300.0)) == 1  # anew, as it was there meanwhile
