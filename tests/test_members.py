@@ -21,8 +21,9 @@ from daskrl.pools.instructions import (
     LearnBeside,
     Say,
     TakeBackLearns,
+    Worker,
 )
-from daskrl.pools.members import Member, Roster, State, Terms, Worker, Workers
+from daskrl.pools.members import Member, Roster, State, Terms, Workers
 
 INFO: dict[str, Any] = {
     "versions": {"torch": "2"}, "cpu": "bits", "cuda": None, "cuda_name": None, "settings": {}, "host": "h", "pid": 1,

@@ -775,7 +775,7 @@ def test_a_recheck_whose_weights_are_lost_waits_for_them_and_is_given_up_where_n
     learn(cluster, pool, 0)
     assert rechecked_on(cluster) == "a"
     pool.release({1})  # nobody acts with them any more, and the recheck does
-    assert not pool._weights(0).released
+    assert not pool._weights(0).released  # type: ignore[attr-defined]
     cluster.remove("a")
     pool.wait()
     pool.release({1})
