@@ -24,10 +24,14 @@ from daskrl.pools.instructions import (
     Worker,
 )
 from daskrl.pools.members import Member, Roster, State, Terms, Workers
+from daskrl.records import Joined
 
 INFO: dict[str, Any] = {
     "versions": {"torch": "2"}, "cpu": "bits", "cuda": None, "cuda_name": None, "settings": {}, "host": "h", "pid": 1,
+    "probes": {}, "free": {}, "used": 0,
 }  # fmt: skip
+ODD: Any = {**INFO, "cpu": "other bits"}
+TAKES_PART: Joined = {"versions": {"torch": "2"}, "free": {}, "used": 3}
 
 
 class Cluster:
@@ -84,13 +88,13 @@ def test_a_worker_has_joined_once_it_takes_part_and_what_it_computes_is_known(in
     cluster = Cluster("run")
     cluster.come("a")
     a, roster = cluster.workers.there["a"], cluster.rosters["run"]
-    events = [lambda: cluster.workers.introduced(a, INFO), lambda: roster.joined(a, {"used": 3})]
+    events = [lambda: cluster.workers.introduced(a, INFO), lambda: roster.joined(a, TAKES_PART)]
     first, second = events if introduced_first else reversed(events)
     first()
     assert roster.slots() == {}
     second()
     assert roster.slots() == {"a": 1}
-    assert roster.members["a"].info == {**INFO, "used": 3}
+    assert roster.members["a"].info == {**INFO, **TAKES_PART}
 
 
 def test_an_answer_that_was_lost_is_asked_for_again_and_a_process_that_cannot_answer_is_refused_by_every_run() -> None:
@@ -103,7 +107,7 @@ def test_an_answer_that_was_lost_is_asked_for_again_and_a_process_that_cannot_an
     said = Say("worker b (b) gets no rollouts: it failed to join: ImportError: no torch")
     assert told == [("one", said), ("other", said)]
     assert cluster.rosters["one"].not_joined(b, "failed to join, too") == []  # it is refused already
-    assert cluster.rosters["one"].joined(b, {}) == []
+    assert cluster.rosters["one"].joined(b, TAKES_PART) == []
     late = Roster(Terms("late"), None, tuple)  # may find it mended
     assert ("", Introduce(b)) in cluster.workers.begin(late)
 
@@ -115,7 +119,7 @@ def test_a_worker_at_the_address_of_one_that_left_is_another_worker() -> None:
     assert cluster.leave("a") == [("run", GiveUp("a"))]
     assert cluster.workers.left("a") == []
     cluster.come("a")
-    assert roster.joined(before, {}) == []
+    assert roster.joined(before, TAKES_PART) == []
     cluster.workers.introduced(before, INFO)
     assert roster.ask_again(before) == []
     assert roster.members["a"].state is State.JOINING
@@ -138,7 +142,7 @@ def test_a_worker_that_lost_the_session_joins_again_once_however_many_tasks_say_
     assert roster.lost_session("a") == [Join(a)]
     assert roster.lost_session("a") == []
     assert roster.slots() == {}
-    roster.joined(a, {})  # what it computes is known since before
+    roster.joined(a, TAKES_PART)  # what it computes is known since before
     assert roster.slots() == {"a": 1}
 
 
@@ -151,7 +155,7 @@ def test_a_transition_that_cannot_be_is_an_error_with_the_story_of_the_worker() 
         r"introducing: it takes part; joined: what its process computes is known\."
     )
     with pytest.raises(DaskrlError, match=said):
-        roster.joined(a, {})
+        roster.joined(a, TAKES_PART)
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -164,7 +168,7 @@ def test_a_worker_that_was_refused_stays_so(state: State) -> None:
 def test_arithmetic_is_judged_by_each_run_for_itself_and_the_last_that_is_refused_ends_the_run() -> None:
     cluster = Cluster("one", "other")
     cluster.join("a")
-    cluster.join("odd", info={**INFO, "cpu": "other bits"})
+    cluster.join("odd", info=ODD)
     one, other = cluster.rosters.values()
     assert cluster.learners() == ["a", "odd"]  # each run computes as its learner does
     assert one.members["odd"].refused
@@ -178,8 +182,8 @@ def test_arithmetic_is_judged_by_each_run_for_itself_and_the_last_that_is_refuse
     lenient.learners()
     lenient.come("odd")
     odd = lenient.workers.there["odd"]
-    lenient.workers.introduced(odd, {**INFO, "cpu": "other bits"})
-    (told,) = lenient.rosters["run"].joined(odd, INFO | {"cpu": "other bits"})
+    lenient.workers.introduced(odd, ODD)
+    (told,) = lenient.rosters["run"].joined(odd, ODD)
     assert isinstance(told, Break)
     assert lenient.rosters["run"].slots() == {"odd": 1}
 
