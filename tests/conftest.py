@@ -38,13 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
     """The same as `daskrl_` in this process, which need not start again for every case."""
 
+    from daskrl.cli import app
     from daskrl.cli import commands as cli
 
     def type_(*typed: str, cwd: Path, code: int = 0) -> Said:
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "path", [*sys.path])
         monkeypatch.setenv("COLUMNS", "300")  # of consoles made from here on; the command line's own was made before
-        monkeypatch.setattr(cli.console, "width", 300)
+        monkeypatch.setattr(app.console, "width", 300)
         capsys.readouterr()
         try:
             cli.main(typed)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import dask
 import distributed  # before its settings are changed: importing it reads their defaults
@@ -20,7 +20,7 @@ import pytest
 
 import daskrl
 from daskrl import clusters, sinks
-from daskrl.cli import commands as cli
+from daskrl.cli import commands, running, signals
 from daskrl.clusters import jobs
 from tests.promise import start
 from tests.read_back import logged, metrics, scalars, table
@@ -220,7 +220,7 @@ def test_workers_are_the_most_jobs_there_may_be_of_a_site_file(
     empty = distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None)
     monkeypatch.setattr(jobs, "from_file", lambda path: (empty, file))
     monkeypatch.setattr(jobs, "adapt", lambda cluster, **bounds: asked.append(bounds))
-    with cli._client(workers, None, "site.yaml", 1):
+    with running.connected(workers, None, "site.yaml", 1):
         assert asked == [{"minimum": least, "maximum": most}]
 
 
@@ -235,14 +235,21 @@ def test_help_is_the_docstring_of_the_command_and_names_every_parameter(
     tmp_path: Path, here: Here, command: str
 ) -> None:
     shown = here(command, "--help", cwd=tmp_path).stdout
-    function = getattr(cli, command)
+    function = getattr(commands, command)
     said = inspect.getdoc(function) or ""
     assert said.splitlines()[0] in shown
     described = re.findall(r"^([a-z_, ]+)\n    (\S.*)$", said, re.MULTILINE)
     names = {name for names, _ in described for name in names.split(", ")}
-    assert names == set(inspect.signature(function).parameters)
-    for _, text in described:
-        assert text.split("  ")[0].rstrip(".") in shown
+    shared = {  # options of several commands say it in their types
+        name: said.help
+        for name, hint in get_type_hints(function, include_extras=True).items()
+        for said in getattr(hint, "__metadata__", ())
+        if said.help
+    }
+    assert not names & set(shared)
+    assert names | set(shared) == set(inspect.signature(function).parameters)
+    for text in [*(text for _, text in described), *shared.values()]:
+        assert " ".join(text.split()[:4]).rstrip(".") in shown
 
 
 @pytest.mark.parametrize("module", ["daskrl", "daskrl.cli"])
@@ -343,7 +350,7 @@ def test_a_signal_that_comes_too_late_to_stop_a_run_is_not_forgotten(
 
     run = start(tmp_path / "run", env_steps=128)
     with pytest.raises(SystemExit) as exit_:
-        cli._carry_out(run, signalled, "daskrl resume run")
+        signals.carry_out(run, signalled, "daskrl resume run")
     assert exit_.value.code == 75
     assert "everything is learned, the evaluation is not finished. Type: daskrl resume run" in capsys.readouterr().err
 

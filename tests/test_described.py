@@ -135,8 +135,8 @@ class TestTyped:
 
     @pytest.mark.parametrize("given", ["hidden=32", "hidden=32,", "hidden=(32,)", "hidden=[32]", "hidden=3.2e1"])
     def test_a_tuple_of_one_is_typed_as_a_number(self, given: str) -> None:
-        from daskrl.cli import commands as cli
+        from daskrl.cli import given as typed
 
-        assert cli._made("dqn", cli._settings("dqn", [given, "window=1e5", "batch-size=64.0"])) == daskrl.DQN(
+        assert typed.made("dqn", typed.settings("dqn", [given, "window=1e5", "batch-size=64.0"])) == daskrl.DQN(
             hidden=(32,)
         )

@@ -27,7 +27,7 @@ import yaml  # type: ignore[import-untyped]
 from dask_kubernetes.operator.controller import controller  # type: ignore[import-untyped]
 from distributed import Client, Security
 
-from daskrl.cli import commands as cli
+from daskrl.cli import signals
 from daskrl.pools.demand import LEARNER, has_learner_resource
 from daskrl.pools.workers import LOG_LENGTH, LOGGED, QUIET, THREADS, UNWATCHED
 from tests.slurm import free_port
@@ -228,7 +228,7 @@ def test_the_learner_offers_its_resource_and_has_the_threads_of_its_cores() -> N
 def test_a_driver_that_was_stopped_starts_again_and_never_beside_another() -> None:
     spec = DOCUMENTS["Job"]["spec"]
     codes = [r["onExitCodes"] for r in spec["podFailurePolicy"]["rules"] if "onExitCodes" in r]
-    assert codes == [{"containerName": "driver", "operator": "In", "values": [cli._STOPPED]}]
+    assert codes == [{"containerName": "driver", "operator": "In", "values": [signals.STOPPED]}]
     assert {rule["action"] for rule in spec["podFailurePolicy"]["rules"]} == {"Ignore"}
     assert spec["template"]["spec"]["restartPolicy"] == "Never"  # else podFailurePolicy is refused
     assert spec["podReplacementPolicy"] == "Failed"
