@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,13 +181,15 @@ def test_a_session_that_learns_nothing_reads_nothing(run: daskrl.Run) -> None:
     pool.close()
 
 
-def test_only_tasks_that_learn_are_read_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_says_what_is_to_be_read_for_it_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(learner, "read_ahead", lambda *of: asked.append(of))
     plugin = ahead.ReadAhead()
-    key = f"{ahead.prefix(17, 300)}-00abcd12-5"
+    waits = SimpleNamespace(annotations={ahead.READ_AHEAD: ["00abcd12", 17, 300]})
+    tasks = {"learn": waits, "rollout": SimpleNamespace(annotations=None), ("t", 4): SimpleNamespace(annotations={})}
+    plugin.setup(SimpleNamespace(state=SimpleNamespace(tasks=tasks)))
     for state in ("waiting", "executing", "memory", "ready"):
-        plugin.transition(key, "released", state, stimulus_id="")
-    for other in ("learn", "learn-rate-1", "rollout-00abcd12-5", ("learn-1-2-3", 4), 5):
+        plugin.transition("learn", "released", state, stimulus_id="")
+    for other in ("rollout", ("t", 4), "gone"):
         plugin.transition(other, "waiting", "ready", stimulus_id="")
     assert asked == [("00abcd12", 17, 300)]

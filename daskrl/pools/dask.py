@@ -131,6 +131,8 @@ class DaskPool:
         self.roster.homes, self.roster.load = self.placing.homes, self.placing.load()
 
     def submit_learns(self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]]) -> None:
+        from dask.base import annotate
+
         from daskrl.tasks import ahead
 
         chosen = self._elect()
@@ -138,7 +140,8 @@ class DaskPool:
             return
         for task in self.placing.learns(ready, chosen.threads):
             args = (self.token, task.version, head, self.arithmetic["device"], *keep(task.version))
-            self._start(ahead.prefix(task.version, head), task, chosen.address, ahead.learn, args, LEARN)
+            with annotate(**{ahead.READ_AHEAD: [self.token, task.version, head]}):
+                self._start("learn", task, chosen.address, ahead.learn, args, LEARN)
 
     def _elect(self) -> Worker | None:
         """The worker that learns now, if one can."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from distributed import WorkerPlugin, get_worker
+from distributed import Worker, WorkerPlugin, get_worker
 
 from daskrl.tasks import learner
 from daskrl.tasks.session import Published
 
-_KEY = re.compile(r"learn-(\d+)-(\d+)-([0-9a-f]+)-\d+")
-
-
-def prefix(version: int, head: int) -> str:
-    """What the key of a `learn` task begins with; the session's token and a number follow."""
-    return f"learn-{version}-{head}"
+READ_AHEAD = "daskrl_read_ahead"
+"""The annotation of a `learn` task that says what to read while the task waits: ``[token, version, head]``."""
 
 
 def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoint: bool) -> Published:
@@ -27,11 +22,14 @@ def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoi
 
 
 class ReadAhead(WorkerPlugin):
-    """Is told of tasks that have come and wait for their turn: the learner's worker runs one at a time."""
+    """Reads for tasks that have come and wait for their turn: the learner's worker runs one task at a time."""
 
     name = "daskrl-read-ahead"
 
+    def setup(self, worker: Worker) -> None:
+        self.tasks = worker.state.tasks
+
     def transition(self, key: Any, start: str, finish: str, **others: Any) -> None:
-        found = _KEY.fullmatch(str(key)) if finish == "ready" else None
-        if found is not None:
-            learner.read_ahead(found[3], int(found[1]), int(found[2]))
+        task = self.tasks.get(key) if finish == "ready" else None
+        if task is not None and READ_AHEAD in (annotations := task.annotations or {}):
+            learner.read_ahead(*annotations[READ_AHEAD])
