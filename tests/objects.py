@@ -11,6 +11,7 @@ import http.client
 import http.server
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -152,19 +153,25 @@ def _until(seconds: float) -> Iterator[None]:
 
 
 def _free_ports() -> int:
-    """The first of some ports that are free, and so are those for gRPC."""
-    while True:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            first = int(taken.getsockname()[1])
-        first = 20_000 + first % 20_000
+    """The first of some ports that are free, and so are those for gRPC.
+
+    All lie below 32,768: from there on Linux gives ports to connections that go out, also while a server starts.
+    """
+    ports = list(range(10_000, 32_000 - _GRPC, _PORTS))
+    random.SystemRandom().shuffle(ports)
+    for first in ports:
         if all(_free(port + above) for port in range(first, first + _PORTS) for above in (0, _GRPC)):
             return first
+    raise AssertionError("no free ports for SeaweedFS")
 
 
 def _free(port: int) -> bool:
     with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) != 0
+        try:
+            tried.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Proxy:

@@ -181,15 +181,18 @@ def test_a_driver_that_was_asleep_finds_that_another_took_over_and_stops(url: st
 def test_of_two_drivers_at_once_one_goes_on_and_the_other_stops(url: str, digest: str) -> None:
     run = start(url)  # type: ignore[arg-type]
     stop_at(run, 3)
-    together, said, digests = threading.Barrier(2), list[str](), list[str]()
+    together, stopped, said, digests = threading.Barrier(2), threading.Event(), list[str](), list[str]()
 
     def drive() -> None:
         mine = daskrl.resume(url, progress=False)
         together.wait(30)
         try:
-            digests.append(mine.wait().store.digest())
+            for _ in mine:
+                assert stopped.wait(60)  # whoever has the store has it until the other one was told
+            digests.append(mine.store.digest())
         except StoreLockedError as error:
             said.append(str(error))
+            stopped.set()
 
     both = [threading.Thread(target=drive) for _ in range(2)]
     for thread in both:
