@@ -272,8 +272,8 @@ class Stream:
                 extras[name][t] = value
             rewards, endings = [], []
             try:
-                for env, step, taken in zip(every, step_of, convert(action), strict=True):
-                    with turn:
+                with turn:  # once for all environments: taken for each, it costs a few percent of a rollout
+                    for env, step, taken in zip(every, step_of, convert(action), strict=True):
                         value, got, over, cut, _ = step(taken)
                         take(env, value)
                         rewards.append(got if type(got) is float else as_reward(got))
@@ -281,7 +281,7 @@ class Stream:
                             terminated[t, env] = as_ending("terminated", over)
                             truncated[t, env] = as_ending("truncated", cut)
                             endings.append(env)
-                    returned[env] = value
+                        returned[env] = value
             except (Exception, SystemExit) as error:
                 seen = all(np.isfinite(stack[env]).all() for _, stack, _ in self._stacks)
                 if seen and action.dtype.kind == "f" and not np.isfinite(action[env]).all():
