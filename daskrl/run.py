@@ -123,7 +123,8 @@ class Run(Watched):
         progress : whether there is a progress bar this time; what the run was made with by default.
         callbacks : further ones for this time.
         """
-        everybody = [Telling(), *require_callbacks(self.callbacks), *require_callbacks(callbacks)]
+        page = [] if self.client is None else [Telling()]  # without a scheduler there is no page: copies for nobody
+        everybody = [*page, *require_callbacks(self.callbacks), *require_callbacks(callbacks)]
         bar = Bar(
             self.source.name,
             self._rounds * self.store.config.schedule.round_steps,
