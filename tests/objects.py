@@ -25,8 +25,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import obstore
-
 KEY, SECRET = "daskrltest", "secret-of-the-tests"
 BUCKET = "daskrl"
 _READY = 60.0  # seconds until a server must answer
@@ -97,6 +95,8 @@ class SeaweedFS:
 
     def _require_bucket(self) -> None:
         """Make the bucket, and wait until an object can be read back: the server answers before it can."""
+        import obstore
+
         said: Exception | None = None
         for _ in _until(_READY):
             assert self._process is not None
@@ -119,7 +119,9 @@ class SeaweedFS:
 
 def client(endpoint: str) -> Any:
     """A plain client of the bucket, to look at what is stored without daskrl."""
-    return obstore.store.S3Store(
+    from obstore.store import S3Store  # of the extra s3, without which the other tests run
+
+    return S3Store(
         BUCKET, endpoint=endpoint, region="us-east-1", access_key_id=KEY, secret_access_key=SECRET,
         client_options={"allow_http": True}, retry_config={"max_retries": 0},
     )  # fmt: skip
