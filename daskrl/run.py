@@ -44,7 +44,6 @@ from daskrl.tasks.rollout import GO_ON
 from daskrl.tasks.session import versions
 from daskrl.watching.bar import Bar
 from daskrl.watching.callbacks import Callback, Told, passed, require_callbacks
-from daskrl.watching.dashboard import Telling
 from daskrl.watching.watched import Watched
 
 if TYPE_CHECKING:
@@ -123,8 +122,11 @@ class Run(Watched):
         progress : whether there is a progress bar this time; what the run was made with by default.
         callbacks : further ones for this time.
         """
-        page = [] if self.client is None else [Telling()]  # without a scheduler there is no page: copies for nobody
-        everybody = [*page, *require_callbacks(self.callbacks), *require_callbacks(callbacks)]
+        everybody = [*require_callbacks(self.callbacks), *require_callbacks(callbacks)]
+        if self.client is not None:  # without a scheduler there is no page: copies for nobody
+            from daskrl.watching.dashboard import Telling  # brings distributed
+
+            everybody.insert(0, Telling())
         bar = Bar(
             self.source.name,
             self._rounds * self.store.config.schedule.round_steps,

@@ -16,9 +16,8 @@ from distributed import Client, Scheduler, SpecCluster, performance_report
 
 import daskrl
 from daskrl import clusters
-from daskrl.pools.scaling import Demands, install
 from daskrl.watching.callbacks import Told
-from daskrl.watching.dashboard import Page, Telling
+from daskrl.watching.dashboard import Page, Telling, install
 from daskrl.watching.figures import Tally
 from daskrl.watching.watch import Reader
 from tests.promise import start
@@ -48,8 +47,8 @@ def title(run: daskrl.Run) -> str:
 
 def kept(client: Client, run: daskrl.Run) -> Any:
     """The figures of a run that the scheduler has, which is in this process."""
-    page: Page = client.cluster.scheduler.plugins[Demands.name].page
-    return as_json(page._runs[run.store.run_id].figures)
+    page: Page = client.cluster.scheduler.plugins[Page.name]
+    return as_json(page.runs[run.store.run_id].figures)
 
 
 def as_json(figures: Any) -> Any:
@@ -157,22 +156,21 @@ def test_without_bokeh_the_page_is_there_and_has_no_links(monkeypatch: pytest.Mo
 
 def test_without_a_dashboard_there_is_no_page_and_nobody_is_told(tmp_path: Path) -> None:
     with scheduler_alone(dashboard=False) as cluster, Client(cluster) as client:
-        install(client)
-        with pytest.raises(HTTPError, match="404"):
-            fetched(client)
         run = start(tmp_path / "run")
         with telling(client, run) as told:
             told.committed([])
+        with pytest.raises(HTTPError, match="404"):
+            fetched(client)
         with pytest.raises(KeyError):
             kept(client, run)
 
 
 def test_runs_of_a_client_that_is_gone_are_stopped() -> None:
-    plugin = Demands()
-    told(plugin.page, 1, "one")
-    told(plugin.page, 2, "other")
-    plugin.remove_client(None, "one")  # type: ignore[arg-type]
-    text = plugin.page.html(0.0)
+    page = Page()
+    told(page, 1, "one")
+    told(page, 2, "other")
+    page.remove_client(None, "one")  # type: ignore[arg-type]
+    text = page.html(0.0)
     assert "run 1. (stopped)<" in text
     assert "run 2.<" in text
     assert text.index("run 2.") < text.index("run 1.")
@@ -203,13 +201,13 @@ def test_a_worker_that_waits_for_weights_is_not_taken_for_one_that_is_gone() -> 
 # -- in the driver ----------------------------------------------------------------------------------------
 
 
-def test_a_scheduler_that_is_lost_or_knows_no_page_is_no_matter_of_the_run(tmp_path: Path) -> None:
+def test_a_scheduler_that_is_lost_is_no_matter_of_the_run(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
     records = list(run.store.records())
     with scheduler_alone(dashboard=True) as cluster, Client(cluster) as client:
         with telling(client, run) as told:
             told.committed(records)
-        install(client)
+        assert kept(client, run)
         with telling(client, run) as told:
             cluster.close()
             told.committed(records)

@@ -7,7 +7,6 @@ cluster is. Any number of runs may share a cluster: what they ask for is added u
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from distributed import Adaptive, SchedulerPlugin
 
 from daskrl.pools.demand import ASKED, BESIDE_DRIVER, DRAINING, LEARNER, STATUS, has_learner_resource
-from daskrl.watching.dashboard import Page
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
@@ -25,7 +23,7 @@ _LOOK_EVERY = 0.05  # seconds, at workers that drain
 
 
 class Demands(SchedulerPlugin):
-    """On the scheduler: what runs ask for, and the page that shows them; and it tells runs which workers Dask pauses.
+    """On the scheduler: what runs ask for; and it tells runs which workers Dask pauses.
 
     What a run asks for is forgotten when its client goes. No worker that learns is ever named for closing, also where
     Dask's own ``adapt`` decides.
@@ -36,14 +34,10 @@ class Demands(SchedulerPlugin):
 
     def __init__(self) -> None:
         self.asked: dict[str, dict[str, Any]] = {}  # by run
-        self.page = Page()
 
     async def start(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         scheduler.handlers.update(daskrl_demand=self.demand, daskrl_drain=self.drain)
-        scheduler.handlers.update(daskrl_page=self.page.served, daskrl_tell=self.page.tell)
-        with contextlib.suppress(Exception):  # runs can do without
-            self.page.start(scheduler)
 
     def log_event(self, topic: str, msg: Any) -> None:
         if topic == ASKED:
@@ -55,7 +49,6 @@ class Demands(SchedulerPlugin):
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         self.asked = {run: asked for run, asked in self.asked.items() if asked["client"] != client}
-        self.page.left(client)
 
     def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:
         return [worker for worker in workers if not self._learns(worker)]

@@ -1,7 +1,8 @@
 """A page in Dask's dashboard, ``/daskrl``: every run on the scheduler, beside Dask's own pages.
 
-A driver counts what it commits and tells the scheduler the figures, once a second at most. The scheduler keeps the
-newest of each run and makes HTML of them when somebody looks. It reads no store: it need not see the file system.
+A driver puts the page on the scheduler, as a plugin. It counts the records that it commits and tells the page the
+figures, once a second at most. The page keeps the newest figures of each run, and makes HTML of them when somebody
+looks. The scheduler reads no store: it need not see the file system.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from distributed import SchedulerPlugin
 
 from daskrl.records import Record
 from daskrl.watching.callbacks import Callback
@@ -33,7 +36,9 @@ _KEPT = 10  # runs without a driver that stay on the page
 
 
 @dataclass
-class _Shown:
+class Shown:
+    """A run on the page."""
+
     title: str
     figures: Figures
     client: str | None  # of the driver; None where it ended or was lost
@@ -43,15 +48,37 @@ class _Shown:
         return page(self.figures, f"{self.title} (stopped)" if stopped else self.title, now)
 
 
-class Page:
-    """The runs that drivers told of. Of those without a driver the newest ten stay."""
+class Page(SchedulerPlugin):
+    """The runs that drivers told of. Of the runs without a driver the newest ten stay.
+
+    Attributes
+    ----------
+    runs : by the run's id; the run that a driver took up last is the last.
+    served : whether the scheduler has a dashboard, and this page in it.
+    """
+
+    name = "daskrl-page"
+    idempotent = True  # each driver brings a page, and the first stays
 
     def __init__(self) -> None:
-        self._served = False
-        self._runs: dict[str, _Shown] = {}  # by the run's id, the one that a driver took up last at the end
+        self.served = False
+        self.runs: dict[str, Shown] = {}
         self._others: list[str] = []  # Dask's pages
 
-    def start(self, scheduler: Scheduler) -> None:
+    async def start(self, scheduler: Scheduler) -> None:
+        """Let drivers tell of their runs, and serve the page where there is a dashboard."""
+        scheduler.handlers.update(daskrl_page=lambda: self.served, daskrl_tell=self.tell)
+        with contextlib.suppress(Exception):  # runs can do without
+            self._serve(scheduler)
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """A client is gone, and with it every run that it drove."""
+        for shown in self.runs.values():
+            if shown.client == client:
+                shown.client = None
+        self._forget()
+
+    def _serve(self, scheduler: Scheduler) -> None:
         """Serve the page where Dask serves its dashboard, or says that bokeh is missing for it; else do nothing."""
         from distributed.http.scheduler.missing_bokeh import MissingBokeh
         from tornado import web
@@ -65,40 +92,29 @@ class Page:
         bokeh = any("bokeh" in str(application).lower() for application in http.applications)
         if bokeh or any(rule.target is MissingBokeh for rule in http.wildcard_router.rules):
             http.add_application(web.Application([(r".*/daskrl", Handler)]))  # whatever --dashboard-prefix is
-            self._served = True
+            self.served = True
         if bokeh:
             from distributed.dashboard.scheduler import template_variables
 
             self._others = template_variables(scheduler)["pages"]  # Dask's own list, so that they have the link too
             self._others.append("daskrl")
 
-    def served(self) -> bool:
-        """Whether the scheduler has a dashboard, and this page in it."""
-        return self._served
-
     def tell(self, run: str, client: str | None, title: str, figures: str) -> None:
         """Take a run's newest figures, as JSON; ``client`` is None when its driver ends."""
-        shown = _Shown(title, Figures(**json.loads(figures)), client)
-        if client is not None and run in self._runs and self._runs[run].client is None:
-            del self._runs[run]  # resumed
-        self._runs[run] = shown
-        self._forget()
-
-    def left(self, client: str) -> None:
-        """A client is gone, and with it whatever it drove."""
-        for shown in self._runs.values():
-            if shown.client == client:
-                shown.client = None
+        shown = Shown(title, Figures(**json.loads(figures)), client)
+        if client is not None and run in self.runs and self.runs[run].client is None:
+            del self.runs[run]  # resumed
+        self.runs[run] = shown
         self._forget()
 
     def _forget(self) -> None:
-        ended = [run for run, shown in self._runs.items() if shown.client is None]
+        ended = [run for run, shown in self.runs.items() if shown.client is None]
         for run in ended[:-_KEPT]:
-            del self._runs[run]
+            del self.runs[run]
 
     def html(self, now: float) -> str:
         """The page: runs that go on first, and the newest of them first."""
-        newest_first = [*reversed(self._runs.values())]
+        newest_first = [*reversed(self.runs.values())]
         runs = sorted(newest_first, key=lambda shown: shown.client is None)
         links = "".join(f'<li><a href="{other}">{other.title()}</a></li>' for other in self._others)
         content = "<hr>".join(shown.html(now) for shown in runs) or "<p>no run</p>"
@@ -111,6 +127,11 @@ class Page:
 
 
 # -- in the driver ----------------------------------------------------------------------------------------
+
+
+def install(client: Client) -> None:
+    """Put the page on the client's scheduler, unless it is there."""
+    client.register_plugin(Page())
 
 
 class _Teller:
@@ -165,6 +186,7 @@ class Telling(Callback):
         self._teller = None
         if (client := run.client) is not None and client.scheduler is not None:
             with contextlib.suppress(Exception):
+                install(client)
                 if client.sync(client.scheduler.daskrl_page, callback_timeout=_PATIENCE):
                     self._teller = _Teller(client, run)
 
