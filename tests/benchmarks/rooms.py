@@ -1,9 +1,11 @@
 """Rollouts, store writes and learner updates of this working tree, beside another commit.
 
-    python tests/benchmarks/rooms.py --before REV [--pairs 9]
+    python tests/benchmarks/rooms.py --before REV [--pairs 25] [--processes 5]
 
-Processes come in pairs, one of each tree, and the tree that goes first alternates. Each process warms up, then carries
-out three small runs in its own process through the public interface, which both trees have:
+Two processes, one of each tree, take turns: a pair is one small run here and the same run there, right after each
+other, so that what else the machine does weighs on both. Which goes first alternates. After a fifth of the pairs
+(``--processes``) both begin anew, as a process has speeds of its own (addresses, hashes). The runs are in-process and
+through the public interface, which both trees have:
 
 - rollouts: CartPole without an update, so that acting and stepping take the time;
 - writes: observations of 256 KiB from an environment that does nothing, so that storing takes the time;
@@ -27,9 +29,10 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
+CASES = ("rollouts", "writes", "updates")
 
 CHILD = """
-import json, sys, tempfile, time
+import json, shutil, sys, tempfile, time
 from pathlib import Path
 import gymnasium, numpy as np
 import daskrl
@@ -57,35 +60,54 @@ CASES = {
     "writes": (TABULAR, Wide, 256, dict(streams=1, envs_per_stream=1, fragment_steps=16)),
     "updates": (LEARNS, "CartPole-v1", 24 * 512, {}),
 }
-found = {}
 with tempfile.TemporaryDirectory() as place:
-    for name, (algorithm, env, steps, shape) in CASES.items():
+
+    def carry_out(name, store, rounds=None):
+        algorithm, env, steps, shape = CASES[name]
         given = {**SHAPE, **shape}
-        round_ = given["streams"] * given["envs_per_stream"] * given["fragment_steps"]
-        daskrl.train(algorithm, env, store=f"{place}/{name}-warm", env_steps=2 * round_, **given).wait()
-        run = daskrl.train(algorithm, env, store=f"{place}/{name}", env_steps=steps, **given)
+        if rounds is not None:
+            steps = rounds * given["streams"] * given["envs_per_stream"] * given["fragment_steps"]
+        run = daskrl.train(algorithm, env, store=f"{place}/{store}", env_steps=steps, **given)
         cpu, wall = time.process_time(), time.perf_counter()
         run.wait()
-        found[name] = [time.process_time() - cpu, time.perf_counter() - wall]
-print(json.dumps(found))
+        took = [time.process_time() - cpu, time.perf_counter() - wall]
+        shutil.rmtree(f"{place}/{store}")
+        return took
+
+    for name in CASES:
+        carry_out(name, f"{name}-warm", rounds=2)
+    for count, line in enumerate(sys.stdin):
+        print(json.dumps(carry_out(line.strip(), count)), flush=True)
 """
 
 
-def once(tree: Path) -> dict[str, list[float]]:
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tree)], cwd=tree, env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{tree}:\n{done.stderr}")
-    found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+class Tree:
+    """A process that imports daskrl from a tree, and carries out runs on request."""
+
+    def __init__(self, tree: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(tree)],
+            cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def seconds(self, name: str) -> np.ndarray:
+        """What a run took, of the processor and of the wall clock."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(name + "\n")
+        self._process.stdin.flush()
+        return np.array(json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, metavar="REV", help="the commit to compare with")
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pairs", type=int, default=25)
+    parser.add_argument("--processes", type=int, default=5, help="how often both begin anew")
     given = parser.parse_args()
     ratios: dict[str, list[np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -93,12 +115,16 @@ def main() -> None:
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", other, given.before], check=True)
         try:
             begun = time.perf_counter()
-            for pair in range(given.pairs):
-                trees = [ROOT, other] if pair % 2 else [other, ROOT]
-                took = {tree: once(tree) for tree in trees}
-                for name, here in took[ROOT].items():
-                    ratios.setdefault(name, []).append(np.array(here) / np.array(took[other][name]))
-                print(f"pair {pair + 1} of {given.pairs}, {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+            for several in np.array_split(np.arange(given.pairs), given.processes):
+                here, there = Tree(ROOT), Tree(other)
+                for pair in several:
+                    for name in CASES:
+                        order = [here, there] if pair % 2 else [there, here]
+                        took = {tree: tree.seconds(name) for tree in order}
+                        ratios.setdefault(name, []).append(took[here] / took[there])
+                here.close()
+                there.close()
+                print(f"pair {several[-1] + 1} of {given.pairs}, {time.perf_counter() - begun:.0f} s", file=sys.stderr)
         finally:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", other], check=True)
     print(f"seconds here / seconds at {given.before}, medians of {given.pairs} pairs [quartiles]")
