@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 import queue
 import threading
@@ -13,26 +12,24 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from daskrl import schedule
-from daskrl.algorithms.base import Algorithm, Setup, recurrent_state
+from daskrl.algorithms.base import Algorithm
 from daskrl.analysis import policies  # noqa: F401  gives the store its method `policy`
-from daskrl.config import Options, RunConfig, Schedule, plain, require_integer
+from daskrl.config import Options, plain, require_integer
 from daskrl.envs import source as sources
-from daskrl.errors import ConfigError, StoreFullError
+from daskrl.errors import ConfigError
 from daskrl.identity import (
-    algorithm_identity,
-    require_algorithm,
     require_known_keys,
     require_same_run,
     require_same_spec,
     same_algorithm,
     same_environment,
-    try_algorithm,
 )
 from daskrl.loop import conclude, drive, environment_breaks_promise
 from daskrl.names import suggests
 from daskrl.pools.base import Plan, Pool
 from daskrl.pools.dask import DaskPool
 from daskrl.pools.local import InProcessPool
+from daskrl.prepared import prepare, require_forgetful
 from daskrl.records import Report
 from daskrl.shown import html_table
 from daskrl.store.places import place
@@ -40,8 +37,6 @@ from daskrl.store.progress import Progress
 from daskrl.store.store import Store
 from daskrl.tasks.initial import Init
 from daskrl.tasks.initial import take as take_initial
-from daskrl.tasks.rollout import GO_ON
-from daskrl.tasks.session import versions
 from daskrl.watching.bar import Bar
 from daskrl.watching.callbacks import Callback, Told, passed, require_callbacks
 from daskrl.watching.watched import Watched
@@ -295,63 +290,38 @@ def train(
     ConfigError, UnknownEnvironmentError, UnsupportedSpaceError, StoreMismatchError
         Before anything is queued.
     """
-    require_algorithm(algorithm)
     _require_client(client)
     require_callbacks(callbacks)
-    env_steps = plain(env_steps)
-    require_integer("env_steps", env_steps, 1)
-    lag = getattr(algorithm, "lag", 1) if lag is None else lag
-    shape = Schedule(streams, envs_per_stream, fragment_steps, lag)
-    source = sources.source(env, **sources.arguments(env_kwargs))
-    config = RunConfig(
-        seed=seed,
-        environment=source.identity,
-        algorithm=algorithm_identity(algorithm),
-        schedule=shape,
-        frame_stack=source.default_frame_stack if frame_stack is None else frame_stack,
-        torch_threads=torch_threads,
-        recheck_every=recheck_every,
-        device=device,
-    )
-    if init is None and (init_version is not None or init_replay):
-        name, value = ("init_replay", True) if init_replay else ("init_version", init_version)
-        raise ConfigError(f"{name}: expected with init, got {value!r} alone.")
     options = Options(
         checkpoint_every, weights_every, rollout_timeout, strict, learner_timeout, strict_bounds, evaluate_every,
         evaluate_episodes,
     )  # fmt: skip
-    _require_forgetful(source, options)
-    setup = Setup(source.spec, shape, config.frame_stack)
-    try_algorithm(algorithm, setup)
+    prepared = prepare(
+        algorithm, env, env_steps=env_steps, seed=seed, streams=streams, envs_per_stream=envs_per_stream,
+        fragment_steps=fragment_steps, lag=lag, frame_stack=frame_stack, env_kwargs=env_kwargs, device=device,
+        torch_threads=torch_threads, recheck_every=recheck_every, options=options,
+    )  # fmt: skip
+    if init is None and (init_version is not None or init_replay):
+        name, value = ("init_replay", True) if init_replay else ("init_version", init_version)
+        raise ConfigError(f"{name}: expected with init, got {value!r} alone.")
     going_on = resume and Store.exists(store)
-    initial = None
     if init is not None:
-        initial = take_initial(init, init_version, algorithm, setup, replay=init_replay, digest=not going_on)
+        initial = take_initial(
+            init, init_version, algorithm, prepared.setup, replay=init_replay, digest=not going_on
+        )  # fmt: skip
         if initial.replay is not None and overwrite and initial.replay.storage == place(store):
             raise ConfigError(
                 "init_replay: the run in store= would be deleted before it is copied. Choose another store=."
             )
-        config = dataclasses.replace(config, init=initial.identity)
+        prepared = prepared.begun_with(initial)
     if going_on:
         opened = Store.open(store)
-        require_same_run(opened, config, algorithm, source)
-        require_same_spec(opened, source)
-        return _resumed(opened, algorithm, source, env_steps, vars(options), client, progress, callbacks)
-    try:
-        made = Store.create(
-            store, config, source.spec, extras=getattr(algorithm, "columns", {}),
-            state=recurrent_state(algorithm, setup), env_steps=env_steps, options=options,
-            versions=versions(config.packages), overwrite=overwrite,
-            initial=initial,
-        )  # fmt: skip
-    except OSError as error:  # of the files of the arrays
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, StoreFullError):
-            raise
-        why = os.strerror(error.errno)
-        raise StoreFullError(
-            error.errno, f"cannot make {os.fspath(store)}: {why}. Nothing was created; make room."
-        ) from error
-    return Run(made, algorithm, source, options, env_steps, client, progress, callbacks)
+        require_same_run(opened, prepared.config, algorithm, prepared.source)
+        require_same_spec(opened, prepared.source)
+        steps = prepared.env_steps
+        return _resumed(opened, algorithm, prepared.source, steps, vars(options), client, progress, callbacks)
+    made = prepared.create(store, overwrite=overwrite)
+    return Run(made, algorithm, prepared.source, options, prepared.env_steps, client, progress, callbacks)
 
 
 @suggests
@@ -419,7 +389,7 @@ def _resumed(
     budget = store.budget()
     before = Options.from_json(budget["options"])
     options = dataclasses.replace(before, **{name: v for name, v in changes.items() if v is not None})
-    _require_forgetful(source, options)
+    require_forgetful(source, options)
     steps = budget["env_steps"] if env_steps is None else plain(env_steps)
     require_integer("env_steps", steps, budget["env_steps"])
     if options != before or steps != budget["env_steps"]:
@@ -429,11 +399,6 @@ def _resumed(
         finally:
             store.unlock()
     return Run(store, algorithm, source, options, steps, client, progress, callbacks)
-
-
-def _require_forgetful(source: sources.EnvironmentSource, options: Options) -> None:
-    if source.remembers is not None and options.strict:
-        raise ConfigError(f"env: {source.remembers} {GO_ON}")
 
 
 def _require_client(client: object) -> None:
