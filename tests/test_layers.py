@@ -37,6 +37,7 @@ HOUSE = [
     "algorithms",
     "identity",
     "tasks",
+    "prepared",
     "pools",
     "watching",
     "clusters",
