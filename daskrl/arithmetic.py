@@ -241,12 +241,12 @@ def _switches() -> tuple[Switch, ...]:
     # In what precision products of float32 are computed. torch 2.9 has new switches beside the old ones, which set some
     # of the new and cannot be read where those have been set otherwise: the old ones are set last, and put back first.
     if hasattr(torch._C, "_get_fp32_precision_getter"):
-        found += [_precision(*which) for which in _PRECISIONS]
+        found += [_precision(*which) for which in PRECISIONS]
     return (*found, _flag("cudnn_allow_tf32", True), _flag("float32_matmul_precision", "highest"))
 
 
 # (backend, operation) -> what torch has by default, or what is the same.
-_PRECISIONS = [
+PRECISIONS = [
     *((backend, operation, ("none", "ieee")) for backend, operation in (
         ("generic", "all"), ("mkldnn", "all"), ("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn"),
         ("cuda", "all"), ("cuda", "matmul"),

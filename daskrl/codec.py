@@ -64,9 +64,9 @@ def decoded(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     if len(data) == 1 and (tag := next(iter(data))).startswith("$"):
-        if tag not in _DECODERS:
+        if tag not in DECODERS:
             raise ConfigError(f"{tag}: no kind of value that this daskrl reads. Install the daskrl that wrote it.")
-        return _DECODERS[tag](data[tag])
+        return DECODERS[tag](data[tag])
     return {key: decoded(item) for key, item in data.items()}
 
 
@@ -141,7 +141,7 @@ _LEAVES: dict[type, tuple[str, Callable[[Any], Any]]] = {
     datetime.date: ("$date", datetime.date.isoformat),
     datetime.timedelta: ("$timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
 }
-_DECODERS: dict[str, Callable[[Any], Any]] = {
+DECODERS: dict[str, Callable[[Any], Any]] = {
     "$float": float,
     "$tuple": lambda items: tuple(decoded(item) for item in items),
     "$dict": lambda pairs: {decoded(key): decoded(item) for key, item in pairs},

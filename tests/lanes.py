@@ -64,7 +64,7 @@ class Lane:
         self.begin()
 
 
-class Replay:
+class NumberedRounds:
     """Makes the rounds a window is given, and knows what really happened in each lane."""
 
     def __init__(self, *, frame_stack: int = 1, ends: float = 0.3, kinds: str = "both", seed: int = 0) -> None:
@@ -144,7 +144,7 @@ def naive(steps: list[Step], at: int, n: int) -> tuple[float, float, tuple[int, 
     return total, GAMMA**n, step.next_stack
 
 
-def check(window: Window, replay: Replay) -> int:
+def check(window: Window, replay: NumberedRounds) -> int:
     """Compare every transition that may be sampled with what happened; how many there are."""
     batch = window.gather(window.positions_of_rows(window.first, window.stop))
     wanted = [
@@ -168,6 +168,13 @@ def compare(observation: Mapping[str, torch.Tensor], stacks: list[tuple[int, ...
     for name, expected in columns_of(frames, "observation").items():
         values = observation[name].numpy()
         np.testing.assert_array_equal(values, expected if frame_stack > 1 else expected[:, 0])
+
+
+def allocated(window: Window) -> int:
+    """Bytes of a window's arrays."""
+    values = [*vars(window).values()]
+    values += [array for value in values if isinstance(value, dict) for array in value.values()]
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor | np.ndarray))
 
 
 def make(capacity: int, *, n: int = 1, frame_stack: int = 1, **settings: Any) -> Window:

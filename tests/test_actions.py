@@ -90,11 +90,11 @@ def test_an_environment_gets_actions_as_its_space_samples_them(name: str, tmp_pa
 )
 def test_actions_of_an_algorithm_of_ones_own_are_of_the_dtype_their_space_samples(space: spaces.Space[Any]) -> None:
     spec = spec_of(spaces.Box(-np.inf, np.inf, (2,), np.float32), space)
-    stream = Stream.make(lambda: Picky(space), spec, seed=0, index=0, count=2, frame_stack=1)
+    made, again = (Stream.make(lambda: Picky(space), spec, seed=0, index=0, count=2, frame_stack=1) for _ in range(2))
     chosen = np.stack([space.sample() for _ in range(2)])
-    stream.rollout(lambda seen, state, t: (chosen, {}), 3)
-    for action in chosen.astype(spec.action[0].dtype):  # as stored
-        stream.step(0, stream._taken(action))
+    stored, _ = made.rollout(lambda seen, state, t: (chosen, {}), 3)
+    for env in range(2):
+        again.retrace(env, stored, 0, "a rollout run again")
 
 
 def test_workers_give_environments_numpys_integers_too(tmp_path: Path) -> None:

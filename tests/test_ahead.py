@@ -80,7 +80,7 @@ def begin(token: str, version: int, run: daskrl.Run) -> None:
     learner.read_ahead(token, version, run.store.log.head())
     reader = session.get(token).reader
     assert reader is not None
-    reader._begun[version - 1].exception()
+    reader.begun[version - 1].exception()
 
 
 def last_weights(token: str) -> dict[str, bytes]:
@@ -117,9 +117,9 @@ def test_what_was_read_ahead_and_is_learned_elsewhere_is_dropped(run: daskrl.Run
     begin(token, 7, run)
     reader = session.get(token).reader
     assert reader is not None
-    assert set(reader._begun) == {6}
+    assert set(reader.begun) == {6}
     learn(token, 10, run)
-    assert not reader._begun
+    assert not reader.begun
 
 
 def test_the_weights_are_those_of_rounds_read_when_they_are_learned(run: daskrl.Run, token: str) -> None:
@@ -128,7 +128,7 @@ def test_the_weights_are_those_of_rounds_read_when_they_are_learned(run: daskrl.
     for version in (5, 6):
         begin(token, version, run)
         learn(token, version, run)
-        assert not reader._begun  # taken
+        assert not reader.begun  # taken
     learn(token, ROUNDS, run)  # the others at once
     assert last_weights(token) == weights_of(run)
 
@@ -150,7 +150,7 @@ def test_a_damaged_chunk_found_ahead_is_the_error_of_the_version_that_needs_it(
     begin(token, 5, run)
     reader = session.get(token).reader
     assert reader is not None
-    assert isinstance(reader._begun[4].exception(), DamagedError)
+    assert isinstance(reader.begun[4].exception(), DamagedError)
     with pytest.raises(DamagedError, match="observation"):
         learn(token, 5, run)
 

@@ -232,11 +232,11 @@ def test_a_worker_that_is_cut_off_holds_the_run_up_and_changes_nothing(
             address = there, int(address_of(client, "far").rpartition(":")[2])
             assert (far.name, reached(address, 30)) == ("far", True)
             with victims.Network(far) as held:
-                routes = held._ip("route", "show")
+                routes = held.ip("route", "show")
                 with held.cut():
                     assert not reached(address, 0.3)
                 assert reached(address, 30)
-                assert held._ip("route", "show") == routes
+                assert held.ip("route", "show") == routes
             workers.close()
             report = chaos(start(tmp_path / "run", client=client), [Partition(at=3, seconds=0.5)])
         finally:

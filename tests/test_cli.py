@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -240,14 +241,15 @@ def test_help_is_the_docstring_of_the_command_and_names_every_parameter(
     assert said.splitlines()[0] in shown
     described = re.findall(r"^([a-z_, ]+)\n    (\S.*)$", said, re.MULTILINE)
     names = {name for names, _ in described for name in names.split(", ")}
+    hints = get_type_hints(function, include_extras=True)
+    del hints["return"]
+    for name in [name for name, hint in hints.items() if dataclasses.is_dataclass(hint)]:  # options that go together
+        hints.update(get_type_hints(hints.pop(name), include_extras=True))
     shared = {  # options of several commands say it in their types
-        name: said.help
-        for name, hint in get_type_hints(function, include_extras=True).items()
-        for said in getattr(hint, "__metadata__", ())
-        if said.help
+        name: said.help for name, hint in hints.items() for said in getattr(hint, "__metadata__", ()) if said.help
     }
     assert not names & set(shared)
-    assert names | set(shared) == set(inspect.signature(function).parameters)
+    assert names | set(shared) == set(hints)
     for text in [*(text for _, text in described), *shared.values()]:
         assert " ".join(text.split()[:4]).rstrip(".") in shown
 

@@ -16,7 +16,6 @@ from distributed import Client
 import daskrl
 from daskrl import clusters
 from daskrl.algorithms import by_name
-from daskrl.algorithms.replay import ReplayLearner
 from daskrl.errors import DivergedError
 from tests.cases import CASES
 from tests.promise import kill_every_worker_at, records
@@ -74,8 +73,13 @@ def test_cuda_graphs_of_every_kind_of_update_give_the_same_bits(
     schedule = {"learning_rate_end": 1e-4, "learning_rate_updates": 40}
     eager = train(tmp_path / "eager", case, name, 512, **schedule).wait()
     recorded: list[Any] = []
-    record = ReplayLearner._record
-    monkeypatch.setattr(ReplayLearner, "_record", lambda learner, kind: (recorded.append(kind), record(learner, kind)))
+    make = torch.cuda.CUDAGraph
+
+    def made() -> Any:
+        recorded.append(make())
+        return recorded[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", made)
     train(tmp_path / "graphs", case, name, 256, **schedule, cuda_graphs=True).wait()
     graphs = daskrl.resume(tmp_path / "graphs", env_steps=512, progress=False).wait()
     assert graphs.store.digest() == eager.store.digest()

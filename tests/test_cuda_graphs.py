@@ -43,9 +43,10 @@ class Graph:
 
     def replay(self) -> None:
         learner, kind = self.learner, self.kind
-        learner._kind = Kind(unused=iter(kind.normal))
-        result = learner._update()
-        learner._kind = None
+        learner.recording = Kind(unused=iter(kind.normal))
+        with learner.precision():
+            result = learner.update(learner, learner.batch)
+        learner.recording = None
         assert kind.result is not None
         for into, value in zip(kind.result, result, strict=True):
             if into is not None and value is not None:
@@ -58,12 +59,12 @@ def recording(graph: Graph, capture_error_mode: str) -> Iterator[None]:
     """`torch.cuda.graph`: what is made within has not been made afterwards."""
     assert capture_error_mode == "thread_local"  # the next round is staged meanwhile
     learner = graph.learner
-    assert learner._kind is not None
+    assert learner.recording is not None
     assert learner.flat_target is not None
     assert all(group["capturable"] for group in groups(learner))
-    states = [state for optimizer, *_ in learner._optimizers.values() for state in optimizer.state.values()]
+    states = [state for optimizer, *_ in learner.optimizers.values() for state in optimizer.state.values()]
     tensors = [learner.flat_online.weights, learner.flat_target.weights, *(x for one in states for x in one.values())]
-    graph.kind, before = learner._kind, [tensor.clone() for tensor in tensors]
+    graph.kind, before = learner.recording, [tensor.clone() for tensor in tensors]
     try:
         yield
     finally:
@@ -72,7 +73,7 @@ def recording(graph: Graph, capture_error_mode: str) -> Iterator[None]:
 
 
 def groups(learner: ReplayLearner) -> list[dict[str, Any]]:
-    return [group for optimizer, *_ in learner._optimizers.values() for group in optimizer.param_groups]
+    return [group for optimizer, *_ in learner.optimizers.values() for group in optimizer.param_groups]
 
 
 def made(algorithm: Any, monkeypatch: pytest.MonkeyPatch, *, graphs: bool) -> ReplayLearner:
@@ -80,7 +81,7 @@ def made(algorithm: Any, monkeypatch: pytest.MonkeyPatch, *, graphs: bool) -> Re
     learner: ReplayLearner = algorithm.learner(setup(BOX if box else DISCRETE), np.random.default_rng(1))
     for group in groups(learner):  # as on a GPU
         group["lr"] = torch.tensor(group["lr"])
-    learner._graphs = graphs
+    learner.graphs = graphs
     stream = SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
@@ -107,9 +108,9 @@ def test_updates_made_by_graphs_are_those_made_without(name: str, monkeypatch: p
     got = learn(learner)
     assert learner.updates == 64
     kinds = 1 if name == "sac" else 2
-    assert len(learner._kinds) == kinds
+    assert len(learner.kinds) == kinds
     assert Graph.replays == learner.updates - 3 * kinds
-    assert all(kind.normal for kind in learner._kinds.values()) == (name != "dqn")
+    assert all(kind.normal for kind in learner.kinds.values()) == (name != "dqn")
     for array in expected:
         assert got[array].tobytes() == expected[array].tobytes(), array
     assert not any(group["capturable"] for group in groups(learner))
@@ -118,9 +119,9 @@ def test_updates_made_by_graphs_are_those_made_without(name: str, monkeypatch: p
 def test_what_was_restored_is_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = made(daskrl.DQN(**SETTINGS), monkeypatch, graphs=True)
     learn(learner, 1)
-    assert any(kind.graph for kind in learner._kinds.values())
+    assert any(kind.graph for kind in learner.kinds.values())
     learner.restore(learner.state())
-    assert not learner._kinds
+    assert not learner.kinds
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,6 @@ def test_updates_of_no_kind_are_not_recorded(monkeypatch: pytest.MonkeyPatch) ->
     expected = learn(made(OwnKinds(**SETTINGS), monkeypatch, graphs=False))
     learner = made(OwnKinds(**SETTINGS), monkeypatch, graphs=True)
     got = learn(learner)
-    assert list(learner._kinds) == [0]
+    assert list(learner.kinds) == [0]
     assert Graph.replays == 32 - 3
     assert got["online"].tobytes() == expected["online"].tobytes()

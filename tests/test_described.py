@@ -63,7 +63,7 @@ def test_every_setting_of_every_algorithm_has_a_meaning_in_a_docstring(name: str
 def test_docstrings_name_no_setting_that_there_is_not(name: str) -> None:
     for cls in BUILT_IN[name].__mro__:
         if dataclasses.is_dataclass(cls):
-            assert set(described._meanings_of(cls)) <= {field.name for field in dataclasses.fields(cls)}
+            assert set(described.meanings_of(cls)) <= {field.name for field in dataclasses.fields(cls)}
 
 
 def test_an_inherited_default_that_a_class_changes_is_its_own() -> None:

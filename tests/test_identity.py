@@ -596,5 +596,5 @@ def test_an_option_of_a_later_daskrl_is_left_alone(tmp_path: Path) -> None:
 
 def test_the_store_holds_what_format_md_says_of_values() -> None:
     said = (Path(__file__).parents[1] / "FORMAT.md").read_text()
-    for tag in codec._DECODERS:
+    for tag in codec.DECODERS:
         assert f"`{tag}`" in said, tag

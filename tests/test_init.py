@@ -140,16 +140,18 @@ def test_critics_and_moments_go_on_where_the_version_has_a_checkpoint_and_begin_
     other = learner_of(daskrl.resume(tmp_path / "one", progress=False), restored=True)
     drawn = learner_of(start(tmp_path / "drawn", algorithm, env))
     if name == "ppo":
-        assert begun[4]._observed["observation"].count == other._observed["observation"].count == 4 * ROUND
-        assert begun[4]._returned.count == other._returned.count == 4 * ROUND
-        assert begun[2]._observed["observation"].count == ROUND
-        assert begun[2]._observed["observation"].mean == pytest.approx(one.weights(2)[1]["normalise.means.0"])
-        np.testing.assert_allclose(
-            begun[2]._observed["observation"].deviation, one.weights(2)[1]["normalise.deviations.0"], rtol=1e-6
-        )
+        for kept in (begun[4].state(), other.state()):
+            assert kept["observed.observation.count"] == kept["returned.count"] == 4 * ROUND
+        kept, published = begun[2].state(), one.weights(2)[1]
+        assert kept["observed.observation.count"] == ROUND
+        assert kept["observed.observation.mean"] == pytest.approx(published["normalise.means.0"])
+        deviation = np.sqrt(kept["observed.observation.squares"] / ROUND + 1e-8)
+        np.testing.assert_allclose(deviation, published["normalise.deviations.0"], rtol=1e-6)
         return
     assert torch.equal(begun[4].flat_online.weights, other.flat_online.weights)
-    assert torch.equal(begun[4].flat_target.weights, begun[4].flat_online.weights[begun[4]._follows])
+    target = begun[4].flat_target.weights.clone()
+    begun[4].follow()
+    assert torch.equal(begun[4].flat_target.weights, target)  # it was there already
     for at, like in ((4, other), (2, drawn)):
         critics = [dict(learner.online.critics.named_parameters()) for learner in (begun[at], like)]
         assert all(torch.equal(critics[0][key], critics[1][key]) for key in critics[0])
@@ -201,7 +203,7 @@ def test_first_replay_is_in_the_window_before_the_first_round_and_learned_from_a
     run = start(tmp_path / "two", algorithm, env, rounds=3, init=one, init_replay=True, seed=4, **options)
     shutil.rmtree(tmp_path / "one" / "reward")  # it is the other run's no more
     state = state_of(run)
-    state._remember()
+    state.restore(0, None, state.checkpoint())
     window, like = state.learner.window, state_of(start(tmp_path / "like", algorithm, env, **options)).learner  # type: ignore[attr-defined]
     like.skip(3)
     for round_ in range(3, 13):

@@ -83,7 +83,7 @@ def test_a_file_that_comes_late_is_read_once_it_is_there_whole(
         if len(pauses) > 3:
             path.write_bytes(seen[len(pauses) - 4])
 
-    monkeypatch.setattr(late, "_pause", pause)
+    monkeypatch.setattr(late, "pause_for", pause)
     path.unlink()
     assert read(layout) == expected
     assert len(pauses) == 6
@@ -100,7 +100,7 @@ def test_a_file_that_does_not_come_is_named_with_how_long_it_was_waited_for(
         pauses.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(late, "_pause", pause)
+    monkeypatch.setattr(late, "pause_for", pause)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     path.unlink()
     with pytest.raises(DamagedError, match=rf"{path.name} .*missing.* It was waited for, 60 s") as raised:
@@ -118,7 +118,7 @@ def test_wrong_bytes_are_damage_at_once(
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    monkeypatch.setattr(late, "_pause", never)
+    monkeypatch.setattr(late, "pause_for", never)
     with pytest.raises(DamagedError, match=path.name):
         read(layout)
 
@@ -127,7 +127,7 @@ def test_who_reads_a_store_is_told_of_a_missing_file_at_once(
     file: tuple[Path, Callable[[Layout], Any]], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, read = file
-    monkeypatch.setattr(late, "_pause", never)
+    monkeypatch.setattr(late, "pause_for", never)
     path.unlink()
     with pytest.raises(DamagedError, match=path.name) as raised:
         read(store.layout)
@@ -149,7 +149,7 @@ def every_file_comes_late(root: str) -> None:
         return data[: len(data) // 2] if asked[path] == 2 else data
 
     Posix.get = get  # type: ignore[assignment, method-assign]
-    late._pause = lambda seconds: None
+    late.pause_for = lambda seconds: None
     late.asked = asked  # type: ignore[attr-defined]
 
 

@@ -417,7 +417,7 @@ def test_ppos_loss_is_equation_9(action: spaces.Space[Any], normalise: bool) -> 
     assert min(beyond) < 0.8
     assert max(beyond) > 1.2
     as_tensors = (torch.tensor(x, dtype=torch.float32) for x in (advantage, target))
-    loss = algorithm.loss(learner, learner._round, *as_tensors, None, torch.from_numpy(order))  # type: ignore[call-arg]
+    loss = algorithm.loss(learner, learner.round, *as_tensors, None, torch.from_numpy(order))  # type: ignore[call-arg]
     require_equal(learner, loss, lambda weights: naive_ppo(algorithm, weights, rows, clip=0.2))
 
 
@@ -459,7 +459,7 @@ def test_ppos_clip_falls_with_the_learning_rate() -> None:
         for t, lane in np.ndindex(8, 4)
     ]  # fmt: skip
     given = torch.tensor(advantage, dtype=torch.float32)
-    loss = algorithm.loss(learner, learner._round, given, torch.zeros(8, 4), None, torch.arange(32))
+    loss = algorithm.loss(learner, learner.round, given, torch.zeros(8, 4), None, torch.arange(32))
     require_equal(learner, loss, lambda weights: naive_ppo(algorithm, weights, rows, clip=0.2))
 
 
@@ -510,7 +510,7 @@ def test_impalas_loss_is_the_sum_of_its_three_terms(
             total += -advantages[lane, t] * log_prob + 0.7 * (value - target) ** 2 - 0.3 * entropy
         return total / len(targets)
 
-    require_equal(learner, algorithm.loss(learner, learner._round.lanes(torch.tensor(chosen))), naive)
+    require_equal(learner, algorithm.loss(learner, learner.round.lanes(torch.tensor(chosen))), naive)
 
 
 # -- what changes while a run goes on ----------------------------------------------------------------------

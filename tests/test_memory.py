@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
-import torch
 from distributed import Client, LocalCluster
 from gymnasium import spaces
 
@@ -19,6 +18,7 @@ from daskrl.envs.spaces import spec_of
 from daskrl.errors import ConfigError
 from daskrl.replay.window import Window, needed_bytes
 from daskrl.tasks import memory
+from tests.lanes import allocated
 from tests.promise import SETTINGS, start
 
 GIB = 1 << 30
@@ -37,9 +37,7 @@ def test_a_window_takes_as_much_as_is_said(observation: Any, action: Any, frame_
     spec, shape = spec_of(observation, action), Schedule(4, 2, 8, 1)
     given: dict[str, Any] = {"capacity": 300, "frame_stack": frame_stack, "n_step": n_step}
     made = Window(spec, shape, **given)
-    arrays = [*vars(made).values(), *made._pool.values()]
-    taken = sum(a.nbytes for a in arrays if isinstance(a, torch.Tensor | np.ndarray))
-    assert needed_bytes(spec, shape, **given) == taken
+    assert needed_bytes(spec, shape, **given) == allocated(made)
     assert needed_bytes(spec, shape, **{**given, "capacity": 10**12}) > 10**12  # nothing is allocated for it
 
 
@@ -55,8 +53,8 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dic
     for name, text in files.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(text)
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "_OWN", tmp_path / "own")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "OWN", tmp_path / "own")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Seen", (), {"available": 100 * GIB}))
 
 

@@ -59,7 +59,7 @@ def write(
 
 def forget() -> None:
     """What these tests imported is imported again."""
-    modules._LOADED.clear()
+    modules.LOADED.clear()
     for name in [*sys.modules]:
         if name.startswith(("mine_of", "beside_")):
             with contextlib.suppress(ValueError):
@@ -231,7 +231,7 @@ def test_what_has_no_name_that_can_be_typed_is_not_given_one(tmp_path: Path) -> 
         run = start(tmp_path / str(number), env=env, algorithm=algorithm)
         with pytest.raises(StoreMismatchError) as raised:
             daskrl.resume(run.store.root)
-        assert "<" not in str(raised.value).replace(repr(sources._name(env)), "")
+        assert "<" not in str(raised.value).replace(repr(env.__qualname__), "")
         assert "on the command line --env FILE.py:NAME, where it is defined at the top of a file" in str(raised.value)
     assert "resume(" in str(raised.value)
     assert "env=inner)" in str(raised.value)

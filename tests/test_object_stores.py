@@ -432,7 +432,7 @@ def test_other_clouds_go_through_the_same_code(url: str, kind: str, monkeypatch:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "someone")
     storage = place(url)
     assert isinstance(storage, Objects)
-    assert type(storage._client.store).__name__ == kind
+    assert type(storage.zarr().store).__name__ == kind
 
 
 def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,7 +305,7 @@ def test_a_store_without_bounds_goes_on_as_it_began(tmp_path: Path, monkeypatch:
 
     new = train("new", 512)
     with monkeypatch.context() as older:
-        older.setattr(leaves, "_ranged", lambda leaf, space: leaf)
+        older.setattr(leaves, "ranged", lambda leaf, space: leaf)
         whole, _ = train("whole", 512), train("part", 256)
     again = daskrl.resume(tmp_path / "part", env=Spot, env_steps=512, progress=False).wait()
     assert again.store.spec.observation[0].low == ()

@@ -188,7 +188,8 @@ def learn(cluster: Cluster, pool: pools.DaskPool, version: int, told: bool = Tru
 
 
 def say_what_is_missing(pool: pools.DaskPool) -> None:
-    pool._act(pool.election.missing(time.monotonic()))
+    pool.wake()
+    pool.wait()
 
 
 def rollouts(streams: int = 4) -> list[schedule.Rollout]:
@@ -528,12 +529,14 @@ def test_what_to_change_for_a_learner_short_of_memory_is_something_it_has(
     cluster: Cluster, tmp_path: Path, algorithm: Any, advice: str
 ) -> None:
     pool = pausing(cluster, tmp_path, algorithm=algorithm)
+    task = learn(cluster, pool, 1, told=False)
     cluster.has_status("l", "paused")
     with pytest.warns(UserWarning, match=f"paused the learner's worker l .*{re.escape(advice)}"):
         pool.wait()
     pool.placing.deaths[schedule.Learn(1)] = placing.DEATHS
+    task.done("error", type("KilledWorker", (Exception,), {})())
     with pytest.raises(DaskrlError, match=f"memory than its worker has.*daskrl resume .*{re.escape(advice)}"):
-        pool._died(schedule.Learn(1))
+        pool.wait()
 
 
 def test_a_cluster_of_one_paused_worker_says_why_nothing_moves_and_goes_on_where_it_stopped(
@@ -599,8 +602,7 @@ def test_a_pause_whose_event_was_missed_is_found_where_the_workers_are_compared(
     pool = pausing(cluster, tmp_path, "b")
     memory = {"memory_limit": 1 << 30, "metrics": {"memory": 1 << 29, "managed_bytes": 0}}
     cluster.workers["a"].update(status="paused", **memory)
-    pool._compare()
-    pool.wake()
+    cluster.handlers["all"]((0.0, {"action": "add-worker", "worker": "c"}))  # which is gone again
     pool.wait()
     assert len(pool.in_flight) == 2
     assert not cluster.pending("rollout", "a")
@@ -772,10 +774,10 @@ def test_a_recheck_whose_weights_are_lost_waits_for_them_and_is_given_up_where_n
     assert not cluster.pending("recheck")
     assert recheck not in pool.in_flight  # a run that is over does not wait for it
     pool.release({0, 1})
-    learn(cluster, pool, 0)
+    weights = learn(cluster, pool, 0)
     assert rechecked_on(cluster) == "a"
     pool.release({1})  # nobody acts with them any more, and the recheck does
-    assert not pool._weights(0).released  # type: ignore[attr-defined]
+    assert not weights.released
     cluster.remove("a")
     pool.wait()
     pool.release({1})
@@ -835,7 +837,7 @@ def test_a_learner_that_the_cluster_has_set_apart_is_waited_for(cluster: Cluster
     pool.wait()
     pool.submit_learns([schedule.Learn(0)], 1, lambda version: (False, False))
     assert not cluster.pending("learn")
-    cluster.cluster = pool._cluster = Planned("0")  # given up by whoever scales
+    del cluster.cluster.worker_spec[demand.LEARNER]  # given up by whoever scales
     assert cluster.tasks[-1][1] != "a"
     learn(cluster, pool, 0)
     assert cluster.tasks[-1][1] == "a"
@@ -1144,13 +1146,14 @@ def test_closing_leaves_nothing_behind_and_never_hides_how_a_run_ended(
         raise distributed.client.FuturesCancelledError([])
 
     monkeypatch.setattr(distributed, "wait", lost)
+    told = [topic for topic in cluster.handlers if topic not in ("all", demand.DRAINING, demand.STATUS)]
     pool.close()
     assert cluster.closed
     assert not cluster.handlers
     assert all(future.released for future, *_ in cluster.tasks if future.key.startswith(("rollout", "learn")))
     assert [args for future, _, function, args in cluster.tasks if function is session.forget] == [(pool.token,)]
-    topics = [f"daskrl-{pool.token}", f"daskrl-{pool._connection.token}"]
-    assert cluster.on_scheduler == [(remote.forget_topic, topic) for topic in topics]
+    assert f"daskrl-{pool.token}" in told
+    assert cluster.on_scheduler == [(remote.forget_topic, topic) for topic in reversed(told)]
 
 
 def test_a_worker_that_is_busy_at_the_end_forgets_the_run_when_it_can(
@@ -1182,10 +1185,10 @@ def test_a_process_that_is_refused_keeps_no_session(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
     other = {**fingerprint.reference(INFO, "cpu"), "versions": {}}
     plan = Plan(run.store.layout, run.algorithm, run.source.factory, run.options, other)
-    before = set(session._SESSIONS)
+    before = set(session.SESSIONS)
     with pytest.raises(WorkerMismatchError):
         InProcessPool(plan)
-    assert set(session._SESSIONS) == before
+    assert set(session.SESSIONS) == before
 
 
 # -- what a driver and a process keep ---------------------------------------------------------------------
@@ -1269,7 +1272,7 @@ def test_the_scheduler_does_not_remember_what_every_task_was_for(
     with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster) as client:
         remembered = []
         for every in (10**9, 10):
-            monkeypatch.setattr(pools, "_TRIM_EVERY", every)
+            monkeypatch.setattr(pools, "TRIM_EVERY", every)
             start(tmp_path / str(every), client=client).wait()
             remembered.append(client.run_on_scheduler(_remembered))
     assert remembered[0] > 40  # else Dask does it by itself now, and trim_spans can go

@@ -41,7 +41,7 @@ def of_process() -> dict[str, Any]:
     """What torch and NumPy are set to here."""
     precisions = {
         (backend, operation): torch._C._get_fp32_precision_getter(backend, operation)
-        for backend, operation, _ in arithmetic._PRECISIONS
+        for backend, operation, _ in arithmetic.PRECISIONS
     }
     return {
         "threads": torch.get_num_threads(),
@@ -261,7 +261,11 @@ def test_a_rollout_that_hangs_leaves_no_setting_behind() -> None:
         rollout.within(0.05, lambda alive: go_on.wait(60), "fragment 0")
     go_on.set()
     assert of_process() == before
-    assert not arithmetic._PROCESS.inside.total()
+    with set_by(threads):  # and whoever comes next is the first again
+        before = of_process()
+        with arithmetic.pinned():
+            assert of_process() != before
+        assert of_process() == before
 
 
 def test_the_last_to_leave_puts_back_what_the_first_found() -> None:
@@ -334,7 +338,7 @@ def test_runs_in_six_threads_of_one_process_have_the_digests_of_runs_alone(
     with ThreadPoolExecutor(6) as pool:
         assert set(pool.map(run, range(6))) == {plain[0]}
     assert of_process() == before
-    assert not session._SESSIONS
+    assert not session.SESSIONS
 
 
 def test_sessions_come_and_go_in_many_threads(plain: tuple[str, Path, tuple[float, ...]], tmp_path: Path) -> None:
@@ -359,8 +363,8 @@ def test_sessions_come_and_go_in_many_threads(plain: tuple[str, Path, tuple[floa
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
-    roots = [kept.layout.storage for kept in session._SESSIONS.values()]
-    session._SESSIONS.clear()
+    roots = [kept.layout.storage for kept in session.SESSIONS.values()]
+    session.SESSIONS.clear()
     assert len(roots) == len(set(roots)) <= stores
     assert opened.root == plain[1]
 
@@ -412,10 +416,10 @@ def test_threads_of_one_process_as_workers_leave_the_users_classes_alone(
     options: dict[str, Any] = {"processes": False, "protocol": protocol, "dashboard_address": None}
     options["resources"] = {"learner": 1}  # else the learner has a process of its own, where it can
     with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
-        kept = set(session._OFFERED)
+        kept = set(session.OFFERED)
         run = daskrl.train(algorithm, own.make, store=tmp_path / "run", client=client, **TINY)
         run.wait()
-        assert set(session._OFFERED) == kept  # nothing is kept of a run that has ended
+        assert set(session.OFFERED) == kept  # nothing is kept of a run that has ended
     own.BONUS = 5.0  # type: ignore[attr-defined]
     assert (own.Game.bonus, own.Own.bonus) == methods
     assert (own.Game().bonus(), algorithm.bonus()) == (5.0, 5.0)

@@ -25,8 +25,8 @@ from distributed import Client, LocalCluster
 import daskrl
 from daskrl import clusters
 from daskrl.errors import SchedulerLostError
-from daskrl.pools import dask as pools
 from daskrl.pools.base import Plan
+from daskrl.pools.connection import Connection
 from daskrl.pools.local import InProcessPool
 from daskrl.replay import rounds as replay
 from daskrl.tasks import fingerprint, learner, rollout
@@ -170,15 +170,16 @@ def test_a_rollout_executed_twice_at_the_same_time(
     client: Client, digest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twice = []
-    begin = pools.DaskPool._start
+    submit = Connection.submit
 
-    def start_twice(pool: Any, prefix: str, task: Any, address: str, function: Any, args: Any, *rest: Any) -> None:
-        begin(pool, prefix, task, address, function, args, *rest)
-        if prefix == "rollout":
-            others = [a for a in pool._slots() if a != address] or [address]
-            twice.append(pool._client.submit(function, *args, workers=others, pure=False, key=f"twice-{len(twice)}"))
+    def submit_twice(its: Any, topic: str, key: str, kind: int, address: str, function: Any, *args: Any) -> Any:
+        if function is rollout.rollout:
+            (roster,) = its.workers.rosters.values()
+            others = [other for other in roster.slots() if other != address] or [address]
+            twice.append(its.client.submit(function, *args, workers=others, pure=False, key=f"twice-{len(twice)}"))
+        return submit(its, topic, key, kind, address, function, *args)
 
-    monkeypatch.setattr(pools.DaskPool, "_start", start_twice)
+    monkeypatch.setattr(Connection, "submit", submit_twice)
     run = start(tmp_path / "run", client=client).wait()
     assert len(twice) >= 48
     assert run.store.digest() == digest

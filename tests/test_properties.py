@@ -17,7 +17,7 @@ from daskrl.algorithms.impala import vtrace
 from daskrl.algorithms.ppo import gae
 from daskrl.algorithms.qr_dqn import quantile_huber_loss
 from daskrl.replay.samplers import SumTree
-from tests.lanes import ROUND, SCHEDULE, Replay, check, make
+from tests.lanes import ROUND, SCHEDULE, NumberedRounds, check, make
 from tests.naive import GAMMA, LAMBDA, LANES, STEPS, naive_find, naive_projection, naive_vtrace, tensors
 
 same = settings(deadline=None, derandomize=True)  # the same inputs each time; how long one takes says nothing
@@ -128,7 +128,7 @@ def test_a_mass_falls_on_the_leaf_under_it_whatever_was_set(data: st.DataObject,
         assert tree.find(masses, sums).tolist() == [naive_find(leaves, mass) for mass in masses.tolist()]
 
 
-class Drawn(Replay):
+class Drawn(NumberedRounds):
     """Rounds whose endings were drawn: 0 goes on, 1 terminated, 2 truncated, 3 both."""
 
     def __init__(self, endings: list[int], frame_stack: int) -> None:

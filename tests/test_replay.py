@@ -53,7 +53,7 @@ class Learned:
         given = given if given is not None else setup()
         self.learner: ReplayLearner = algorithm.learner(given, np.random.default_rng(1))  # type: ignore[attr-defined]
         if together is not None:  # as on a GPU
-            self.learner._together = together
+            self.learner.together = together
         self.drawn: list[int] = []
         self.gathered: list[int] = []
         self._count(self.learner.sampler, "draw", self.drawn, lambda items, size, *more: size)
@@ -227,7 +227,7 @@ def test_learning_ends_with_the_first_loss_that_is_no_number() -> None:
     learners = []
     for made in (algorithm, one_by_one(algorithm)):
         learner: ReplayLearner = made.learner(setup(), np.random.default_rng(1))  # type: ignore[attr-defined]
-        learner._together = WHOLE
+        learner.together = WHOLE
         learner.append(played(0))
         loss = learner.learn(np.random.default_rng(2))
         assert loss is not None

@@ -23,6 +23,7 @@ from daskrl.config import Schedule
 from daskrl.errors import ConfigError, DivergedError
 from daskrl.replay.rounds import CommittedRounds, Fragments, RoundsInMemory
 from daskrl.schedule import Budget
+from daskrl.store.initial import Initial
 from daskrl.store.store import Store
 from daskrl.tasks.learner_state import LearnerState
 from daskrl.testing import RoundsTests
@@ -179,10 +180,12 @@ ALGORITHMS: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
 }
 
 
-def state_of(made: daskrl.Run, rounds: RoundsInMemory, algorithm: Any) -> LearnerState[RoundsInMemory]:
+def state_of(
+    made: daskrl.Run, rounds: RoundsInMemory, algorithm: Any, begin_with: Initial | None = None
+) -> LearnerState[RoundsInMemory]:
     config = made.store.config
     setup = Setup(made.store.spec, config.schedule, config.frame_stack)
-    return LearnerState(algorithm, setup, rounds, seed=config.seed)
+    return LearnerState(algorithm, setup, rounds, seed=config.seed, begin_with=begin_with)
 
 
 def bits(weights: Any) -> dict[str, bytes]:
@@ -216,11 +219,17 @@ def test_a_learner_whose_memory_begins_with_another_runs_rounds_has_the_weights_
     source = committed(made.store)
     assert source.before == 5
     assert source.cut
+    version, weights = made.store.weights()
+    assert version == 5
+    initial = Initial.from_bytes(made.store.layout.initial())
     with pinned():
-        state = state_of(made, in_memory(source), daskrl.DQN(**SETTINGS))
-        state.learner.begin_with(run().store.weights()[1], {})  # type: ignore[attr-defined]
+        state = state_of(made, in_memory(source), daskrl.DQN(**SETTINGS), initial)
         state.advance(5)
         assert state.learner.updates == made.store.summary()["learner_updates"] > 0
+        assert bits(state.learner.weights()) == bits(weights)
+        without = state_of(made, RoundsInMemory(list(source.read(range(5)))), daskrl.DQN(**SETTINGS), initial)
+        without.advance(5)
+        assert bits(without.learner.weights()) != bits(weights)  # the other run's rounds are learned from
 
 
 def test_learning_from_memory_imports_neither_dask_nor_zarr(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from daskrl.errors import DivergedError
 from daskrl.replay import samplers
 from daskrl.replay.samplers import Prioritized, SumTree, Uniform
 from daskrl.replay.window import Window
-from tests.lanes import ROUND, SCHEDULE, SPEC, Replay
+from tests.lanes import ROUND, SCHEDULE, SPEC, NumberedRounds
 from tests.naive import naive_find
 
 SIZES = [1, 15, 16, 17, 256, 257, 5000]
@@ -57,13 +57,13 @@ def test_a_tree_updated_many_times_is_the_one_built_from_its_leaves(size):
 
 def filled(rounds: int, *, alpha: float = 0.6, n: int = 1, capacity: int = 3 * ROUND) -> tuple[Window, Prioritized]:
     window = Window(SPEC, SCHEDULE, capacity=capacity, n_step=n)
-    sampler, replay = Prioritized(window.ring, alpha=alpha), Replay()
+    sampler, replay = Prioritized(window.ring, alpha=alpha), NumberedRounds()
     for _ in range(rounds):
         add(window, sampler, replay)
     return window, sampler
 
 
-def add(window: Window, sampler: samplers.Sampler, replay: Replay) -> None:
+def add(window: Window, sampler: samplers.Sampler, replay: NumberedRounds) -> None:
     before = (window.first, window.stop)
     window.append(replay.round())
     sampler.appended(window, before)
@@ -132,7 +132,7 @@ def test_a_transition_without_error_can_still_be_drawn():
 @pytest.mark.parametrize("n", [1, 3])
 def test_what_leaves_the_window_is_never_drawn_and_what_comes_is(n):
     window, sampler = filled(0, n=n)
-    replay = Replay()
+    replay = NumberedRounds()
     for _ in range(11):  # several times around the ring
         add(window, sampler, replay)
         allowed = window.positions_of_rows(window.first, window.stop)
@@ -145,7 +145,7 @@ def test_what_leaves_the_window_is_never_drawn_and_what_comes_is(n):
 
 def test_new_transitions_come_with_the_largest_priority_seen_so_far():
     window, sampler = filled(1, alpha=1.0)
-    replay = Replay()
+    replay = NumberedRounds()
     sampler.update(window.positions_of_rows(0, 1), np.array([4.0, 7.0, 0.5, 0.1]))
     rows = window.stop
     add(window, sampler, replay)
@@ -187,7 +187,7 @@ def test_an_error_that_is_no_number_stops_learning(bad):
 
 def test_uniform_sampling_draws_every_transition_of_the_window_and_no_other():
     window = Window(SPEC, SCHEDULE, capacity=3 * ROUND, n_step=3)
-    sampler, replay = Uniform(), Replay()
+    sampler, replay = Uniform(), NumberedRounds()
     for _ in range(7):
         add(window, sampler, replay)
     drawn, weight = sampler.draw(window, 5000, np.random.default_rng(0), 0.4)

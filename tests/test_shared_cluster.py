@@ -180,7 +180,7 @@ def test_a_worker_that_does_not_see_the_store_gets_no_rollouts_and_is_named(
     try:
         client.wait_for_workers(4, timeout=60)
         named = r"worker blind .* gets no rollouts: it failed to join: .* does not see the driver's files in"
-        lock, refuse = str(tmp_path / "lock"), Roster._refuse
+        lock, refuse = str(tmp_path / "lock"), Roster.not_joined
         held = os.open(lock, os.O_CREAT | os.O_WRONLY)
         run = start(tmp_path / "run", env=lambda: Waits(lock), client=client)  # which makes one to look at its spaces
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -189,7 +189,7 @@ def test_a_worker_that_does_not_see_the_store_gets_no_rollouts_and_is_named(
             os.close(held)
             return refuse(*args)
 
-        monkeypatch.setattr(Roster, "_refuse", refuse_and_let_go)
+        monkeypatch.setattr(Roster, "not_joined", refuse_and_let_go)
         with pytest.warns(UserWarning, match=named):
             run.wait()
         assert run.store.digest() == digests[7]

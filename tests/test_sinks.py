@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import os
 import socket
 import sys
@@ -208,7 +209,7 @@ def test_wandb_says_how_a_run_ended(offline: Path, error: type[BaseException], c
 
 
 def test_wandb_that_cannot_log_is_one_warning_and_the_run_goes_on(
-    offline: Path, monkeypatch: pytest.MonkeyPatch, no_pause: None
+    offline: Path, monkeypatch: pytest.MonkeyPatch, hurried: None
 ) -> None:
     from wandb import Run
 
@@ -259,9 +260,8 @@ def test_pandas_reads_a_csv_file_with_types(tmp_path: Path) -> None:
 
 
 def test_csv_of_a_resumed_run_has_one_header_and_each_version_once_and_runs_may_share_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hurried: None
 ) -> None:
-    monkeypatch.setattr(sinks, "_READ_EVERY", 0.0)
     path, run, other = tmp_path / "all.csv", small(tmp_path / "run"), small(tmp_path / "other")
     for report in sinks.csv(run, path):
         if report.weights_version == 4:
@@ -307,7 +307,7 @@ def consume(passed: Iterator[daskrl.Report], full: dict[str, bool]) -> None:
 
 
 def test_csv_goes_on_with_a_whole_row_after_the_disk_was_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pause: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurried: None
 ) -> None:
     path, write, full = tmp_path / "run.csv", os.write, {"disk": False}
 
@@ -393,8 +393,10 @@ class Away:
 
 
 @pytest.fixture
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks, "_PAUSE", 0.0)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which a sink never waits: a minute passes between two looks at it."""
+    minutes = itertools.count(0, 60)
+    monkeypatch.setattr(sinks, "time", SimpleNamespace(monotonic=lambda: next(minutes), time=time.time))
 
 
 def reports(count: int) -> list[daskrl.Report]:
@@ -412,7 +414,7 @@ def with_a_gap(passed: Iterator[daskrl.Report], place: Away) -> list[int]:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
 def test_tensorboard_goes_on_in_another_file_after_the_disk_was_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pause: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurried: None
 ) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
@@ -425,7 +427,7 @@ def test_tensorboard_goes_on_in_another_file_after_the_disk_was_full(
 
 
 def test_mlflow_goes_on_after_its_server_was_away_and_warns_once(
-    tracked: Any, monkeypatch: pytest.MonkeyPatch, no_pause: None
+    tracked: Any, monkeypatch: pytest.MonkeyPatch, hurried: None
 ) -> None:
     server = Away(monkeypatch, type(tracked), "log_batch")
     with pytest.warns(UserWarning, match=r"sinks\.mlflow could not write: .* The run goes on") as warned:
@@ -479,9 +481,8 @@ def test_what_cannot_be_set_up_is_an_error_before_the_run_begins(tmp_path: Path,
 
 
 def test_a_run_in_sinks_has_the_shares_of_the_learner_and_the_pace_from_its_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hurried: None
 ) -> None:
-    monkeypatch.setattr(sinks, "_READ_EVERY", 0.0)
     run, port = small(tmp_path / "run"), free_port()
     for report in sinks.tensorboard(sinks.prometheus(run, port=port), tmp_path / "events"):
         if report.weights_version == 10:
@@ -496,10 +497,9 @@ def test_a_run_in_sinks_has_the_shares_of_the_learner_and_the_pace_from_its_stor
 
 def test_the_store_is_read_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, read = [1000.0], Away(monkeypatch, Reader, "read")
-    run = small(tmp_path / "run").wait()
-    monkeypatch.setattr(sinks, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    counted = sinks._Counted(run)
-    for after in (0.0, 0.4, 0.4, 0.4):
-        now[0] += after
-        assert counted(SECOND)["fragments_per_second"] > 0
-    assert read.calls == 2
+    monkeypatch.setattr(sinks, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    calls = []
+    for _ in sinks.csv(small(tmp_path / "run"), tmp_path / "run.csv"):
+        calls.append(read.calls)
+        now[0] += 0.4
+    assert calls[:7] == [1, 1, 1, 2, 2, 2, 3]

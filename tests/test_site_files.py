@@ -168,7 +168,7 @@ def test_a_site_file_that_is_not_there_is_named_beside_the_systems() -> None:
     ],
 )  # fmt: skip
 def test_walltimes_are_read_as_the_system_reads_them(walltime: str, slurm: bool, seconds: int) -> None:
-    assert jobs._seconds(walltime, minutes_first=slurm) == seconds
+    assert jobs.seconds_of(walltime, minutes_first=slurm) == seconds
 
 
 # What YAML 1.1 makes of each: 43200, 83, 8, 100000.0, True, a date, 90.

@@ -228,7 +228,7 @@ class Pickles(ReplayLearner):
     """Saves what is not an array."""
 
     def state(self) -> Any:
-        return {**super().state(), "optimizer": self._optimizers[""][0].state_dict()}
+        return {**super().state(), "optimizer": self.optimizers[""][0].state_dict()}
 
 
 class GlobalInit(ReplayLearner):

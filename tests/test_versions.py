@@ -145,10 +145,10 @@ def test_a_probe_sees_how_numpy_1_promotes_types() -> None:
         "float32",
         "float64",
     ]
-    found = fingerprint._promoted()
+    found = fingerprint.promoted()
     assert [str(array.dtype) for array in found] == numpy_2
     as_before = [array.astype(kind) for array, kind in zip(found, numpy_1, strict=True)]
-    assert fingerprint._sha_of(as_before) != fingerprint._sha_of(found)
+    assert fingerprint.sha_of(as_before) != fingerprint.sha_of(found)
 
 
 TINY: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 8, "seed": 3, "progress": False}
@@ -171,7 +171,7 @@ def test_a_run_is_resumed_on_another_patch_release_of_python(tmp_path: Path, mon
     monkeypatch.setattr(session, "versions", lambda packages=(): {**here, "gymnasium": "0.0.1"})
     with pytest.raises(errors.WorkerMismatchError, match=r"gymnasium 0\.0\.1"):
         daskrl.resume(tmp_path / "run", env_steps=192, progress=False).wait()
-    assert not session._SESSIONS
+    assert not session.SESSIONS
 
 
 def test_a_store_of_before_there_were_probes_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,11 +271,11 @@ def test_a_notebook_shows_the_clips_below_the_cell(cartpole: Path, tmp_path: Pat
     ]
 
 
-def test_clips_too_large_for_a_page_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_too_large_for_a_page_are_named(tmp_path: Path) -> None:
     small, large = tmp_path / "small.mp4", tmp_path / "<large>.mp4"
     small.write_bytes(b"x" * 10)
-    large.write_bytes(b"x" * 100)
-    monkeypatch.setattr(video, "_EMBEDDED", 50)
+    with large.open("wb") as file:
+        file.truncate(1 << 30)
     said = video.shown_in_html((str(large), str(small)))
     assert said.count("<video") == 1
     assert "&lt;large&gt;.mp4" in said

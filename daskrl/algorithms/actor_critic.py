@@ -337,6 +337,10 @@ class RoundLearner(TorchLearner):
     ----------
     settings : see `ActorCritic`.
     update : called once for each round.
+
+    Attributes
+    ----------
+    round : the newest round; None before the first.
     """
 
     def __init__(self, settings: ActorCritic, setup: Setup, random: np.random.Generator, update: Update) -> None:
@@ -353,7 +357,7 @@ class RoundLearner(TorchLearner):
             leaf.name: RunningMoments(leaf.flat_size) for leaf in networks.normalised(setup.spec, settings.channels)
         }
         self._returned, self._return = RunningMoments(1), np.zeros(schedule.lanes)
-        self._round: Trajectories | None = None
+        self.round: Trajectories | None = None
 
     def skip(self, rounds: int) -> None:
         self.window.skip(rounds)
@@ -387,7 +391,7 @@ class RoundLearner(TorchLearner):
         state = None
         if self.settings.lstm:
             state = tensor(np.concatenate([fragment["recurrent_state.lstm"][0] for fragment in fragments]))
-        self._round = Trajectories(
+        self.round = Trajectories(
             {name: grid(value) for name, value in batch.observation.items()},
             {name: grid(value) for name, value in batch.next_observation.items()},
             grid(batch.action),
@@ -410,13 +414,13 @@ class RoundLearner(TorchLearner):
         return np.clip(reward / self._returned.deviation, -10, 10).astype(np.float32)
 
     def learn(self, random: np.random.Generator) -> float | None:
-        assert self._round is not None
+        assert self.round is not None
         with self.precision():
-            loss = self.update(self, self._round, random)
+            loss = self.update(self, self.round, random)
         normalise = self.online.normalise
         if isinstance(normalise, Normalise):  # after learning: the round was acted with what it was so far
             for name, moments in self._observed.items():
-                values = self._round.observation[name]
+                values = self.round.observation[name]
                 moments.add(values.reshape(-1, moments.mean.size).cpu().numpy())
                 normalise.set(name, moments.mean, moments.deviation)
         return loss
@@ -441,9 +445,9 @@ class RoundLearner(TorchLearner):
 
     def last_batch(self) -> dict[str, Array]:
         """The round learned last, to be looked at; each array is ``[T, L, ...]``."""
-        assert self._round is not None
+        assert self.round is not None
         columns = ("action", "reward", "discount", "ended", "behavior_log_prob")
-        tensors = {**self._round.observation, **{name: getattr(self._round, name) for name in columns}}
+        tensors = {**self.round.observation, **{name: getattr(self.round, name) for name in columns}}
         return {name: value.cpu().numpy() for name, value in tensors.items()}
 
     def state(self) -> dict[str, Array]:

@@ -71,11 +71,11 @@ def meanings(cls: type) -> dict[str, str]:
     """What docstrings say of the parameters of a class and of those it derives from, by name."""
     found: dict[str, str] = {}
     for base in cls.__mro__:
-        found = {**_meanings_of(base), **found}
+        found = {**meanings_of(base), **found}
     return found
 
 
-def _meanings_of(cls: type) -> dict[str, str]:
+def meanings_of(cls: type) -> dict[str, str]:
     """What its own docstring says, and that of its ``__init__``."""
     docs = (vars(cls).get("__doc__"), getattr(vars(cls).get("__init__"), "__doc__", None))
     return {name: meaning for doc in docs for name, meaning in _meanings(doc or "")}

@@ -306,7 +306,7 @@ class SequenceLearner(ReplayLearner):
         super().append(fragments)
 
     def last_batch(self) -> dict[str, Array]:
-        one: Sequences = self._batch
+        one: Sequences = self.batch
         tensors = {
             "state": one.state, "begins": one.begins, "action": one.action, "reward": one.reward,
             "discount": one.discount, **one.observation,

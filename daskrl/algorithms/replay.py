@@ -166,6 +166,11 @@ class ReplayLearner(TorchLearner):
     ----------
     random : the generator of the round being learned; every draw of an update comes from it.
     items : what is drawn from and what its positions mean to `gather`: the window's transitions.
+    batch : what the newest update learned from, as `gather` made it; None before the first.
+    together : bytes of batches that are gathered at once; 0 has each batch gathered by itself, as on a CPU.
+    graphs : whether updates are CUDA graphs.
+    kinds : by what ``settings.update_kind`` says of an update, its graph.
+    recording : the kind of which an update is warmed up or recorded now; None otherwise.
     """
 
     random: np.random.Generator
@@ -193,11 +198,11 @@ class ReplayLearner(TorchLearner):
             device=self.device,
         )
         self.draw_from(self.window)
-        self._batch: Any = None
-        self._graphs = settings.cuda_graphs and self.device.type == "cuda"  # each reads the memory of one batch
-        self._together = 0 if self._graphs or self.device.type == "cpu" else _TOGETHER
-        self._kinds: dict[Hashable, Kind] = {}
-        self._kind: Kind | None = None  # being warmed up or recorded
+        self.batch: Any = None
+        self.graphs = settings.cuda_graphs and self.device.type == "cuda"  # each reads the memory of one batch
+        self.together = 0 if self.graphs or self.device.type == "cpu" else _TOGETHER
+        self.kinds: dict[Hashable, Kind] = {}
+        self.recording: Kind | None = None
         self.memory = self.window.window_rows // setup.schedule.fragment_steps
 
     def skip(self, rounds: int) -> None:
@@ -218,7 +223,7 @@ class ReplayLearner(TorchLearner):
 
     def gather(self, positions: Positions, weight: Array | None) -> Any:
         """The batch at some positions. It may be written over by the next."""
-        out = self._batch if self._batch is not None and self._batch.memory else None  # a part of several has none
+        out = self.batch if self.batch is not None and self.batch.memory else None  # a part of several has none
         return self.window.gather(positions, weight, out)
 
     def learn(self, random: np.random.Generator) -> float | None:
@@ -230,8 +235,8 @@ class ReplayLearner(TorchLearner):
         if not due or not len(self.items):
             return None
         total = torch.zeros((), device=self.device)
-        for positions, weight, batch in self._batches(due):
-            self._batch = batch
+        for positions, weight, batch in self.batches(due):
+            self.batch = batch
             loss, td_error = self._make_update()
             self.count_update()
             total = total + loss
@@ -241,7 +246,7 @@ class ReplayLearner(TorchLearner):
                 self.sampler.update(positions, td_error.cpu().numpy())
         return float(total) / due
 
-    def _batches(self, updates: int) -> Iterator[tuple[Positions, Array | None, Any]]:
+    def batches(self, updates: int) -> Iterator[tuple[Positions, Array | None, Any]]:
         """Of each of some updates the positions, their weights, and the batch. It may be written over by the next."""
         settings, size = self.settings, self.settings.batch_size
         if settings.draws_ahead() and type(self.sampler) is samplers.Uniform:
@@ -258,7 +263,7 @@ class ReplayLearner(TorchLearner):
         """The batches at some positions ``[U, B]``. A GPU gathers several at once, as starting that takes long."""
         size = positions.shape[1]
         apart = -(-size // _APART) * _APART
-        many = self._together // max(1, apart * self.window.observation_bytes)
+        many = self.together // max(1, apart * self.window.observation_bytes)
         if many < 2 or getattr(self.gather, "__func__", None) is not ReplayLearner.gather:
             yield from (self.gather(one, None) for one in positions)
             return
@@ -272,7 +277,7 @@ class ReplayLearner(TorchLearner):
 
     def normal(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers of the round's generator, float32 on the device."""
-        kind = self._kind
+        kind = self.recording
         if kind is not None and kind.unused is not None:
             return next(kind.unused)
         numbers = to_device(self.random.standard_normal(shape, np.float32), self.device)
@@ -281,11 +286,11 @@ class ReplayLearner(TorchLearner):
         return numbers
 
     def set_learning_rate(self, name: str, learning_rate: float) -> None:
-        kind = self._kind
+        kind = self.recording
         if kind is None or kind.unused is None:
             super().set_learning_rate(name, learning_rate)
             return
-        groups = self._optimizers[name][0].param_groups
+        groups = self.optimizers[name][0].param_groups
         if learning_rate != self.learning_rate or not all(isinstance(group["lr"], torch.Tensor) for group in groups):
             raise ConfigError(
                 "cuda_graphs: expected minimise(..., learning_rate=learner.learning_rate) and an optimizer whose "
@@ -296,10 +301,10 @@ class ReplayLearner(TorchLearner):
 
     def _make_update(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The next update, from the newest batch."""
-        which = self.settings.update_kind(self.updates) if self._graphs else None
+        which = self.settings.update_kind(self.updates) if self.graphs else None
         if which is None:
             return self._update()
-        kind = self._kinds.setdefault(which, Kind())
+        kind = self.kinds.setdefault(which, Kind())
         kind.made += 1
         if kind.made <= _WARM_UP:
             return self._warm_up(kind)
@@ -311,32 +316,32 @@ class ReplayLearner(TorchLearner):
             self.set_learning_rate(name, self.learning_rate)
         assert kind.graph is not None
         assert kind.result is not None
-        if kind.batch is not self._batch:
+        if kind.batch is not self.batch:
             raise ConfigError("cuda_graphs: expected gather to write over the batch it gave before, got another one.")
         kind.graph.replay()
         return kind.result
 
     def _update(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         with self.precision():
-            return self.update(self, self._batch)
+            return self.update(self, self.batch)
 
     def _warm_up(self, kind: Kind) -> tuple[torch.Tensor, torch.Tensor | None]:
         """An update without a graph, on a stream of its own as torch asks for before one is recorded."""
         stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(here)
         kind.normal.clear()
-        self._kind = kind
+        self.recording = kind
         try:
             with torch.cuda.stream(stream):
                 return self._update()
         finally:
-            self._kind = None
+            self.recording = None
             here.wait_stream(stream)
 
     def _record(self, kind: Kind) -> None:
         """Record an update; it is not made."""
-        self._kind, kind.unused, graph = kind, iter(kind.normal), torch.cuda.CUDAGraph()
-        groups = [group for optimizer, *_ in self._optimizers.values() for group in optimizer.param_groups]
+        self.recording, kind.unused, graph = kind, iter(kind.normal), torch.cuda.CUDAGraph()
+        groups = [group for optimizer, *_ in self.optimizers.values() for group in optimizer.param_groups]
         try:
             for group in groups:
                 group["capturable"] = True
@@ -344,10 +349,10 @@ class ReplayLearner(TorchLearner):
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 kind.result = self._update()
         finally:
-            self._kind = kind.unused = None
+            self.recording = kind.unused = None
             for group in groups:  # else Adam warns at its next step outside a graph
                 group["capturable"] = False
-        kind.graph, kind.batch = graph, self._batch
+        kind.graph, kind.batch = graph, self.batch
 
     def last_batch(self) -> dict[str, Array]:
         """What the newest update learned from, to be looked at.
@@ -355,7 +360,7 @@ class ReplayLearner(TorchLearner):
         On a CPU a round ends with the first update whose loss is not finite, and this is its batch. On a GPU looking at
         every loss would wait for each, so without priorities it is the round's last batch.
         """
-        batch: Batch = self._batch
+        batch: Batch = self.batch
         tensors = {"action": batch.action, "reward": batch.reward, "discount": batch.discount}
         for kind, observation in (("", batch.observation), ("next_", batch.next_observation)):
             tensors.update({f"{kind}{name}": value for name, value in observation.items()})
@@ -372,5 +377,5 @@ class ReplayLearner(TorchLearner):
 
     def restore(self, state: Mapping[str, Array]) -> None:
         super().restore(state)
-        self._kinds.clear()  # the optimizers' state is elsewhere now
+        self.kinds.clear()  # the optimizers' state is elsewhere now
         self.sampler.restore({n.removeprefix("sampler."): v for n, v in state.items() if n.startswith("sampler.")})

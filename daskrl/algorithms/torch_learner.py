@@ -79,6 +79,7 @@ class TorchLearner:
     ----------
     online, target : the networks; ``flat_online``, ``flat_target`` hold their parameters.
     updates : gradient updates made so far.
+    optimizers : by name: the optimizer, the weights that it moves, their gradient, and the parameters that they are.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class TorchLearner:
             for module in filter(None, (online, target)):
                 self._compile(module)
         self._mixed = settings.precision == "bfloat16"
-        self._optimizers: dict[str, tuple[torch.optim.Optimizer, torch.Tensor, torch.Tensor, list[nn.Parameter]]] = {}
+        self.optimizers: dict[str, tuple[torch.optim.Optimizer, torch.Tensor, torch.Tensor, list[nn.Parameter]]] = {}
         self.updates = 0
 
     def optimize(self, make: MakeOptimizer, part: nn.Module | None = None, name: str = "") -> None:
@@ -115,7 +116,7 @@ class TorchLearner:
         where = self.flat_online.part(module)
         weights, gradient = self.flat_online.weights[where], self.flat_online.gradient[where]
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._optimizers[name] = (make([weights]), weights, gradient, parameters)
+        self.optimizers[name] = (make([weights]), weights, gradient, parameters)
 
     def _compile(self, module: nn.Module) -> None:
         self._plain[module] = copy.deepcopy(module)
@@ -162,7 +163,7 @@ class TorchLearner:
         learning_rate: float | None = None,
     ) -> None:
         """One step of an optimizer on the gradient of ``loss`` with respect to its part, and to nothing else."""
-        optimizer, weights, gradient, parameters = self._optimizers[name]
+        optimizer, weights, gradient, parameters = self.optimizers[name]
         gradient.zero_()
         with torch.autocast(self.device.type, enabled=False) if self._mixed else nullcontext():
             loss.backward(inputs=parameters)
@@ -183,14 +184,14 @@ class TorchLearner:
         """
         self.updates += 1
         if self.device.type == "cpu" and self.updates % _SETTLE == 0:
-            for optimizer, weights, *_ in self._optimizers.values():
+            for optimizer, weights, *_ in self.optimizers.values():
                 for kept in optimizer.state.get(weights, {}).values():
                     if isinstance(kept, torch.Tensor) and kept.shape == weights.shape and kept.is_floating_point():
                         torch.hardshrink(kept, _NEGLIGIBLE, out=kept)
 
     def set_learning_rate(self, name: str, learning_rate: float) -> None:
         """Of one optimizer, from its next step on."""
-        for group in self._optimizers[name][0].param_groups:
+        for group in self.optimizers[name][0].param_groups:
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(learning_rate)
             else:
@@ -237,7 +238,7 @@ class TorchLearner:
         tensors = {"online": self.flat_online.weights}
         if self.flat_target is not None:
             tensors["target"] = self.flat_target.weights
-        for name, (optimizer, *_) in self._optimizers.items():
+        for name, (optimizer, *_) in self.optimizers.items():
             for key, value in optimizer.state_dict()["state"].get(0, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
         arrays = {name: np.array(value.detach().cpu().numpy()) for name, value in tensors.items()}
@@ -251,7 +252,7 @@ class TorchLearner:
         if self.flat_target is not None:
             self.flat_target.weights.copy_(tensor("target"))
         self.updates = int(state["updates"])
-        for name, (optimizer, *_) in self._optimizers.items():
+        for name, (optimizer, *_) in self.optimizers.items():
             prefix = f"optimizer.{name}."
             kept = {key.removeprefix(prefix): tensor(key) for key in state if key.startswith(prefix)}
             groups = optimizer.state_dict()["param_groups"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -46,19 +47,29 @@ Cluster = Annotated[str | None, _help("""
 
 # -- where the numbers of a run go ------------------------------------------------------------------------
 
-TensorBoard = Annotated[Path | None, _help("""
-    Directory for TensorBoard, which gets the numbers of the run as it goes on. Needs daskrl[tensorboard].
-""")]  # fmt: skip
-MLflow = Annotated[str | None, _help("""
-    MLflow experiment that gets them; a run that is resumed goes on in its MLflow run. Needs daskrl[mlflow].
-""")]  # fmt: skip
-Prometheus = Annotated[int | None, _help("""
-    Port of this machine, on loopback, that serves them to Prometheus. Needs daskrl[prometheus].
-""")]  # fmt: skip
-CSV = Annotated[Path | None, _help("""
-    CSV file that gets a row of them for each version of the weights; a run that is resumed goes on in it.
-""")]  # fmt: skip
-Wandb = Annotated[str | None, _help("""
-    Weights & Biases project that gets them; a run that is resumed goes on in its W&B run. Needs daskrl[wandb].
-""")]  # fmt: skip
 Episodes = Annotated[int, _help("Greedy episodes played for the table at the end; 0 for none.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Sinks:
+    """The sinks asked for."""
+
+    tensorboard: Annotated[Path | None, _help("""
+        Directory for TensorBoard, which gets the numbers of the run as it goes on. Needs daskrl[tensorboard].
+    """)] = None  # fmt: skip
+    mlflow: Annotated[str | None, _help("""
+        MLflow experiment that gets them; a run that is resumed goes on in its MLflow run. Needs daskrl[mlflow].
+    """)] = None  # fmt: skip
+    prometheus: Annotated[int | None, _help("""
+        Port of this machine, on loopback, that serves them to Prometheus. Needs daskrl[prometheus].
+    """)] = None  # fmt: skip
+    csv: Annotated[Path | None, _help("""
+        CSV file that gets a row of them for each version of the weights; a run that is resumed goes on in it.
+    """)] = None  # fmt: skip
+    wandb: Annotated[str | None, _help("""
+        Weights & Biases project that gets them; a run that is resumed goes on in its W&B run. Needs daskrl[wandb].
+    """)] = None  # fmt: skip
+
+
+NO_SINKS = Sinks()

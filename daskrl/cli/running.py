@@ -7,7 +7,6 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -15,19 +14,16 @@ from cyclopts import Parameter
 from daskrl.cli import given
 from daskrl.cli.app import app, say, table
 from daskrl.cli.options import (
-    CSV,
+    NO_SINKS,
     Cluster,
     Env,
     Episodes,
     Keywords,
-    MLflow,
     OwnAlgorithm,
-    Prometheus,
     Scheduler,
+    Sinks,
     StorePath,
     SummaryAsJson,
-    TensorBoard,
-    Wandb,
     Workers,
 )
 from daskrl.cli.signals import carry_out, given_up_at_signals
@@ -75,11 +71,7 @@ def train(
     resume: Annotated[bool, Parameter(negative="")] = False,
     init: str | None = None,
     init_replay: Annotated[bool, Parameter(negative="")] = False,
-    tensorboard: TensorBoard = None,
-    mlflow: MLflow = None,
-    prometheus: Prometheus = None,
-    csv: CSV = None,
-    wandb: Wandb = None,
+    sinks: Sinks = NO_SINKS,
     episodes: Episodes = 20,
     as_json: SummaryAsJson = False,
 ) -> None:
@@ -156,7 +148,7 @@ def train(
     import daskrl
 
     made = given.made(algorithm, given.settings(algorithm, set_ or []))
-    through = through_sinks(tensorboard, mlflow, prometheus, csv, wandb)
+    through = through_sinks(sinks)
 
     environment, kwargs = given.with_keywords(given.environment(env), given.keywords(env_kwargs))
 
@@ -193,11 +185,7 @@ def resume(
     env: Env = None,
     env_kwargs: Keywords = None,
     algorithm: OwnAlgorithm = None,
-    tensorboard: TensorBoard = None,
-    mlflow: MLflow = None,
-    prometheus: Prometheus = None,
-    csv: CSV = None,
-    wandb: Wandb = None,
+    sinks: Sinks = NO_SINKS,
     episodes: Episodes = 20,
     as_json: SummaryAsJson = False,
 ) -> None:
@@ -230,7 +218,7 @@ def resume(
 
     opened = daskrl.Store.open(store)
     own = given.again(store, env, algorithm, env_kwargs)
-    through = through_sinks(tensorboard, mlflow, prometheus, csv, wandb)
+    through = through_sinks(sinks)
 
     def begin(client: Client | None) -> Run:
         return daskrl.resume(
@@ -288,23 +276,21 @@ def connected(
             yield client
 
 
-def through_sinks(
-    tensorboard: Path | None, mlflow: str | None, prometheus: int | None, csv: Path | None, wandb: str | None
-) -> Callable[[Iterable[Report]], Iterable[Report]]:
+def through_sinks(wanted: Sinks) -> Callable[[Iterable[Report]], Iterable[Report]]:
     """What passes a run's reports through the sinks asked for. A package that is missing is named now."""
     from daskrl.watching import sinks
 
     def through(reports: Iterable[Report]) -> Iterable[Report]:
-        if tensorboard is not None:
-            reports = sinks.tensorboard(reports, tensorboard)
-        if csv is not None:
-            reports = sinks.csv(reports, csv)
-        if wandb is not None:
-            reports = sinks.wandb(reports, wandb)
-        if mlflow is not None:
-            reports = sinks.mlflow(reports, mlflow, resume=True)
-        if prometheus is not None:
-            reports = sinks.prometheus(reports, prometheus)
+        if wanted.tensorboard is not None:
+            reports = sinks.tensorboard(reports, wanted.tensorboard)
+        if wanted.csv is not None:
+            reports = sinks.csv(reports, wanted.csv)
+        if wanted.wandb is not None:
+            reports = sinks.wandb(reports, wanted.wandb)
+        if wanted.mlflow is not None:
+            reports = sinks.mlflow(reports, wanted.mlflow, resume=True)
+        if wanted.prometheus is not None:
+            reports = sinks.prometheus(reports, wanted.prometheus)
         return reports
 
     through([])  # imports what they need, and writes nothing before reports are taken

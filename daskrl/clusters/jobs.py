@@ -474,7 +474,7 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
     arguments = ["--no-dashboard", "--dashboard-address", LOOPBACK, *(settings.get("worker_extra_args") or [])]
     if kind != "HTCondorCluster":
         settings.setdefault("walltime", "01:00" if kind == "LSFCluster" else "01:00:00")
-        seconds = _seconds(settings["walltime"], minutes_first=kind == "SLURMCluster")
+        seconds = seconds_of(settings["walltime"], minutes_first=kind == "SLURMCluster")
         arguments += ["--lifetime", f"{max(seconds - 300, seconds // 2)}s"]
         arguments += ["--lifetime-stagger", f"{min(120, seconds // 20)}s"]  # they do not all leave at once
     threads = 1
@@ -488,7 +488,7 @@ def _job(kind: str, job: Mapping[str, Any], *, learns: bool = False) -> dict[str
     return settings
 
 
-def _seconds(walltime: object, *, minutes_first: bool) -> int:
+def seconds_of(walltime: object, *, minutes_first: bool) -> int:
     """Of ``HH:MM:SS`` or ``D-HH:MM:SS``; of ``MM:SS`` as Slurm reads it, elsewhere ``HH:MM``."""
     if not isinstance(walltime, str):
         raise ConfigError(f"walltime: expected text such as '01:00:00', got {walltime!r}.")

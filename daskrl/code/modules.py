@@ -18,7 +18,7 @@ from typing import Any
 from daskrl.errors import ConfigError
 from daskrl.names import did_you_mean
 
-_LOADED: dict[Path, ModuleType] = {}  # once its folder is on the path, a file may have another name to Python
+LOADED: dict[Path, ModuleType] = {}  # once its folder is on the path, a file may have another name to Python
 
 
 def split(path: str) -> tuple[str, str]:
@@ -85,8 +85,8 @@ def _of_file(path: Path) -> ModuleType:
     file = path.expanduser().resolve()
     if not file.is_file():
         raise ConfigError(f"{path}: expected a file, there is none at {file}.")
-    if file in _LOADED:
-        return _LOADED[file]
+    if file in LOADED:
+        return LOADED[file]
     name = _name(file)
     if name in sys.modules:
         return sys.modules[name]
@@ -108,7 +108,7 @@ def _of_file(path: Path) -> ModuleType:
     for new in set(sys.modules) - before:
         if (own := local(new)) is not None and Path(str(own.__file__)).resolve().is_relative_to(file.parent):
             cloudpickle.register_pickle_by_value(own)
-    _LOADED[file] = made
+    LOADED[file] = made
     return made
 
 

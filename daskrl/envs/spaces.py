@@ -148,7 +148,7 @@ def spec_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
         For ``Text``, ``Graph``, ``Sequence`` and other spaces without a fixed numeric shape, and for empty ones.
     """
     return SpaceSpec(
-        observation=tuple(_ranged(leaf, observation_space) for leaf in _some_leaves(observation_space, "observation")),
+        observation=tuple(ranged(leaf, observation_space) for leaf in _some_leaves(observation_space, "observation")),
         action=tuple(_bounded(leaf, action_space) for leaf in _some_leaves(action_space, "action")),
     )
 
@@ -161,7 +161,7 @@ def _bounded(leaf: Leaf, space: spaces.Space[Any]) -> Leaf:
     return replace(leaf, low=_numbers(space.low), high=_numbers(space.high))
 
 
-def _ranged(leaf: Leaf, space: spaces.Space[Any]) -> Leaf:
+def ranged(leaf: Leaf, space: spaces.Space[Any]) -> Leaf:
     """A leaf of an observation with the bounds of its ``Box``, where it may be planes and all of them are finite.
 
     Of an image of 84 x 84 x 4 that is one number, or four, and not 28,224 in every store.

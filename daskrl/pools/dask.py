@@ -31,7 +31,7 @@ from daskrl.tasks import evaluations, learner, rollout, session
 if TYPE_CHECKING:
     from distributed import Client, Future, Nanny
 
-_TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory of them is cleared
+TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory of them is cleared
 
 
 class DaskPool:
@@ -204,7 +204,7 @@ class DaskPool:
     def _submit(self, prefix: str, address: str, function: Callable[..., Any], args: tuple[Any, ...], kind: int) -> str:
         """Have a worker call a function; the key of its future."""
         self._submitted += 1
-        if self._submitted % _TRIM_EVERY == 0 and self._client.status == "running":
+        if self._submitted % TRIM_EVERY == 0 and self._client.status == "running":
             with contextlib.suppress(OSError, TimeoutError):  # the scheduler is lost: `wait` will say so
                 self._client.run_on_scheduler(remote.trim_spans)
         key = f"{prefix}-{self.token}-{self._submitted}"

@@ -159,25 +159,29 @@ class RoundReader(Generic[Source]):
     Parameters
     ----------
     prepare : called with each round, in the thread that read it; what it returns is given in its place.
+
+    Attributes
+    ----------
+    begun : the rounds that `begin` was told of and `read` has not given yet.
     """
 
     def __init__(self, rounds: Source, prepare: Callable[[Fragments], Fragments] = lambda fragments: fragments) -> None:
         self.rounds, self._prepare = rounds, prepare
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskrl-reader")
-        self._begun: dict[int, Future[Fragments]] = {}
+        self.begun: dict[int, Future[Fragments]] = {}
 
     def begin(self, round_: int) -> None:
         """Begin to read a round that is wanted next. It may fail: `read` then reads it again. From any thread."""
-        if round_ >= 0 and round_ not in self._begun:
-            self._begun[round_] = self._thread.submit(self._one, round_)
+        if round_ >= 0 and round_ not in self.begun:
+            self.begun[round_] = self._thread.submit(self._one, round_)
 
     def read(self, rounds: range) -> Iterator[Fragments]:
         """Some rounds in order. The first are not read again where `begin` was told of them."""
-        for passed in [round_ for round_ in list(self._begun) if round_ < rounds.start]:
-            del self._begun[passed]
+        for passed in [round_ for round_ in list(self.begun) if round_ < rounds.start]:
+            del self.begun[passed]
         begun: list[Future[Fragments]] = []
-        while rounds.start + len(begun) in rounds and rounds.start + len(begun) in self._begun:
-            begun.append(self._begun.pop(rounds.start + len(begun)))
+        while rounds.start + len(begun) in rounds and rounds.start + len(begun) in self.begun:
+            begun.append(self.begun.pop(rounds.start + len(begun)))
         unread = rounds.start + len(begun)
         following, ahead = self.rounds.read(range(unread, rounds.stop)), None
         for round_ in rounds:

@@ -134,7 +134,7 @@ class Window:
         self.n_step, self.discount, self.frame_stack = n_step, discount, frame_stack
         self.reward_clip = reward_clip
         self.device = torch.device(device)
-        self._stages = self.device.type != "cpu"
+        self.stages = self.device.type != "cpu"
         self.lanes = schedule.lanes
         self.window_rows = rounds * schedule.fragment_steps
         # One round more than the window: the newest observation lies one row beyond the last transition.
@@ -274,7 +274,7 @@ class Window:
 
         On the CPU that is the fragments themselves: they are copied once, to where they are sampled.
         """
-        if isinstance(fragments, Staged) or not self._stages:
+        if isinstance(fragments, Staged) or not self.stages:
             return fragments
         staged = Staged(fragments)
         for name, column in ((self.spec.action[0].name, self._action), *self._pool.items()):

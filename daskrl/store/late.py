@@ -60,10 +60,10 @@ def patiently(look: Callable[[], T], storage: Storage, key: str, patience: float
             if time.monotonic() - began >= patience:
                 waited = f" It was waited for, {patience:.0f} s." if patience else ""
                 raise DamagedError(f"{error}{waited}") from None
-        _pause(pause)
+        pause_for(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
         storage.look_anew(key)
 
 
-def _pause(seconds: float) -> None:
+def pause_for(seconds: float) -> None:
     time.sleep(seconds)

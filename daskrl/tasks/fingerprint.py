@@ -140,7 +140,7 @@ def _numpy() -> str:
                 np.argpartition(ties, 9),
                 np.asarray(ties.argmax()),
             ]
-    found += _promoted()
+    found += promoted()
     sequence = np.random.SeedSequence([7, 1, 2])
     found += [sequence.generate_state(9), sequence.spawn(2)[1].generate_state(3, np.uint64)]
     for draws in (np.random.Generator(np.random.PCG64(sequence)), np.random.default_rng(3), np.random.RandomState(3)):
@@ -176,10 +176,10 @@ def _numpy() -> str:
             ]
         else:
             found += [some.rand(9), some.randint(0, 7, 9), some.randn(9)]
-    return _sha_of(found)
+    return sha_of(found)
 
 
-def _promoted() -> list[Array]:
+def promoted() -> list[Array]:
     """Of types that NumPy 2 promotes by what they are, and NumPy 1 by their values as well."""
     third, three = np.float32(1) / np.float32(3), np.array([1, 2, 3], np.float32) / np.float32(7)
     values: list[Any] = [
@@ -281,7 +281,7 @@ def _torch() -> str:
             weights.grad = weights.detach().sin()
             rule.step()
         found.append(weights)
-    return _sha_of([value.detach().numpy() for value in found])
+    return sha_of([value.detach().numpy() for value in found])
 
 
 def _zstd() -> str:
@@ -308,7 +308,7 @@ def _zstd() -> str:
 _PROBES: Mapping[str, Callable[[], str]] = {"python": _python, "numpy": _numpy, "torch": _torch, "zstd": _zstd}
 
 
-def _sha_of(arrays: list[Any]) -> str:
+def sha_of(arrays: list[Any]) -> str:
     return _sha(*(f"{a.dtype} {a.shape}".encode() + np.ascontiguousarray(a).tobytes() for a in map(np.asarray, arrays)))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")
 
 
 def free() -> int:
@@ -33,7 +33,7 @@ def used() -> int:
 def _limits() -> list[tuple[Path, str, str]]:
     """Control groups of this process and those they are in: folder, and the names of its limit and its usage."""
     try:
-        lines = _OWN.read_text().splitlines()
+        lines = OWN.read_text().splitlines()
     except OSError:
         return []
     found: list[tuple[Path, str, str]] = []
@@ -41,9 +41,9 @@ def _limits() -> list[tuple[Path, str, str]]:
         number, controllers, name = line.split(":", 2)
         if number != "0" and "memory" not in controllers.split(","):
             continue
-        root, files = (_GROUPS, ("memory.max", "memory.current"))
+        root, files = (GROUPS, ("memory.max", "memory.current"))
         if number != "0":
-            root, files = _GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            root, files = GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
         place = Path(os.path.normpath(f"{root}/{name}"))
         # In a container the path is that of the host, and its own group is the root.
         found += [(folder, *files) for folder in (place, *place.parents) if folder.is_relative_to(root)]

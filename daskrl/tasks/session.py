@@ -155,8 +155,8 @@ class Session:
 
 BYTECODE = importlib.util.MAGIC_NUMBER.hex()  # of this Python's code: another minor version cannot run it
 
-_SESSIONS: dict[str, Session] = {}
-_OFFERED: dict[tuple[int, bytes], Given] = {}
+SESSIONS: dict[str, Session] = {}
+OFFERED: dict[tuple[int, bytes], Given] = {}
 _LOCK = threading.Lock()  # around it: tasks of one process run in several threads
 _PACKING = threading.Lock()  # what cloudpickle takes by value is a setting of the whole process
 
@@ -175,7 +175,7 @@ def get(token: str) -> Session:
 def find(token: str) -> Session | None:
     """The session, if this process has joined it."""
     with _LOCK:
-        return _SESSIONS.get(token)
+        return SESSIONS.get(token)
 
 
 def put(session: Session) -> None:
@@ -183,11 +183,11 @@ def put(session: Session) -> None:
     with _LOCK:
         older = [
             token
-            for token, other in _SESSIONS.items()
+            for token, other in SESSIONS.items()
             if token != session.token and other.layout.storage == session.layout.storage
         ]
-        replaced = [_SESSIONS.pop(token) for token in older]
-        _SESSIONS.setdefault(session.token, session)
+        replaced = [SESSIONS.pop(token) for token in older]
+        SESSIONS.setdefault(session.token, session)
     for other in replaced:  # environments may take their time to close
         other.close()
 
@@ -195,7 +195,7 @@ def put(session: Session) -> None:
 def forget(token: str) -> None:
     """Drop what a session cached."""
     with _LOCK:
-        session = _SESSIONS.pop(token, None)
+        session = SESSIONS.pop(token, None)
     if session is not None:
         session.close()
 
@@ -246,12 +246,12 @@ def offer(payload: bytes, given: Given) -> None:
     its module is changed (cloudpickle 3.1).
     """
     with _LOCK:
-        _OFFERED[_offer_key(payload)] = given
+        OFFERED[_offer_key(payload)] = given
 
 
 def withdraw(payload: bytes) -> None:
     with _LOCK:
-        _OFFERED.pop(_offer_key(payload), None)
+        OFFERED.pop(_offer_key(payload), None)
 
 
 def _offer_key(payload: bytes) -> tuple[int, bytes]:
@@ -267,7 +267,7 @@ def join(payload: bytes, probe: str | None = None) -> Joined:
         beside.
     """
     with _LOCK:
-        given = _OFFERED.get(_offer_key(payload))
+        given = OFFERED.get(_offer_key(payload))
     token, layout, algorithm, factory, options = given or cloudpickle.loads(payload)
     if probe is not None:
         children.allow()

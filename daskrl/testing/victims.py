@@ -157,7 +157,7 @@ class Network:
     def __exit__(self, *_: object) -> None:
         os.close(self._handle)
 
-    def _ip(self, *arguments: str, given: bytes = b"", check: bool = True) -> bytes:
+    def ip(self, *arguments: str, given: bytes = b"", check: bool = True) -> bytes:
         """Run ``ip`` in it."""
         command = ["nsenter", f"--net=/proc/self/fd/{self._handle}", "ip", *arguments]
         try:
@@ -175,20 +175,20 @@ class Network:
 
     def links(self) -> list[str]:
         """Those that are up, but for loopback."""
-        listed = json.loads(self._ip("-json", "link", "show", "up"))
+        listed = json.loads(self.ip("-json", "link", "show", "up"))
         return [link["ifname"] for link in listed if "LOOPBACK" not in link["flags"]]
 
     @contextlib.contextmanager
     def cut(self) -> Iterator[None]:
-        links, routes = self.links(), self._ip("route", "save")
+        links, routes = self.links(), self.ip("route", "save")
         for link in links:
-            self._ip("link", "set", "dev", link, "down")
+            self.ip("link", "set", "dev", link, "down")
         try:
             yield
         finally:
             for link in links:
-                self._ip("link", "set", "dev", link, "up")
-            self._ip("route", "restore", given=routes, check=False)  # some come back with their link, and then it fails
+                self.ip("link", "set", "dev", link, "up")
+            self.ip("route", "restore", given=routes, check=False)  # some come back with their link, and then it fails
 
 
 class Cut(threading.Thread):

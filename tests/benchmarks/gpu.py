@@ -73,11 +73,11 @@ def not_deterministic() -> Iterator[None]:
 @contextlib.contextmanager
 def one_batch(learner: ReplayLearner, batch: Batch) -> Iterator[None]:
     """Under it a learner neither draws nor gathers: every update is from one batch."""
-    learner._batches = lambda updates: itertools.repeat((batch.positions, None, batch), updates)
+    learner.batches = lambda updates: itertools.repeat((batch.positions, None, batch), updates)
     try:
         yield
     finally:
-        del learner._batches
+        del learner.batches
 
 
 def updates_per_second(name: str, batch_size: int, window: int, device: str, repeats: int) -> dict[str, float]:
@@ -91,7 +91,7 @@ def updates_per_second(name: str, batch_size: int, window: int, device: str, rep
     for _ in range(window // schedule.round_steps):
         learner.append(next(following))
     batch = learner.gather(*learner.sampler.draw(learner.items, batch_size, random, 0.4))
-    learner._batch = batch  # the memory it gathers into
+    learner.batch = batch  # the memory it gathers into
     loop = q_learning(dqn, learner, batch, random)
 
     reader = ThreadPoolExecutor(1)

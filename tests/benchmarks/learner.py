@@ -387,7 +387,7 @@ def ours(algorithm: Any, setup: Setup, random: np.random.Generator) -> tuple[Any
             learner.append(next(following))
             learner.learn(random)
 
-        return learner, learner._round, learn
+        return learner, learner.round, learn
 
     for fragments in rounds(algorithm, setup, algorithm.window, random):
         learner.append(fragments)
