@@ -32,7 +32,7 @@ def drive(
     waits, and commits what finished. All that lasts is in the store: it may stop at any point, and another driver goes
     on from there. ``told``: callbacks, which hear of every task and record.
     """
-    config, options, began = store.config, plan.options, time.monotonic()
+    config, options, learner, began = store.config, plan.options, progress.learner, time.monotonic()
     at_start, demand = progress.published, Demand(config.schedule)
 
     def keep(version: int) -> tuple[bool, bool]:
@@ -49,17 +49,18 @@ def drive(
 
     def evaluations() -> list[schedule.Evaluate]:
         every = options.evaluate_every
-        return schedule.evaluations_due(every, rounds, progress.published, progress.kept, progress.evaluated)
+        return schedule.evaluations_due(every, rounds, progress.published, progress.kept, progress.evaluated, learner)
 
     to_play = evaluations()
     while not stop.is_set() and (progress.published < rounds or to_play or pool.in_flight):
         # What is ready now?
         learns = schedule.learns_ready(
-            config.schedule, rounds, progress.committed, progress.published, pool.held, pool.in_flight
+            config.schedule, rounds, progress.committed, progress.published, pool.held[learner], pool.in_flight, learner
         )
-        rollouts = schedule.rollouts_ready(config.schedule, rounds, progress.committed, pool.held, pool.in_flight)
+        held = schedule.held_of_all(pool.held)
+        rollouts = schedule.rollouts_ready(config.schedule, rounds, progress.committed, held, pool.in_flight)
         with told.submitting(pool.in_flight):
-            pool.submit_learns(learns, store.head, keep)
+            pool.submit_learns(learns, store.head, keep, learner)
             pool.submit_rollouts(rollouts, store.head)
             # One after the other where rollouts leave room: when the next is due, at the latest, with their priority.
             pool.submit_evaluations(to_play, progress.kept, urgent=len(to_play) > 1 or progress.published >= rounds)
@@ -81,20 +82,20 @@ def drive(
             pool.submit_recheck(Recheck(due["slot"], due["weights_version"], json.dumps(due), alone), store.head)
         progress.due.clear()
         if progress.published > published:
-            _drop_old_checkpoints(store, records, progress.published)
+            _drop_old_checkpoints(store, records, progress.published, learner)
         told.committed(records)
         if progress.published > published or len(progress.evaluated) > evaluated:
             to_play = evaluations()
             yield _report(config, plan, pool, progress, rounds, time.monotonic() - began, at_start)
-        pool.release(schedule.kept(config.schedule, rounds, progress.committed, progress.published))
+        pool.release(schedule.kept(config.schedule, rounds, progress.committed, progress.published), learner)
 
 
 def conclude(plan: Plan, store: Store, pool: Pool, progress: Progress, told: Told) -> None:
-    """Stopped on the way: have the learner write where it stands, so that whoever resumes learns nothing again.
+    """Stopped on the way: have a learner write where it stands, so that whoever resumes learns nothing again.
 
     The weights it reached are kept, so that what was learned can be used.
     """
-    pool.submit_checkpoint(max(progress.kept, default=-1))
+    pool.submit_checkpoint(max(progress.kept, default=-1), progress.learner)
     while any(isinstance(task, Checkpoint) for task in pool.in_flight):
         records = _records(store, plan, pool, progress, [outcome.record for outcome in pool.wait()])
         if records:
@@ -212,11 +213,13 @@ def _report(
     )
 
 
-def _drop_old_checkpoints(store: Store, records: list[Record], published: int) -> None:
-    """Keep the newest checkpoint, and the one to start from where weights that streams still need are lost."""
-    if any(True for _ in checkpoints(records)):
-        # Later files than ``published`` may be there already: the learner is up to two versions ahead of us.
+def _drop_old_checkpoints(store: Store, records: list[Record], published: int, learner: str) -> None:
+    """Keep a learner's newest checkpoint, and the one to start from where weights that streams still need are lost."""
+    if any(True for _ in checkpoints(records, learner)):
+        # Later files than ``published`` may be there already: a learner is up to two versions ahead of us.
         oldest = published - max(1, store.config.schedule.lag)
-        versions = sorted(v for name in store.storage.names(CHECKPOINTS) if (v := version_in(name)) is not None)
+        versions = sorted(
+            v for name in store.storage.names(CHECKPOINTS) if (v := version_in(name, learner)) is not None
+        )
         for old in [version for version in versions if version <= oldest][:-1]:
-            store.storage.delete(checkpoint_key(old))
+            store.storage.delete(checkpoint_key(old, learner))

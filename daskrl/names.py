@@ -1,14 +1,15 @@
-"""Names that are mistyped: an error says which one may have been meant, in Python as on the command line."""
+"""Names: of one that is mistyped an error says which may have been meant; keys of learners and agents are checked."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-from daskrl.errors import UnknownNameError
+from daskrl.errors import ConfigError, UnknownNameError
 
 _Made = TypeVar("_Made", bound=Callable[..., Any])
 
@@ -17,6 +18,38 @@ _ELSEWHERE = {
     "gamma": "discount", "lr": "learning_rate", "buffersize": "window", "cliprange": "clip", "vfcoef": "value_coef",
     "totaltimesteps": "env_steps", "netarch": "hidden", "nenvs": "envs_per_stream",
 }  # fmt: skip
+
+
+_LONGEST_KEY = 64  # in names of files, which may have 255 bytes, and of columns
+_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
+
+def require_key(what: str, key: str) -> None:
+    """Raise `ConfigError` for what cannot be the key of a ``what``: a learner or an agent; see FORMAT.md, section 5.
+
+    Files and columns are named by keys. The key "" is the default, which is written nowhere.
+    """
+    if isinstance(key, str) and (not key or (len(key) <= _LONGEST_KEY and _KEY.fullmatch(key))):
+        return
+    came = f"{key!r}" if not isinstance(key, str) or len(key) <= _LONGEST_KEY else f"{len(key)} characters, {key!r}"
+    plain = re.sub(r"[^A-Za-z0-9]+", "_", str(key)).strip("_")[:_LONGEST_KEY]
+    raise ConfigError(
+        f"{what} key: expected at most {_LONGEST_KEY} letters (a-z, A-Z), digits, '_' and '-', got {came}."
+        + (f" Type, for example, {plain!r}." if plain else "")
+    )
+
+
+def require_keys(what: str, keys: Iterable[str]) -> None:
+    """Raise `ConfigError` for keys of a run's learners or agents that cannot be, or that a file system may confuse."""
+    known: dict[str, str] = {}
+    for key in keys:
+        require_key(what, key)
+        other = known.setdefault(key.lower(), key)
+        if other != key:
+            raise ConfigError(
+                f"{what} keys: expected keys that differ in more than upper and lower case, as some file systems tell "
+                f"no others apart, got {other!r} and {key!r}. Type, for example, {key[: _LONGEST_KEY - 2] + '_2'!r}."
+            )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ WrittenFile = list[Any]
 """``[path, nbytes, crc32c]`` of a file of the store; the path is relative to it."""
 
 
-def learner_of(record: LearnRecord | CheckpointRecord | EvaluationRecord) -> str:
+def learner_of(record: LearnRecord | CheckpointRecord | EvaluationRecord | Republished | Evaluating) -> str:
     """The key of the learner that a record is of: "" where it names none, as of a run with one learner."""
     return record.get("learner", "")
 

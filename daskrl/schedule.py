@@ -19,7 +19,7 @@ from daskrl.records import FragmentRecord
 
 @dataclass(frozen=True, order=True)
 class Rollout:
-    """Write the fragment of (round, stream) with that version of the weights."""
+    """Write the fragment of (round, stream) with that version of the weights, of each learner."""
 
     round: int
     stream: int
@@ -188,7 +188,7 @@ def rollouts_ready(
     ----------
     rounds : rounds the run is to have.
     committed : rounds committed of each stream.
-    held : weights versions that workers can be given now, of every learner.
+    held : weights versions that workers can be given now, of every learner; see `held_of_all`.
     in_flight : tasks already submitted.
     """
     busy = {task.stream for task in in_flight if isinstance(task, Rollout)}
@@ -198,6 +198,14 @@ def rollouts_ready(
         if done < rounds and stream not in busy and schedule.weights_version(done) in held
     ]
     return sorted(ready)
+
+
+def held_of_all(held: Mapping[str, Collection[int]]) -> set[int]:
+    """The weights versions held of every learner: a fragment acts with one version, whosever weights.
+
+    ``held`` : key of a learner -> weights versions that workers can be given now, for each learner of the run.
+    """
+    return set.intersection(*map(set, held.values()))
 
 
 def learns_ready(

@@ -78,13 +78,13 @@ def learn(token: str, version: int, run: daskrl.Run) -> session.Published:
 def begin(token: str, version: int, run: daskrl.Run) -> None:
     """As when the version's task comes while another is being learned; returns when its round was read."""
     learner.read_ahead(token, version, run.store.log.head())
-    reader = session.get(token).reader
+    reader = session.get(token).learners[""].reader
     assert reader is not None
     reader.begun[version - 1].exception()
 
 
 def last_weights(token: str) -> dict[str, bytes]:
-    state = session.get(token).learner
+    state = session.get(token).learners[""].state
     assert state is not None
     return {name: np.asarray(array).tobytes() for name, array in state.learner.weights().items()}
 
@@ -115,7 +115,7 @@ def test_a_round_that_was_read_ahead_is_not_read_again(
 def test_what_was_read_ahead_and_is_learned_elsewhere_is_dropped(run: daskrl.Run, token: str) -> None:
     learn(token, 9, run)
     begin(token, 7, run)
-    reader = session.get(token).reader
+    reader = session.get(token).learners[""].reader
     assert reader is not None
     assert set(reader.begun) == {6}
     learn(token, 10, run)
@@ -123,7 +123,7 @@ def test_what_was_read_ahead_and_is_learned_elsewhere_is_dropped(run: daskrl.Run
 
 
 def test_the_weights_are_those_of_rounds_read_when_they_are_learned(run: daskrl.Run, token: str) -> None:
-    reader = session.get(token).reader
+    reader = session.get(token).learners[""].reader
     assert reader is not None
     for version in (5, 6):
         begin(token, version, run)
@@ -148,7 +148,7 @@ def test_a_damaged_chunk_found_ahead_is_the_error_of_the_version_that_needs_it(
     run: daskrl.Run, token: str, damaged: Path
 ) -> None:
     begin(token, 5, run)
-    reader = session.get(token).reader
+    reader = session.get(token).learners[""].reader
     assert reader is not None
     assert isinstance(reader.begun[4].exception(), DamagedError)
     with pytest.raises(DamagedError, match="observation"):
@@ -164,7 +164,7 @@ def test_what_could_not_be_read_ahead_is_read_when_it_is_learned(run: daskrl.Run
 
 
 def test_a_learner_that_failed_is_not_kept(run: daskrl.Run, token: str, damaged: Path) -> None:
-    state = session.get(token).learner
+    state = session.get(token).learners[""].state
     assert state is not None
     window, state = weakref.ref(state.learner.window), None  # type: ignore[attr-defined]
     with pytest.raises(DamagedError):
@@ -177,7 +177,7 @@ def test_a_session_that_learns_nothing_reads_nothing(run: daskrl.Run) -> None:
     learner.read_ahead("0000ffff", 5, run.store.log.head())  # gone, or of another worker
     pool = InProcessPool(Plan(run.store.layout, run.algorithm, run.source.factory, run.options))
     learner.read_ahead(pool.token, 5, run.store.log.head())
-    assert session.get(pool.token).reader is None
+    assert session.get(pool.token).learners[""].reader is None
     pool.close()
 
 

@@ -153,7 +153,8 @@ def test_weights_that_arrive_at_any_byte_give_the_same_actions(made: tuple[Any, 
     algorithm, store = made
     record = next(record for record in store.fragments() if record["round"] == 2 and record["stream"] == 1)
     table, flat = pack(store.weights(record["weights_version"])[1])
-    weights = {"version": record["weights_version"]}, table, moved(flat, offset)
+    learned: Any = {"kind": "republished", "version": record["weights_version"]}
+    weights = {"": (learned, table, moved(flat, offset))}
     where = session.Session("any", store.layout, algorithm, Seventeen, Options())
     fragment, _ = rollout.run(where, weights, 1, 2, store.log.head(), use_cache=False)
     stored = store.read(record)

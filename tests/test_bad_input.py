@@ -173,7 +173,7 @@ def test_what_outlives_a_run_that_was_overwritten_writes_nothing_into_the_next(t
         weights = learner.learn("outlives", 0, old.store.log.head(), "cpu", False, False)
         start(tmp_path / "run", overwrite=True)
         with pytest.raises(errors.StoreMismatchError, match="holds another run now"):
-            rollout.rollout("outlives", weights, 0, 0, 1)
+            rollout.rollout("outlives", 0, 0, 1, weights)
     finally:
         session.forget("outlives")
     assert not list((tmp_path / "run").glob("reward/c.*"))

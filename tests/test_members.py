@@ -67,7 +67,7 @@ class Cluster:
         """Hold the elections; who learns for each run."""
         for election in self.elections.values():
             election.hold(now)
-        return [roster.learner for roster in self.rosters.values()]
+        return [roster.learners[""] for roster in self.rosters.values()]
 
 
 def test_a_worker_is_asked_once_what_it_computes_and_by_each_run_to_take_part() -> None:
@@ -277,10 +277,10 @@ def test_a_learner_that_is_paused_is_waited_for_until_another_meant_for_it_is_th
     assert cluster.come() == [("run", Ease("l"))]  # an event was missed
     election, roster = cluster.elections["run"], cluster.rosters["run"]
     assert election.hold(1.0) == []
-    assert (roster.learner, roster.learns_now) == ("l", None)
+    assert (roster.learners, roster.learns_now()) == ({"": "l"}, None)
     cluster.join("k", learner=1)
     assert TakeBackLearns("l") in election.hold(2.0)
-    assert roster.learns_now is cluster.workers.there["k"]
+    assert roster.learns_now() is cluster.workers.there["k"]
 
 
 def test_the_process_beside_the_driver_is_of_one_run_and_ends_when_a_worker_meant_for_learners_comes() -> None:
@@ -293,10 +293,10 @@ def test_the_process_beside_the_driver_is_of_one_run_and_ends_when_a_worker_mean
     assert name not in cluster.rosters["other"].members
     (checked,) = election.hold(1.0)
     assert isinstance(checked, CheckWindow)
-    assert cluster.rosters["run"].learner == name
+    assert cluster.rosters["run"].learners[""] == name
     cluster.join("l", learner=1)
     assert EndBeside() in election.hold(2.0)
-    assert cluster.rosters["run"].learner == "l"
+    assert cluster.rosters["run"].learners[""] == "l"
 
 
 def test_where_there_can_be_none_beside_the_driver_a_rollout_worker_learns() -> None:
@@ -306,7 +306,7 @@ def test_where_there_can_be_none_beside_the_driver_a_rollout_worker_learns() -> 
     election.hold(0.0)
     election.beside_is(False)
     election.hold(0.0)
-    assert cluster.rosters["run"].learner == "a"
+    assert cluster.rosters["run"].learners[""] == "a"
 
 
 def test_what_is_missing_is_said_after_a_minute_and_once() -> None:
@@ -324,3 +324,98 @@ def test_what_is_missing_is_said_after_a_minute_and_once() -> None:
     cluster.leave("a")
     assert election.missing(202.0) == []
     assert len(election.missing(300.0)) == 1  # anew, as it was there meanwhile
+
+
+# -- several learners of one run --------------------------------------------------------------------------
+
+TWO: dict[str, Any] = {"learners": ("a", "b")}
+
+
+def elected(cluster: Cluster, now: float = 0.0) -> dict[str, str | None]:
+    """Hold the elections of all learners of the run; where each learns."""
+    roster = cluster.rosters["run"]
+    for key in roster.learners:
+        cluster.elections["run"].hold(now, key)
+    return dict(roster.learners)
+
+
+def test_two_learners_of_a_run_learn_on_two_workers_and_rollouts_keep_off_both() -> None:
+    cluster = Cluster("run", "other", **TWO)
+    cluster.join("k", "l", "m", "n", "o")
+    assert elected(cluster) == {"a": "k", "b": "l"}
+    cluster.elections["other"].hold(0.0, "a")
+    cluster.elections["other"].hold(0.0, "b")
+    assert cluster.rosters["other"].learners == {"a": "m", "b": "n"}  # where no other run learns
+    assert elected(cluster) == {"a": "k", "b": "l"}  # and they stay
+    assert cluster.rosters["run"].slots() == cluster.rosters["other"].slots() == {"o": 1}
+    assert cluster.rosters["run"].workers() == 3
+    assert cluster.workers.learn_on("k", but="other") == 1
+
+
+def test_a_worker_that_leaves_takes_the_learners_that_it_had_and_no_others() -> None:
+    cluster = Cluster("run", **TWO)
+    cluster.join("k", "l")
+    assert elected(cluster) == {"a": "k", "b": "l"}
+    roster = cluster.rosters["run"]
+    cluster.leave("k")
+    assert roster.learners == {"a": None, "b": "l"}
+    assert roster.learns_now("a") is None
+    assert roster.learns_now("b") is cluster.workers.there["l"]
+    assert elected(cluster) == {"a": "l", "b": "l"}  # there is no other
+    assert roster.learn_at("l") == ["a", "b"]
+    cluster.leave("l")
+    assert roster.learners == {"a": None, "b": None}
+
+
+@pytest.mark.parametrize("resource", ["learner", "GPU"])
+def test_two_learners_share_the_only_worker_that_is_meant_for_learners(resource: str) -> None:
+    cluster = Cluster("run", **TWO)
+    cluster.join("r")
+    cluster.join("l", **{resource: 1})
+    assert elected(cluster) == {"a": "l", "b": "l"}
+    cluster.join("k", **{resource: 1})
+    assert elected(cluster) == {"a": "l", "b": "l"}  # what moves learns again
+    cluster.leave("l")
+    assert elected(cluster) == {"a": "k", "b": "k"}
+
+
+def test_of_two_learners_on_a_worker_that_is_paused_each_is_taken_back_for_itself() -> None:
+    cluster = Cluster("run", **TWO)
+    cluster.join("r")
+    cluster.join("l", learner=1)
+    elected(cluster)
+    cluster.found["l"]["status"] = paused.PAUSED
+    cluster.join("k", learner=1)
+    election, roster = cluster.elections["run"], cluster.rosters["run"]
+    assert TakeBackLearns("l", "a") in election.hold(1.0, "a")
+    assert roster.learners == {"a": "k", "b": "l"}
+    assert TakeBackLearns("l", "b") in election.hold(1.0, "b")
+    assert roster.learners == {"a": "k", "b": "k"}
+
+
+def test_the_process_beside_the_driver_ends_once_the_last_learner_has_left_it() -> None:
+    cluster = Cluster("run", beside=True, **TWO)
+    cluster.join("r")
+    election, name = cluster.elections["run"], f"{demand.BESIDE_DRIVER}run"
+    assert election.hold(0.0, "a") == [LearnBeside("r")]
+    election.beside_is(True)
+    assert election.hold(0.0, "b") == []  # it is coming, and enough for both
+    cluster.join(name, learner=1)
+    assert elected(cluster, 1.0) == {"a": name, "b": name}
+    cluster.join("l", learner=1)
+    assert EndBeside() not in election.hold(2.0, "a")
+    assert EndBeside() in election.hold(2.0, "b")
+    assert cluster.rosters["run"].learners == {"a": "l", "b": "l"}
+
+
+def test_a_learner_without_a_worker_is_named_where_a_run_has_several() -> None:
+    cluster = Cluster("run", **TWO)
+    cluster.join("k", "l")
+    elected(cluster)
+    cluster.leave("l")
+    election = cluster.elections["run"]
+    assert election.missing(0.0) == []
+    (said,) = election.missing(61.0)
+    assert isinstance(said, Say)
+    assert said.text.startswith("60 s without learner b's worker: ")
+    assert election.missing(200.0) == []  # once

@@ -346,7 +346,9 @@ def test_sessions_come_and_go_in_many_threads(plain: tuple[str, Path, tuple[floa
     together, stores = threading.Barrier(6), 40
 
     class Root:
-        """A layout of which a session needs its place alone."""
+        """A layout of which a session needs its place and the keys of its learners alone."""
+
+        learners = ("",)
 
         def __init__(self, root: Path) -> None:
             self.storage = root

@@ -202,7 +202,7 @@ def test_two_executions_of_one_rollout_write_the_same_bytes(reference: daskrl.St
 
     def once() -> Any:
         barrier.wait()
-        return rollout.rollout(pool.token, weights, record["stream"], record["round"], head)
+        return rollout.rollout(pool.token, record["stream"], record["round"], head, weights)
 
     with ThreadPoolExecutor(2) as threads:
         results = [future.result() for future in [threads.submit(once), threads.submit(once)]]

@@ -229,7 +229,7 @@ def test_a_learners_worker_with_other_tasks_beside_it_is_refused(
         assert isinstance(failed.error, errors.ConfigError)
         assert "worker one runs other tasks beside it" in str(failed.error)
     else:
-        assert roster.learner == "a"
+        assert roster.learners == {"": "a"}
 
 
 def test_code_in_a_session_is_seen(tmp_path: Path) -> None:

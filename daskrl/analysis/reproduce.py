@@ -99,7 +99,7 @@ def reproduce(
     token = f"reproduce-{os.getpid()}"
     made = session.Session(token, opened.layout, algorithm, source.factory, options)
     weights = _weights(opened, made, version, progress)
-    data, _ = rollout.run(made, weights, stream, round_, progress.commits, use_cache=False)
+    data, _ = rollout.run(made, rollout.by_learner([weights]), stream, round_, progress.commits, use_cache=False)
     differs: tuple[str, ...] = ()
     if fragment in records:
         stored = opened.read(records[fragment])

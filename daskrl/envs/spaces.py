@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from daskrl.errors import UnsupportedSpaceError
+from daskrl.names import require_key
 from daskrl.records import Array
 
 ACTION_MASK = "observation.action_mask"
@@ -212,8 +213,5 @@ def final_name(observation: str) -> str:
 
 def agent_column(column: str, agent: str = "") -> str:
     """The column of one of several agents: ``agent.left.reward``; of the agent "", which is alone, ``reward``."""
-    if not agent:
-        return column
-    if "." in agent or "/" in agent:
-        raise UnsupportedSpaceError(f"agent {agent!r}: expected a name without '.' and '/', as of a column.")
-    return f"agent.{agent}.{column}"
+    require_key("agent", agent)
+    return f"agent.{agent}.{column}" if agent else column

@@ -53,7 +53,7 @@ class Pool(Protocol):
 
     Attributes
     ----------
-    held : weights versions that rollouts can be given now.
+    held : key of a learner -> versions of its weights that rollouts can be given now, for each learner of the run.
     in_flight : tasks submitted and not given back.
     arithmetic : record of what the run computes with, once known.
     promise_off : why the promise no longer holds; the driver commits and clears it.
@@ -64,7 +64,7 @@ class Pool(Protocol):
     notes: list[Record]
 
     @property
-    def held(self) -> set[int]: ...
+    def held(self) -> Mapping[str, set[int]]: ...
 
     @property
     def in_flight(self) -> set[Task]: ...
@@ -75,27 +75,29 @@ class Pool(Protocol):
     def submit_rollouts(self, ready: Sequence[Rollout], head: int) -> None:
         """Start as many as there is room for."""
 
-    def submit_learns(self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]]) -> None:
-        """Start as many as there is room for; ``keep(version)``: write (weights, checkpoint)."""
+    def submit_learns(
+        self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]], learner: str = ""
+    ) -> None:
+        """Start as many of a learner's as there is room for; ``keep(version)``: write (weights, checkpoint)."""
 
     def submit_recheck(self, task: Recheck, head: int) -> None:
         """Start the recheck of a fragment."""
 
     def submit_evaluations(self, due: Sequence[Evaluate], kept: Mapping[int, WrittenFile], urgent: bool) -> None:
-        """Go on with as many as there is room for; ``kept``: weights version -> its file.
+        """Go on with as many of a learner's as there is room for; ``kept``: version of its weights -> the file.
 
         Each outcome is a short while of playing, and the evaluation is to be gone on with until its record is whole. A
         rollout goes first: only where a slot has none to do, or it is ``urgent``, is there room.
         """
 
-    def submit_checkpoint(self, kept: int) -> None:
-        """Have the learner write where it stands, if weights are published: after ``kept``, the weights too."""
+    def submit_checkpoint(self, kept: int, learner: str = "") -> None:
+        """Have a learner write where it stands, if it published weights: after ``kept``, the weights too."""
 
     def wait(self) -> list[Outcome]:
         """Block until something happened; what finished, possibly nothing."""
 
-    def release(self, needed: set[int]) -> None:
-        """Forget weights but those versions."""
+    def release(self, needed: set[int], learner: str = "") -> None:
+        """Forget a learner's weights but those versions."""
 
     def want(self, slots: int) -> None:
         """Ask for that many rollout slots, of a cluster that scales."""
@@ -111,7 +113,7 @@ class Pool(Protocol):
 
 
 def warn_of_window(plan: Plan, info: Introduction, device: str, limit: int | None = None) -> None:
-    """Say that the learner's window does not fit, before it fills the memory and the process is killed.
+    """Say that a learner's window does not fit, before it fills the memory and the process is killed.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The tasks of one run on a Dask worker pool that grows and shrinks: what was decided elsewhere is done here.
 
-`daskrl.pools.members` and `daskrl.pools.election` decide which workers take part and which of them learns,
+`daskrl.pools.members` and `daskrl.pools.election` decide which workers take part and which of them learn,
 `daskrl.pools.placing` which task goes where. A task whose worker left is dropped quietly: the driver finds it ready
 again.
 """
@@ -26,7 +26,8 @@ from daskrl.pools.instructions import Instruction, Worker
 from daskrl.pools.placing import Flight
 from daskrl.records import ArithmeticRecord, Record, WrittenFile
 from daskrl.schedule import Checkpoint, Evaluate, Learn, Recheck, Rollout, Task
-from daskrl.tasks import evaluations, learner, rollout, session
+from daskrl.tasks import evaluations, rollout, session
+from daskrl.tasks import learner as learning
 
 if TYPE_CHECKING:
     from distributed import Client, Future, Nanny
@@ -37,7 +38,7 @@ TRIM_EVERY = 1000  # submissions between two times that the scheduler's memory o
 class DaskPool:
     """Runs the tasks of a run on the workers of a Dask cluster.
 
-    Who learns is said in `daskrl.pools.election`. The learner's worker gets rollouts only where there is no other.
+    Who learns is said in `daskrl.pools.election`. A learner's worker gets rollouts only where there is no other.
 
     A worker that Dask pauses gets nothing until it runs again, and what waited there goes to others.
 
@@ -65,7 +66,7 @@ class DaskPool:
         self._queue: connection.Queue = queue.SimpleQueue()
         self._connection = connection.shared(client)
         self._client = self._connection.client
-        self.placing = placing.Placing(plan.layout.config.schedule.streams)
+        self.placing = placing.Placing(plan.layout.config.schedule.streams, plan.layout.learners)
         self.roster = members.Roster(self._terms(), plan.arithmetic, self._planned)
         self.election = election.Election(self.roster)
         self._client.subscribe_topic(self._topic, lambda event: self._queue.put(("told", event[1])))
@@ -95,6 +96,7 @@ class DaskPool:
             session.versions()["python"],
             (socket.gethostname(), os.getpid()),
             not self._connection.address.startswith("inproc"),  # else only threads of this process reach the scheduler
+            self.plan.layout.learners,
         )
 
     def _planned(self) -> Sequence[str]:
@@ -105,7 +107,7 @@ class DaskPool:
         return f"daskrl-{self.token}"
 
     @property
-    def held(self) -> set[int]:
+    def held(self) -> Mapping[str, set[int]]:
         return self.placing.held
 
     @property
@@ -126,32 +128,35 @@ class DaskPool:
         with self._connection.lock:
             slots, others = self.roster.slots(), self.roster.all.streams(but=self.token)
         for task, address in self.placing.rollouts(ready, slots, others):
-            args = (self.token, self._weights(task.weights_version), task.stream, task.round, head)
-            self._start("rollout", task, address, rollout.rollout, args, ROLLOUT, task.weights_version)
+            learned = self.placing.acts_with(task.weights_version)
+            args = (self.token, task.stream, task.round, head, *self._weights(learned))
+            self._start("rollout", task, address, rollout.rollout, args, ROLLOUT, learned)
         self.roster.homes, self.roster.load = self.placing.homes, self.placing.load()
 
-    def submit_learns(self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]]) -> None:
+    def submit_learns(
+        self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]], learner: str = ""
+    ) -> None:
         from dask.base import annotate
 
         from daskrl.tasks import ahead
 
-        chosen = self._elect()
+        chosen = self._elect(learner)
         if chosen is None or self.arithmetic is None:
             return
-        for task in self.placing.learns(ready, chosen.threads):
-            args = (self.token, task.version, head, self.arithmetic["device"], *keep(task.version))
-            with annotate(**{ahead.READ_AHEAD: [self.token, task.version, head]}):
+        for task in self.placing.learns(ready, chosen.threads, learner):
+            args = (self.token, task.version, head, self.arithmetic["device"], *keep(task.version), learner)
+            with annotate(**{ahead.READ_AHEAD: [self.token, task.version, head, learner]}):
                 self._start("learn", task, chosen.address, ahead.learn, args, LEARN)
 
-    def _elect(self) -> Worker | None:
-        """The worker that learns now, if one can."""
+    def _elect(self, learner: str) -> Worker | None:
+        """The worker of a learner now, if there can be one."""
         while True:
             with self._connection.lock:
-                told = self.election.hold(time.monotonic())
+                told = self.election.hold(time.monotonic(), learner)
             self._act(told)
             if not any(isinstance(each, instructions.LearnBeside) for each in told):
                 with self._connection.lock:
-                    return self.roster.learns_now
+                    return self.roster.learns_now(learner)
 
     def submit_recheck(self, task: Recheck, head: int) -> None:
         self.placing.recheck(task, head)
@@ -164,8 +169,9 @@ class DaskPool:
                 args: tuple[Any, ...] = (self.token, record, task.environment, head)
                 self._start("recheck", task, address, rollout.retrace, args, ROLLOUT)
             else:
-                args = (self.token, self._weights(task.weights_version), record, head)
-                self._start("recheck", task, address, rollout.recheck, args, ROLLOUT, task.weights_version)
+                learned = self.placing.acts_with(task.weights_version)
+                args = (self.token, record, head, *self._weights(learned))
+                self._start("recheck", task, address, rollout.recheck, args, ROLLOUT, learned)
 
     def submit_evaluations(self, due: Sequence[Evaluate], kept: Mapping[int, WrittenFile], urgent: bool) -> None:
         if not due:
@@ -173,21 +179,23 @@ class DaskPool:
         with self._connection.lock:
             slots, others = self.roster.slots(), self.roster.all.load(but=self.token)
         for task, address in self.placing.evaluations(due, slots, others, urgent):
-            args = (self.token, task.version, kept[task.version], self.plan.options.evaluate_episodes)
+            args = (self.token, task.version, kept[task.version], self.plan.options.evaluate_episodes, task.learner)
             self._start("evaluate", task, address, evaluations.evaluate, args, ROLLOUT)
 
-    def submit_checkpoint(self, kept: int) -> None:
+    def submit_checkpoint(self, kept: int, learner: str = "") -> None:
         # After what is being learned now: also a worker with several threads does it then, as it waits for the result.
         with self._connection.lock:
-            chosen = self.roster.learns_now
-        newest = self.placing.newest()
+            chosen = self.roster.learns_now(learner)
+        newest = self.placing.newest(learner)
         if chosen is not None and newest is not None:
-            version, key = newest
+            learned, key = newest
             args = (self.token, self._futures[key], kept)
-            self._start("checkpoint", Checkpoint(), chosen.address, learner.checkpoint, args, LEARN, version)
+            task = Checkpoint(learner)
+            self._start("checkpoint", task, chosen.address, learning.checkpoint, args, LEARN, (learned,))
 
-    def _weights(self, version: int) -> Future[Any]:
-        return self._futures[self.placing.made[version].key]
+    def _weights(self, learned: Sequence[Learn]) -> list[Future[Any]]:
+        """The futures of weights, which a task is given one by one: Dask would look for them in what holds them."""
+        return [self._futures[self.placing.made[task].key] for task in learned]
 
     def _start(
         self,
@@ -197,9 +205,9 @@ class DaskPool:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kind: int,
-        weights_version: int | None = None,
+        weights: tuple[Learn, ...] = (),
     ) -> None:
-        self.placing.start(Flight(self._submit(prefix, address, function, args, kind), task, address, weights_version))
+        self.placing.start(Flight(self._submit(prefix, address, function, args, kind), task, address, weights))
 
     def _submit(self, prefix: str, address: str, function: Callable[..., Any], args: tuple[Any, ...], kind: int) -> str:
         """Have a worker call a function; the key of its future."""
@@ -336,7 +344,7 @@ class DaskPool:
             elif isinstance(each, instructions.Ease):
                 self._ease([each.address], forget=False)
             elif isinstance(each, instructions.TakeBackLearns):
-                self._release(self.placing.take_back_learns(each.address))
+                self._release(self.placing.take_back_learns(each.address, each.learner))
             elif isinstance(each, instructions.CheckWindow):
                 warn_of_window(self.plan, each.info, each.device, each.limit)
             elif isinstance(each, instructions.LearnBeside):
@@ -367,7 +375,7 @@ class DaskPool:
             self._client.run_on_scheduler(remote.ease, self._topic, self.token, addresses, forget, wait=False)
 
     def _learn_beside(self, reached_from: str) -> None:
-        """Have a process beside this one for the learner, if it can be."""
+        """Have a process beside this one for learners, if it can be."""
         where = f"beside the driver, in a process on {socket.gethostname()}"
         name, threads = self.roster.terms.name_beside, self.plan.layout.config.torch_threads
         try:
@@ -390,12 +398,13 @@ class DaskPool:
 
     # -- ending -------------------------------------------------------------------------------------------
 
-    def release(self, needed: set[int]) -> None:
-        self._release(self.placing.release(needed))
+    def release(self, needed: set[int], learner: str = "") -> None:
+        self._release(self.placing.release(needed, learner))
 
     def want(self, slots: int) -> None:
         with self._connection.lock:
-            asked = {"slots": slots, "learner": self.roster.learner, "refused": self.roster.unusable()}
+            learners = sorted(address for address in self.roster.learners.values() if address)
+            asked = {"slots": slots, "learners": learners, "refused": self.roster.unusable()}
         if asked != self._asked and self._client.status == "running":
             self._ask(asked)
 
@@ -426,7 +435,7 @@ class DaskPool:
             if self._client.status == "running":
                 self._client.unsubscribe_topic(self._topic)
                 if self._asked is not None:
-                    self._ask({**self._asked, "slots": 0, "learner": None, "refused": [], "ended": True})
+                    self._ask({**self._asked, "slots": 0, "learners": [], "refused": [], "ended": True})
                 # A task, not client.run: that would wait half a minute for a worker that is just going. What of ours
                 # waits there has been given up above; a worker that is at something forgets once that is done.
                 last, key = connection.priority(FORGET), f"forget-{self.token}"

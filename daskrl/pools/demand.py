@@ -1,6 +1,6 @@
 """How many rollout slots a run can use: from measured times, without I/O, tested with numbers.
 
-The learner needs a round's fragments as fast as it learns a round. Fewer slots keep it waiting for rounds; more wait
+A learner needs a round's fragments as fast as it learns a round. Fewer slots keep it waiting for rounds; more wait
 for its weights.
 """
 
@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Mapping
 
 from daskrl.config import Schedule
-from daskrl.records import Record
+from daskrl.records import Record, learner_of
 
 LEARNER = "learner"  # the name of the worker that is set apart for learning, and the resource it offers
 BESIDE_DRIVER = "daskrl-beside-driver-"  # how the names of workers begin that learn for one driver only
 
 # What runs and clusters tell one another, as events on the scheduler: topics.
-ASKED = "daskrl-demand"  # {"client", "run", "slots", "learner", "refused"} of a run; "ended" where it asks no more
+ASKED = "daskrl-demand"  # {"client", "run", "slots", "learners", "refused"} of a run; "ended" where it asks no more
 DRAINING = "daskrl-draining"  # {"workers"}: addresses that are about to be closed
 STATUS = "daskrl-status"  # {"worker", "status"}: an address, and Dask's word for whether it takes tasks
 
@@ -61,17 +61,18 @@ class Demand:
     def __init__(self, schedule: Schedule) -> None:
         self.streams = schedule.streams
         self._rollouts: deque[float] = deque(maxlen=2 * schedule.streams)
-        self._learns: deque[float] = deque(maxlen=2)
+        self._learns: dict[str, deque[float]] = {}  # by learner
 
     def take(self, record: Record) -> None:
         """Any committed record; those of fragments and learned rounds have seconds."""
         if record["kind"] == "fragment":
             self._rollouts.append(record["seconds"])
         elif record["kind"] == "learn" and record["version"] > 0:
-            self._learns.append(record["seconds"])
+            self._learns.setdefault(learner_of(record), deque(maxlen=2)).append(record["seconds"])
 
     @property
     def slots(self) -> int:
         if not self._rollouts or not self._learns:
             return self.streams
-        return slots_wanted(self.streams, statistics.fmean(self._rollouts), min(self._learns))
+        slowest = max(map(min, self._learns.values()))  # for whose weights rollouts wait
+        return slots_wanted(self.streams, statistics.fmean(self._rollouts), slowest)

@@ -1,12 +1,13 @@
-"""Which worker learns for a run, and what is said where none can: decided from the run's workers and the time.
+"""Which worker learns for each learner of a run, and what is said where none can: from the run's workers and the time.
 
 A worker with the resource ``learner`` or ``GPU`` learns, and is waited for where the cluster has set one apart. Where
 no worker offers it, a process beside the driver learns. Where that is not possible, the worker does that has been there
-longest. Of several it is the one on which the fewest other runs learn.
+longest. Of several it is the one on which the fewest others learn, of this run and of other runs.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from daskrl.errors import ConfigError, DaskrlError
@@ -30,7 +31,7 @@ SAY_AFTER = 60.0  # seconds without a worker that a run cannot do without
 
 
 class Election:
-    """The choice of one run's learner. `Roster.learner` is who was chosen."""
+    """The choice of the workers of one run's learners. `Roster.learners` says who was chosen."""
 
     def __init__(self, roster: Roster) -> None:
         self.roster, self.terms = roster, roster.terms
@@ -38,44 +39,47 @@ class Election:
         self._since: dict[str, float] = {}  # when it was found that something is missing
         self._said: set[str] = set()
 
-    def hold(self, now: float) -> list[Instruction]:
-        """Choose, or wait for somebody better. After `LearnBeside` was carried out, hold it again."""
+    def hold(self, now: float, learner: str = "") -> list[Instruction]:
+        """Choose for a learner, or wait for somebody better. After `LearnBeside` was carried out, hold it again."""
         members = self.roster.members
         there = [m for m in members.values() if not m.refused]
         able = [m for m in there if m.able]
         meant = [m for m in there if m.worker.learner_resource and m.worker.takes_tasks]
         if meant and not any(m.able for m in meant):
             return []  # it is about to join
-        if not meant and any(m.worker.learner_resource for m in there) and not self._gives_up_waiting(now):
+        if not meant and any(m.worker.learner_resource for m in there) and not self._gives_up_waiting(now, learner):
             return []  # it will take tasks again, with all that it keeps
-        if not meant and self._is_expected(now):
+        if not meant and self._is_expected(now, learner):
             return []
         if not meant and able and self._may_be_beside:
             self._may_be_beside = False
             return [LearnBeside(able[0].worker.address)]
-        current = members.get(self.roster.learner or "")
+        current = members.get(self.roster.learners[learner] or "")
         ready = [m for m in meant if m.able]
         elsewhere = [m for m in ready if m.worker.name != self.terms.name_beside and self._could_take_over(m)]
         candidates = elsewhere or ready or [m for m in able if m is current] or able
         if not candidates:
             if current is None or current.worker.takes_tasks:  # else it goes on when Dask lets it
-                self.roster.learner = None
+                self.roster.learners[learner] = None
             return []
-        chosen = min(candidates, key=lambda m: (m is not current, self._others(m)))
+        others = functools.partial(self._others, learner)
+        chosen = min(candidates, key=lambda m: (m is not current, others(m)))
         coming = [m for m in there if m.worker.takes_tasks and not m.able and (m.worker.learner_resource or not meant)]
-        if chosen is not current and self._others(chosen) and not all(map(self._others, coming)):
-            return []  # one is about to join on which no other run learns
-        return self._choose(chosen, current)
+        if chosen is not current and others(chosen) and not all(map(others, coming)):
+            return []  # one is about to join on which nobody else learns
+        return self._choose(learner, chosen, current)
 
-    def _others(self, member: Member) -> int:
-        """How many other runs learn on a worker."""
-        return self.roster.all.learn_on(member.worker.address, but=self.terms.run)
+    def _others(self, learner: str, member: Member) -> int:
+        """How many others than a learner learn on a worker, of this run and of other runs."""
+        address = member.worker.address
+        ours = sum(key != learner for key in self.roster.learn_at(address))
+        return ours + self.roster.all.learn_on(address, but=self.terms.run)
 
     def beside_is(self, started: bool) -> None:
         """`LearnBeside` was carried out: there is a process beside the driver now, or there cannot be one."""
         self._beside = started
 
-    def _choose(self, chosen: Member, current: Member | None) -> list[Instruction]:
+    def _choose(self, learner: str, chosen: Member, current: Member | None) -> list[Instruction]:
         assert chosen.info is not None
         roster, worker, info = self.roster, chosen.worker, chosen.info
         told: list[Instruction] = []
@@ -87,18 +91,23 @@ class Election:
             return [Fail(error)]
         assert roster.arithmetic is not None
         device = roster.arithmetic["device"]
-        if worker.address != roster.learner:
+        if worker.address != roster.learners[learner]:
             problem = fingerprint.mismatch(info, roster.arithmetic, learns=True) if device == "cuda" else None
             if problem is not None:
                 told.append(Break(f"the learner's worker {worker.name} has {problem}"))
             told.append(CheckWindow(info, device, paused.pauses_at(worker.memory)))
         if current is not None and chosen is not current and not current.worker.takes_tasks:
-            told.append(TakeBackLearns(current.worker.address))
-        roster.learner = worker.address
-        if self._beside and worker.name != self.terms.name_beside:  # the one that was waited for has come
+            told.append(TakeBackLearns(current.worker.address, learner))
+        roster.learners[learner] = worker.address
+        if self._beside and not self._learn_beside():  # who was waited for has come
             self._beside, self._may_be_beside = False, True
             told.append(EndBeside())
         return told
+
+    def _learn_beside(self) -> bool:
+        """Whether any learner is in the process beside the driver."""
+        workers = [self.roster.members[address].worker for address in self.roster.learners.values() if address]
+        return any(worker.name == self.terms.name_beside for worker in workers)
 
     def _could_take_over(self, member: Member) -> bool:
         """Whether it would learn with the bits of the process beside the driver, if there is one."""
@@ -122,17 +131,17 @@ class Election:
         if worker.threads > 1 or shared or place == self.terms.here:
             raise shared_process(self.terms.torch_threads, f"worker {worker.name}")
 
-    def _is_expected(self, now: float) -> bool:
-        """Whether to wait for a learner's worker that is not there."""
+    def _is_expected(self, now: float, learner: str) -> bool:
+        """Whether to wait for a worker meant for learners that is not there."""
         if self._beside:  # its nanny starts it again
             return not any(m.refused for m in self.roster.members.values() if m.worker.name == self.terms.name_beside)
         if self.terms.learner_timeout is None:
             return demand.LEARNER in self.roster.planned()
-        return not self._gives_up_waiting(now)
+        return not self._gives_up_waiting(now, learner)
 
-    def _gives_up_waiting(self, now: float) -> bool:
+    def _gives_up_waiting(self, now: float, learner: str) -> bool:
         timeout = self.terms.learner_timeout
-        return timeout is not None and self._without_learner(now) >= timeout
+        return timeout is not None and self._without_worker(now, learner) >= timeout
 
     # -- what is missing ----------------------------------------------------------------------------------
 
@@ -144,8 +153,9 @@ class Election:
             return 0.0
         return now - self._since.setdefault(what, now)
 
-    def _without_learner(self, now: float) -> float:
-        return self._missing("learner", self.roster.learns_now is not None, now)
+    def _without_worker(self, now: float, learner: str) -> float:
+        """Seconds for which a learner has had no worker."""
+        return self._missing(_of(learner), self.roster.learns_now(learner) is not None, now)
 
     def missing(self, now: float) -> list[Instruction]:
         """Say what a run cannot do without and has been without for a minute, and why; each once."""
@@ -154,7 +164,8 @@ class Election:
         there = [m for m in self.roster.members.values() if not m.refused]
         stopped = [m.worker for m in there if not m.worker.takes_tasks]
         able = [m.worker for m in there if m.able]
-        without_learner = self._without_learner(now)
+        without = {key: self._without_worker(now, key) for key in self.roster.learners}
+        longest = max(without, key=lambda key: without[key])
         told: list[Instruction] = []
         if self._missing("running", not stopped or len(stopped) < len(there), now) > SAY_AFTER:
             told += self._say(
@@ -163,12 +174,12 @@ class Election:
                 f"The run waits. To have it go on, {paused.MORE_MEMORY}; or start more workers.",
                 stopped,
             )
-        elif without_learner > SAY_AFTER:
+        elif without[longest] > SAY_AFTER:
             told += self._say(
-                "learner",
-                "the learner's worker" if self.roster.members else "any worker",
+                _of(longest),
+                f"{_of(longest)}'s worker" if self.roster.members else "any worker",
                 f"The run is {then}; interrupted, it may be resumed with learner_timeout= to learn beside the driver.",
-                [w for w in stopped if w.learner_resource or w.address == self.roster.learner],
+                [w for w in stopped if w.learner_resource or w.address == self.roster.learners[longest]],
             )
         if self._missing("rollouts", not able or not all(w.learner_resource for w in able), now) > SAY_AFTER:
             told += self._say(
@@ -186,6 +197,11 @@ class Election:
         why = paused.why_stopped((w.name, w.status, w.memory) for w in stopped)
         why = why or "its job waits in the queue, or ends as it starts (see its log)"
         return [Say(f"{SAY_AFTER:.0f} s without {what}: {why}. {then}")]
+
+
+def _of(learner: str) -> str:
+    """A learner in words."""
+    return f"learner {learner}" if learner else "the learner"
 
 
 def shared_process(threads: int, who: str) -> ConfigError:

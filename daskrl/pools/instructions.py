@@ -70,6 +70,7 @@ class TakeBackLearns:
     """Another worker learns for this one, which takes no tasks."""
 
     address: str
+    learner: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class CheckWindow:
 
 @dataclass(frozen=True)
 class LearnBeside:
-    """Start a process beside the driver for the learner, which this worker must reach; tell `Election.beside_is`."""
+    """Start a process beside the driver for learners, which this worker must reach; tell `Election.beside_is`."""
 
     reached_from: str
 

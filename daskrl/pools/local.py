@@ -12,7 +12,8 @@ from daskrl.errors import DaskrlError
 from daskrl.pools.base import Outcome, Plan, refuse_or_warn, take_note, warn_of_window
 from daskrl.records import ArithmeticRecord, Introduction, Record, Result, WrittenFile
 from daskrl.schedule import Checkpoint, Evaluate, Learn, Recheck, Rollout, Task
-from daskrl.tasks import evaluations, fingerprint, learner, rollout, session
+from daskrl.tasks import evaluations, fingerprint, rollout, session
+from daskrl.tasks import learner as learning
 
 
 class InProcessPool:
@@ -20,11 +21,11 @@ class InProcessPool:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.token = plan, uuid.uuid4().hex[:8]
-        self.held: set[int] = set()
+        self.held: dict[str, set[int]] = {key: set() for key in plan.layout.learners}
         self.in_flight: set[Task] = set()
         self.promise_off: list[str] = []
         self.notes: list[Record] = []
-        self._weights: dict[int, session.Published] = {}
+        self._weights: dict[Learn, session.Published] = {}
         self._tasks: deque[tuple[Task, Callable[[], Result]]] = deque()
         here = session.Session(self.token, plan.layout, plan.algorithm, plan.factory, plan.options)
         self.arithmetic: ArithmeticRecord | None = plan.arithmetic
@@ -43,11 +44,17 @@ class InProcessPool:
 
     def submit_rollouts(self, ready: Sequence[Rollout], head: int) -> None:
         for task in ready:
-            weights = self._weights[task.weights_version]
-            call = functools.partial(rollout.rollout, self.token, weights, task.stream, task.round, head)
+            weights = [self._weights[learned] for learned in self._acts_with(task.weights_version)]
+            call = functools.partial(rollout.rollout, self.token, task.stream, task.round, head, *weights)
             self._add(task, call)
 
-    def submit_learns(self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]]) -> None:
+    def _acts_with(self, version: int) -> list[Learn]:
+        """What made the weights of a version, of each learner."""
+        return [Learn(version, key) for key in self.held]
+
+    def submit_learns(
+        self, ready: Sequence[Learn], head: int, keep: Callable[[int], tuple[bool, bool]], learner: str = ""
+    ) -> None:
         for task in ready[:1]:
             self._add(task, functools.partial(self._learn, task, head, *keep(task.version)))
 
@@ -55,26 +62,30 @@ class InProcessPool:
         record = json.loads(task.record)
         if task.environment is not None:
             self._add(task, functools.partial(rollout.retrace, self.token, record, task.environment, head))
-        elif (weights := self._weights.get(task.weights_version)) is not None:
-            self._add(task, functools.partial(rollout.recheck, self.token, weights, record, head))
+        elif all(learned in self._weights for learned in self._acts_with(task.weights_version)):
+            weights = [self._weights[learned] for learned in self._acts_with(task.weights_version)]
+            self._add(task, functools.partial(rollout.recheck, self.token, record, head, *weights))
 
     def submit_evaluations(self, due: Sequence[Evaluate], kept: Mapping[int, WrittenFile], urgent: bool) -> None:
         if not any(isinstance(task, Evaluate) for task in self.in_flight):
             for task in due[:1]:
-                args = (self.token, task.version, kept[task.version], self.plan.options.evaluate_episodes)
+                episodes = self.plan.options.evaluate_episodes
+                args = (self.token, task.version, kept[task.version], episodes, task.learner)
                 self._add(task, functools.partial(evaluations.evaluate, *args))
 
-    def submit_checkpoint(self, kept: int) -> None:
-        if self._weights:
-            newest = self._weights[max(self._weights)]
-            self._add(Checkpoint(), functools.partial(learner.checkpoint, self.token, newest, kept))
+    def submit_checkpoint(self, kept: int, learner: str = "") -> None:
+        learned = [task for task in self._weights if task.learner == learner]
+        if learned:
+            newest = self._weights[max(learned)]
+            self._add(Checkpoint(learner), functools.partial(learning.checkpoint, self.token, newest, kept))
             self._tasks.rotate()  # before all others: they are given up
 
     def _learn(self, task: Learn, head: int, keep: bool, checkpoint: bool) -> Result:
         assert self.arithmetic is not None
-        weights = learner.learn(self.token, task.version, head, self.arithmetic["device"], keep, checkpoint)
-        self._weights[task.version] = weights
-        self.held.add(task.version)
+        device = self.arithmetic["device"]
+        weights = learning.learn(self.token, task.version, head, device, keep, checkpoint, task.learner)
+        self._weights[task] = weights
+        self.held[task.learner].add(task.version)
         return weights[0]
 
     def _add(self, task: Task, call: Callable[[], Result]) -> None:
@@ -89,9 +100,10 @@ class InProcessPool:
         self.in_flight.discard(task)
         return [Outcome(task, record)]
 
-    def release(self, needed: set[int]) -> None:
-        self.held &= needed
-        self._weights = {version: weights for version, weights in self._weights.items() if version in needed}
+    def release(self, needed: set[int], learner: str = "") -> None:
+        self.held[learner] &= needed
+        for task in [task for task in self._weights if task.learner == learner and task.version not in needed]:
+            del self._weights[task]
 
     def want(self, slots: int) -> None:
         pass

@@ -183,8 +183,9 @@ class Workers:
         return [(run, said) for run, roster in self.rosters.items() for said in roster.not_joined(worker, problem)]
 
     def learn_on(self, address: str, but: str) -> int:
-        """How many other runs than that have their learner there."""
-        return sum(roster.learner == address for run, roster in self.rosters.items() if run != but)
+        """How many learners of other runs than that learn there."""
+        others = [roster.learners.values() for run, roster in self.rosters.items() if run != but]
+        return sum(learns == address for learners in others for learns in learners)
 
     def load(self, but: str) -> Counter[str]:
         """Tasks that other runs than that have on each worker."""
@@ -211,6 +212,7 @@ class Terms:
     bytecode, python : of the code that travels to workers, and of this Python; None where no code does.
     here : host and process id of the driver.
     beside : whether a process beside the driver's would reach the scheduler.
+    learners : keys of its learners.
     """
 
     run: str
@@ -223,6 +225,7 @@ class Terms:
     python: str = ""
     here: tuple[str, int] = ("", 0)
     beside: bool = False
+    learners: tuple[str, ...] = ("",)
 
     @property
     def name_beside(self) -> str:
@@ -231,7 +234,7 @@ class Terms:
 
 
 class Roster:
-    """The workers of one run, and which of them learns.
+    """The workers of one run, and which of them learn.
 
     Parameters
     ----------
@@ -240,7 +243,7 @@ class Roster:
 
     Attributes
     ----------
-    learner : address of the worker that learns.
+    learners : key of a learner -> address of its worker, None while there is none; for each learner of the run.
     homes : stream -> address of its worker; replaced, never changed.
     load : tasks in flight on each worker; replaced, never changed.
     """
@@ -251,7 +254,7 @@ class Roster:
         self.terms, self.arithmetic, self.planned = terms, arithmetic, planned
         self.all = Workers()
         self.members: dict[str, Member] = {}
-        self.learner: str | None = None
+        self.learners: dict[str, str | None] = dict.fromkeys(terms.learners)
         self.homes: Mapping[int, str] = {}
         self.load: Counter[str] = Counter()
         self._said: set[str] = set()
@@ -264,11 +267,14 @@ class Roster:
         member = self.members.get(address)
         return member is not None and member.worker.takes_tasks
 
-    @property
-    def learns_now(self) -> Worker | None:
-        """The worker that learns, if it takes tasks."""
-        member = self.members.get(self.learner or "")
+    def learns_now(self, learner: str = "") -> Worker | None:
+        """The worker of a learner, if it takes tasks."""
+        member = self.members.get(self.learners[learner] or "")
         return member.worker if member is not None and member.worker.takes_tasks else None
+
+    def learn_at(self, address: str) -> list[str]:
+        """Keys of the learners whose worker this is."""
+        return [learner for learner, learns in self.learners.items() if learns == address]
 
     def stopped(self) -> set[str]:
         """Addresses of the workers that take no tasks."""
@@ -285,14 +291,16 @@ class Roster:
         another run only where this one's would have to.
         """
         able = [member.worker for member in self.members.values() if member.able]
-        others = [worker for worker in able if worker.address != self.learner and not worker.learner_resource]
+        learn = self.learners.values()
+        others = [worker for worker in able if worker.address not in learn and not worker.learner_resource]
         free = [worker for worker in others if not self.all.learn_on(worker.address, but=self.terms.run)]
         staying = [worker for worker in free or others if not worker.draining]
         return {worker.address: worker.threads for worker in (staying or free or others or able)}
 
     def workers(self) -> int:
         """How many workers run rollouts."""
-        return sum(m.able and a != self.learner for a, m in self.members.items()) or len(self.slots())
+        learn = self.learners.values()
+        return sum(m.able and a not in learn for a, m in self.members.items()) or len(self.slots())
 
     # -- joining ------------------------------------------------------------------------------------------
 
@@ -341,8 +349,8 @@ class Roster:
 
     def left(self, address: str) -> bool:
         """Forget a worker; whether it was there."""
-        if address == self.learner:
-            self.learner = None
+        for learner in self.learn_at(address):
+            self.learners[learner] = None
         return self.members.pop(address, None) is not None
 
     def computes(self, arithmetic: ArithmeticRecord) -> list[Instruction]:
@@ -394,12 +402,14 @@ class Roster:
         member = self.members.get(address)
         if member is None or member.worker.status != paused.PAUSED:
             return []
-        worker, key = member.worker, f"paused {member.worker.name}"
-        if key in self._said:
+        worker, said = member.worker, f"paused {member.worker.name}"
+        if said in self._said:
             return []
-        self._said.add(key)
-        learns = address == self.learner or worker.learner_resource
+        self._said.add(said)
+        here = self.learn_at(address)
+        learns = bool(here) or worker.learner_resource
         instead: str | bool = any(m.worker.takes_tasks and not m.refused for m in self.members.values())
         if learns:
-            instead = self.learns_now.name if self.learns_now is not None else False
+            elsewhere = [learning.name for key in self.learners if (learning := self.learns_now(key)) is not None]
+            instead = elsewhere[0] if elsewhere and not here else False
         return [Say(str(paused.Pause(worker.name, address, worker.memory, learns, instead, self.terms.window)))]

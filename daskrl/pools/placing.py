@@ -29,46 +29,50 @@ class Flight:
 
     Attributes
     ----------
-    weights_version : of the weights that it waits for.
+    weights : what makes the weights that it waits for.
     answered : it was made elsewhere meanwhile.
     """
 
     key: str
     task: Task
     address: str
-    weights_version: int | None = None
+    weights: tuple[Learn, ...] = ()
     answered: bool = False
 
 
 class Placing:
     """The tasks of one run on its workers.
 
+    Parameters
+    ----------
+    learners : keys of the run's learners.
+
     Attributes
     ----------
-    held : weights versions that rollouts can be given now.
+    held : key of a learner -> versions of its weights that rollouts can be given now.
     in_flight : tasks given out and not answered.
     flights : by key.
     taken_back : those that another worker may have, though their worker finishes them if it had begun.
-    made : weights version -> the flight whose result it is.
+    made : what was learned -> the flight whose result are its weights.
     homes : stream -> address of its worker.
     """
 
-    def __init__(self, streams: int) -> None:
+    def __init__(self, streams: int, learners: Collection[str] = ("",)) -> None:
         self.streams = streams
-        self.held: set[int] = set()
+        self.held: dict[str, set[int]] = {key: set() for key in learners}
         self.in_flight: set[Task] = set()
         self.flights: dict[str, Flight] = {}
         self.taken_back: dict[str, Flight] = {}
-        self.made: dict[int, Flight] = {}
+        self.made: dict[Learn, Flight] = {}
         self.homes: dict[int, str] = {}
         self.deaths: Counter[Task] = Counter()
-        self._evaluators: dict[int, str] = {}  # weights version -> the worker that has begun to evaluate it
+        self._evaluators: dict[Evaluate, str] = {}  # the worker that has begun it
         self._rechecks: dict[Recheck, int] = {}  # not answered -> commits when asked for
 
     # -- what goes where ----------------------------------------------------------------------------------
 
     def load(self) -> Counter[str]:
-        """How many tasks each worker has that are neither the learner's nor a short while of an evaluation."""
+        """How many tasks each worker has that are neither a learner's nor a short while of an evaluation."""
         apart = (Learn, Evaluate)
         return Counter(f.address for f in self.flights.values() if not isinstance(f.task, apart))
 
@@ -91,13 +95,18 @@ class Placing:
                 placed.append((task, address))
         return placed
 
-    def learns(self, ready: Sequence[Learn], threads: int) -> Sequence[Learn]:
-        """Those for which the learner's worker has room.
+    def learns(self, ready: Sequence[Learn], threads: int, learner: str = "") -> Sequence[Learn]:
+        """Those of a learner for which its worker has room.
 
         Two in flight keep one thread busy; with more threads they would run at once, out of order.
         """
         room = 2 if threads == 1 else 1
-        return ready[: max(0, room - sum(isinstance(f.task, Learn) for f in self.flights.values()))]
+        flying = sum(isinstance(f.task, Learn) and f.task.learner == learner for f in self.flights.values())
+        return ready[: max(0, room - flying)]
+
+    def acts_with(self, version: int) -> tuple[Learn, ...]:
+        """What makes the weights of a version, of each learner."""
+        return tuple([Learn(version, key) for key in self.held])
 
     def recheck(self, task: Recheck, head: int) -> None:
         """Have a recheck made, once there is a worker; `rechecks` says which."""
@@ -110,7 +119,7 @@ class Placing:
         for task, head in self._rechecks.items():
             if task in flying:
                 continue
-            if task.environment is None and task.weights_version not in self.made:
+            if task.environment is None and not self.made.keys() >= set(self.acts_with(task.weights_version)):
                 self.in_flight.discard(task)  # they may be learned again; `release` drops it where they will not
                 continue
             self.in_flight.add(task)  # a run is not over before it is made
@@ -133,7 +142,7 @@ class Placing:
         room = [a for a in slots if a not in flying.values() and (urgent or load[a] < slots[a])]
         placed: list[tuple[Evaluate, str]] = []
         for task in due:
-            home = self._evaluators.get(task.version)
+            home = self._evaluators.get(task)
             if task in flying or (home in slots and home not in room):
                 continue  # it waits for the worker that has begun it
             if home not in slots:
@@ -141,14 +150,15 @@ class Placing:
             if home is None:
                 break
             room.remove(home)
-            self._evaluators[task.version] = home
+            self._evaluators[task] = home
             placed.append((task, home))
         return placed
 
-    def newest(self) -> tuple[int, str] | None:
-        """The newest version of the weights that there is, or is being learned; and the key of what has it."""
-        learning = {f.task.version: key for key, f in self.flights.items() if isinstance(f.task, Learn)}
-        return max({**learning, **{v: f.key for v, f in self.made.items()}}.items(), default=None)
+    def newest(self, learner: str = "") -> tuple[Learn, str] | None:
+        """The newest of a learner's weights that there are, or are being learned; and the key of what has them."""
+        learning = {f.task: key for key, f in self.flights.items() if isinstance(f.task, Learn)}
+        there = {**learning, **{task: f.key for task, f in self.made.items()}}
+        return max(((task, key) for task, key in there.items() if task.learner == learner), default=None)
 
     def start(self, flight: Flight) -> None:
         """A worker was given a task."""
@@ -179,17 +189,17 @@ class Placing:
                 del self.flights[again]
         self.in_flight.discard(flight.task)
         if isinstance(flight.task, Learn):
-            if flight.task.version in self.made:  # learned again elsewhere
-                release.append(self.made[flight.task.version].key)
-            self.made[flight.task.version] = flight
-            self.held.add(flight.task.version)
+            if flight.task in self.made:  # learned again elsewhere
+                release.append(self.made[flight.task].key)
+            self.made[flight.task] = flight
+            self.held[flight.task.learner].add(flight.task.version)
         for other in self.taken_back.values():
             other.answered = other.answered or other.task == flight.task
         self.forget_answered(stopped)
         if isinstance(flight.task, Recheck):
             self._rechecks.pop(flight.task, None)
-        if record["kind"] == "evaluation":
-            self._evaluators.pop(record["version"], None)
+        if isinstance(flight.task, Evaluate) and record["kind"] == "evaluation":
+            self._evaluators.pop(flight.task, None)
         return Outcome(flight.task, record), release, self._keeps(flight, stopped)
 
     def _keeps(self, flight: Flight, stopped: Collection[str]) -> str | None:
@@ -222,10 +232,10 @@ class Placing:
         keys = [key for key, f in self.flights.items() if f.address in stopped and _goes(f.task, others)]
         return self._take_back(keys)
 
-    def take_back_learns(self, address: str) -> list[str]:
-        """What was to be learned there is learned elsewhere; keys of futures to release."""
-        flights = self.flights.items()
-        return self._take_back([k for k, f in flights if f.address == address and isinstance(f.task, Learn)])
+    def take_back_learns(self, address: str, learner: str = "") -> list[str]:
+        """What a learner was to learn there is learned elsewhere; keys of futures to release."""
+        there = {key: flight.task for key, flight in self.flights.items() if flight.address == address}
+        return self._take_back([k for k, task in there.items() if isinstance(task, Learn) and task.learner == learner])
 
     def _take_back(self, keys: list[str]) -> list[str]:
         for key in keys:
@@ -245,11 +255,12 @@ class Placing:
         """
         self.taken_back = {key: flight for key, flight in self.taken_back.items() if flight.address != address}
         # Weights may be on the worker that learned them only, and rollouts that wait for them would wait for ever.
-        # It need not be the learner of now: that moves when a worker with the resource joins.
-        lost = {version: flight for version, flight in self.made.items() if flight.address == address}
-        self.made = {version: flight for version, flight in self.made.items() if version not in lost}
-        self.held -= lost.keys()
-        gone = [f for f in self.flights.values() if f.address == address or f.weights_version in lost]
+        # It need not be where that learner is now: it moves when a worker with the resource joins.
+        lost = {task: flight for task, flight in self.made.items() if flight.address == address}
+        self.made = {task: flight for task, flight in self.made.items() if task not in lost}
+        for task in lost:
+            self.held[task.learner].discard(task.version)
+        gone = [f for f in self.flights.values() if f.address == address or not lost.keys().isdisjoint(f.weights)]
         for flight in gone:
             del self.flights[flight.key]
             self.in_flight.discard(flight.task)
@@ -261,15 +272,17 @@ class Placing:
         self.deaths[task] += 1
         return self.deaths[task] > DEATHS
 
-    def release(self, needed: set[int]) -> list[str]:
-        """Only these weights are needed on; keys of futures to release."""
-        self.held &= needed
-        in_use = {flight.weights_version for flight in self.flights.values()}
-        in_use |= {task.weights_version for task in self._rechecks if task.environment is None}
-        released = [version for version in self.made if version not in needed and version not in in_use]
-        keys = [self.made.pop(version).key for version in released]
+    def release(self, needed: set[int], learner: str = "") -> list[str]:
+        """Of a learner's weights only these versions are needed on; keys of futures to release."""
+        self.held[learner] &= needed
+        released = [task for task in self.made if task.learner == learner and task.version not in needed]
+        if released:
+            in_use = {learned for flight in self.flights.values() for learned in flight.weights}
+            in_use |= {Learn(task.weights_version, learner) for task in self._rechecks if task.environment is None}
+            released = [task for task in released if task not in in_use]
+        keys = [self.made.pop(task).key for task in released]
         for recheck in [task for task in self._rechecks if task.environment is None]:
-            if recheck.weights_version not in needed and recheck.weights_version not in self.made:
+            if recheck.weights_version not in needed and Learn(recheck.weights_version, learner) not in self.made:
                 del self._rechecks[recheck]  # they were lost, and nobody learns them again
         for task in [task for task in self.deaths if task not in self.in_flight]:
             if len(self.deaths) > 1000:
@@ -296,9 +309,10 @@ def killer(plan: Plan, task: Rollout | Learn | Evaluate | Recheck) -> DaskrlErro
     match task:
         case Learn():
             smaller = paused.smaller_run(hasattr(plan.algorithm, "window"))
+            whose = f" of learner {task.learner}" if task.learner else ""
             return DaskrlError(
-                f"{DEATHS} workers died while they learned version {task.version}: the learner probably needs more "
-                f"memory than its worker has. Everything committed is kept. Either {paused.MORE_FOR_LEARNER} and "
+                f"{DEATHS} workers died while they learned version {task.version}{whose}: the learner probably needs "
+                f"more memory than its worker has. Everything committed is kept. Either {paused.MORE_FOR_LEARNER} and "
                 f"type: daskrl resume {store} -- or {smaller}."
             )
         case Evaluate():

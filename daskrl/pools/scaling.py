@@ -54,7 +54,7 @@ class Demands(SchedulerPlugin):
         return [worker for worker in workers if not self._learns(worker)]
 
     def _learns(self, worker: WorkerState) -> bool:
-        chosen = {asked["learner"] for asked in self.asked.values()}
+        chosen = {address for asked in self.asked.values() for address in asked["learners"]}
         return worker.address in chosen or has_learner_resource(worker.resources)
 
     def demand(self) -> dict[str, int]:

@@ -112,7 +112,7 @@ def nanny_options(threads: int, *, learner: bool, watched: bool = False) -> dict
 
 
 def learner_beside(client: Client, name: str, threads: int, reached_from: str) -> Nanny:
-    """A worker beside this process for the learner, on a scheduler elsewhere. ``client.sync(nanny.close)`` ends it.
+    """A worker beside this process for learners, on a scheduler elsewhere. ``client.sync(nanny.close)`` ends it.
 
     It listens where the scheduler is reached from here, on loopback if that is where the scheduler is.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from daskrl.config import RunConfig
 from daskrl.envs.spaces import SpaceSpec
 from daskrl.errors import DamagedError, StoreError, StoreMismatchError
+from daskrl.names import require_keys
 from daskrl.records import Array, FragmentRecord, InitRecord, ReadFragment
 from daskrl.store.columns import Column, read_fragment, read_transitions
 from daskrl.store.files import read_checked
@@ -25,6 +26,7 @@ class Layout:
     Attributes
     ----------
     patience : seconds to wait for a committed file that is not seen yet; on Dask's workers, see `daskrl.store.late`.
+    agents : agent -> the learner whose weights it acts with, both by their keys. A run has one of each today, "".
     """
 
     storage: Storage
@@ -33,6 +35,16 @@ class Layout:
     columns: Mapping[str, Column]
     run_id: str
     patience: float = 0.0
+    agents: Mapping[str, str] = field(default_factory=lambda: {"": ""})
+
+    def __post_init__(self) -> None:
+        require_keys("agent", self.agents)
+        require_keys("learner", self.agents.values())
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """The keys of the run's learners."""
+        return tuple(dict.fromkeys(self.agents.values()))
 
     @property
     def log(self) -> CommitLog:

@@ -151,10 +151,10 @@ class Progress:
         return {**{name: getattr(self, name) for name in _COUNTED}, "returns": list(self.returns)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Progress:
+    def from_json(cls, data: Mapping[str, Any], learner: str = "") -> Progress:
         """Raises KeyError, TypeError, ValueError or AttributeError where ``data`` is not from `to_json`."""
         values = {name: data[name] for name in _COUNTED}
-        made = cls(**values)
+        made = cls(**values, learner=learner)
         made.returns = deque(data["returns"], maxlen=cls([]).returns.maxlen)
         for name in ("kept", "evaluated", "limited"):
             setattr(made, name, {int(version): value for version, value in data[name].items()})

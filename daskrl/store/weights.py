@@ -11,11 +11,12 @@ import numpy as np
 from daskrl.arithmetic import aligned_all
 from daskrl.config import RunConfig
 from daskrl.envs.spaces import SpaceSpec
+from daskrl.names import require_key
 from daskrl.records import Array
 from daskrl.store.files import read_checked
 from daskrl.store.storage import Storage
 
-WEIGHTS, CHECKPOINTS = ".weights", ".checkpoints"
+WEIGHTS, CHECKPOINTS, DIVERGED = ".weights", ".checkpoints", ".diverged"
 _SUFFIX = ".safetensors"
 
 
@@ -29,6 +30,11 @@ def checkpoint_key(version: int, learner: str = "") -> str:
     return f"{CHECKPOINTS}/{_stem(version, learner)}{_SUFFIX}"
 
 
+def diverged_key(version: int, learner: str = "") -> str:
+    """Where a store keeps, for people, the batch with which a learner diverged at that version."""
+    return f"{DIVERGED}/{_stem(version, learner)}{_SUFFIX}"
+
+
 def version_in(name: str, learner: str = "") -> int | None:
     """The version that a file's name in either folder says; None where it is no file of this learner."""
     stem = name.removesuffix(_SUFFIX)
@@ -38,10 +44,11 @@ def version_in(name: str, learner: str = "") -> int | None:
 
 
 def _stem(version: int, learner: str) -> str:
+    require_key("learner", learner)
     return f"{learner}.{version:08d}" if learner else f"{version:08d}"
 
 
-def belongs_to(config: RunConfig, spec: SpaceSpec, run_id: str, version: int) -> dict[str, str]:
+def belongs_to(config: RunConfig, spec: SpaceSpec, run_id: str, version: int, learner: str = "") -> dict[str, str]:
     """What weights belong to, as text by name, for the metadata of their file; see FORMAT.md, section 6."""
     spaces = spec.to_json()
 
@@ -57,6 +64,7 @@ def belongs_to(config: RunConfig, spec: SpaceSpec, run_id: str, version: int) ->
         "observation": text(spaces["observation"]),
         "action": text(spaces["action"]),
         "frame_stack": str(config.frame_stack),
+        **({"learner": learner} if learner else {}),
     }
 
 

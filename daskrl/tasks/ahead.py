@@ -1,4 +1,4 @@
-"""On the learner's Dask worker: while a version is learned, the round of the one that waits behind it is read."""
+"""On a learner's Dask worker: while a version is learned, the round of the one that waits behind it is read."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from daskrl.tasks import learner
 from daskrl.tasks.session import Published
 
 READ_AHEAD = "daskrl_read_ahead"
-"""The annotation of a `learn` task that says what to read while the task waits: ``[token, version, head]``."""
+"""The annotation of a `learn` task that says what to read while the task waits: ``[token, version, head, learner]``."""
 
 
-def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoint: bool) -> Published:
+def learn(token: str, version: int, head: int, device: str, keep: bool, checkpoint: bool, key: str = "") -> Published:
     """`daskrl.tasks.learner.learn`, on a worker that from now on reads ahead."""
     worker = get_worker()
     if ReadAhead.name not in worker.plugins:
         worker.loop.add_callback(worker.plugin_add, ReadAhead(), ReadAhead.name)
-    return learner.learn(token, version, head, device, keep, checkpoint)
+    return learner.learn(token, version, head, device, keep, checkpoint, key)
 
 
 class ReadAhead(WorkerPlugin):
-    """Reads for tasks that have come and wait for their turn: the learner's worker runs one task at a time."""
+    """Reads for tasks that have come and wait for their turn: a learner's worker runs one task at a time."""
 
     name = "daskrl-read-ahead"
 

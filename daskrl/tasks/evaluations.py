@@ -24,7 +24,9 @@ SEED = 1  # that of `daskrl.evaluate` unless another is asked for: all versions 
 AT_A_TIME = 0.1  # seconds
 
 
-def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) -> EvaluationRecord | Evaluating:
+def evaluate(
+    token: str, version: int, written: Sequence[Any], episodes: int, learner: str = ""
+) -> EvaluationRecord | Evaluating:
     """Play on, for a tenth of a second.
 
     Called by the driver's pool on any worker, again and again until what it returns is the record of the evaluation.
@@ -35,7 +37,7 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
     written : the file of the weights, as its commit record names it.
     """
     session = get(token)
-    under_way = session.evaluations.take(version)
+    under_way = session.evaluations.take((learner, version))
 
     def play_on(alive: Callable[[], None]) -> EvaluationRecord | Evaluating:
         made = under_way if under_way is not None else _begin(session, written, episodes, alive)
@@ -46,9 +48,12 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
                 made.played.append(played)
             if time.monotonic() - began > AT_A_TIME:
                 made.seconds += time.monotonic() - began
-                session.evaluations.keep(version, made)
-                return {"kind": "evaluating", "version": version}
-        return _record(version, sorted(made.played), made.seconds + time.monotonic() - began)
+                session.evaluations.keep((learner, version), made)
+                on_its_way: Evaluating = {"kind": "evaluating", "version": version}
+                if learner:
+                    on_its_way["learner"] = learner
+                return on_its_way
+        return _record(version, sorted(made.played), made.seconds + time.monotonic() - began, learner)
 
     where = f"the evaluation of version {version}"
     try:
@@ -58,7 +63,7 @@ def evaluate(token: str, version: int, written: Sequence[Any], episodes: int) ->
     except StoreMismatchError:
         raise
     except Exception as error:
-        return {**_record(version, [], 0.0), "error": f"{type(error).__name__}: {error}"}
+        return {**_record(version, [], 0.0, learner), "error": f"{type(error).__name__}: {error}"}
 
 
 def _begin(session: Session, written: Sequence[Any], episodes: int, alive: Callable[[], None]) -> Playing:
@@ -74,8 +79,8 @@ def _begin(session: Session, written: Sequence[Any], episodes: int, alive: Calla
     )  # fmt: skip
 
 
-def _record(version: int, played: Sequence[Played], seconds: float) -> EvaluationRecord:
-    return {
+def _record(version: int, played: Sequence[Played], seconds: float, learner: str) -> EvaluationRecord:
+    record: EvaluationRecord = {
         "kind": "evaluation",
         "version": version,
         "returns": [one.episode_return for one in played],
@@ -85,3 +90,6 @@ def _record(version: int, played: Sequence[Played], seconds: float) -> Evaluatio
         "seed": SEED,
         "seconds": seconds,
     }
+    if learner:
+        record["learner"] = learner
+    return record

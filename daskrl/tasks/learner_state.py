@@ -15,6 +15,7 @@ from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Setup, staged
 from daskrl.arithmetic import pinned, undrawn
 from daskrl.errors import DivergedError
+from daskrl.names import require_key
 from daskrl.records import Array
 from daskrl.replay.rounds import Fragments, RoundReader, Source
 from daskrl.schedule import Budget
@@ -40,6 +41,7 @@ class LearnerState(Generic[Source]):
     seed : the run's; with the rounds it decides every bit of the weights.
     torch_threads : torch's, where rounds are prepared for the learner in a thread that reads ahead.
     begin_with : weights to begin with instead of those drawn.
+    key : of the learner, where a run has several: each draws numbers of its own. "" is that of a run with one.
 
     Attributes
     ----------
@@ -60,10 +62,12 @@ class LearnerState(Generic[Source]):
         seed: int,
         torch_threads: int = 1,
         begin_with: Initial | None = None,
+        key: str = "",
     ) -> None:
-        self.setup, self.rounds, self.seed = setup, rounds, seed
+        require_key("learner", key)
+        self.setup, self.rounds, self.seed, self.key = setup, rounds, seed, key
         with undrawn():
-            learner = self.learner = algorithm.learner(setup, seeding.generator(seed, "initialise"))
+            learner = self.learner = algorithm.learner(setup, seeding.generator(seed, "initialise", key=key))
         if begin_with is not None:
             initial.begin(learner, begin_with)
 
@@ -106,7 +110,7 @@ class LearnerState(Generic[Source]):
         for fragments in self.reader.read(range(self.version, version)):
             self.learner.append(fragments)
             del fragments  # the next ones are being read
-            random = seeding.generator(self.seed, "learn", self.version)
+            random = seeding.generator(self.seed, "learn", self.version, key=self.key)
             self.version += 1
             try:
                 loss = self.learner.learn(random)

@@ -1,4 +1,4 @@
-"""The rollout task: acts with one version of the weights for one fragment and writes it.
+"""The rollout task: acts with one version of the weights of each learner for one fragment and writes it.
 
 A pure function of (run config, what is committed, stream, round). The worker's live environments are used
 when they stand at the right round; otherwise they are rebuilt from the store.
@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from daskrl.envs import isolation
 from daskrl.envs.spaces import state_name
 from daskrl.envs.stream import Fragment, Policy, Stream
 from daskrl.errors import EnvironmentRaisedError, EnvironmentTimeoutError, NondeterministicError
-from daskrl.records import Array, FragmentRecord, PlayedFragment, RecheckResult
+from daskrl.records import Array, FragmentRecord, PlayedFragment, RecheckResult, learner_of
 from daskrl.store.columns import checksums, write_fragment
 from daskrl.tasks.published import unpack
 from daskrl.tasks.session import At, Published, Session, get
@@ -35,7 +35,11 @@ T = TypeVar("T")
 GO_ON = "Or pass strict=False (--no-strict) to go on without the promise; the store will say so."
 
 
-def rollout(token: str, weights: Published, stream: int, round_: int, head: int) -> FragmentRecord:
+ByLearner = Mapping[str, Published]
+"""The weights that a fragment acts with: key of a learner -> what it published, of all learners the same version."""
+
+
+def rollout(token: str, stream: int, round_: int, head: int, *weights: Published) -> FragmentRecord:
     """Write one fragment and return its commit record.
 
     Called by the driver's pool on any worker, more than once for the same (stream, round) and possibly at the
@@ -43,8 +47,8 @@ def rollout(token: str, weights: Published, stream: int, round_: int, head: int)
 
     Parameters
     ----------
-    weights : what ``learn`` published for the round's version.
     head : commits that exist at least; the task looks no further.
+    weights : what each learner published for the round's version.
 
     Raises
     ------
@@ -53,7 +57,7 @@ def rollout(token: str, weights: Published, stream: int, round_: int, head: int)
     """
     session = get(token)
     began = time.time()
-    fragment, played = run(session, weights, stream, round_, head, use_cache=True)
+    fragment, played = run(session, by_learner(weights), stream, round_, head, use_cache=True)
     layout = session.layout
     layout.require_same_run()
     return {
@@ -65,7 +69,12 @@ def rollout(token: str, weights: Published, stream: int, round_: int, head: int)
     }
 
 
-def recheck(token: str, weights: Published, record: FragmentRecord, head: int) -> RecheckResult:
+def by_learner(weights: Iterable[Published]) -> ByLearner:
+    """Published weights by the learner that their record names."""
+    return {learner_of(published[0]): published for published in weights}
+
+
+def recheck(token: str, record: FragmentRecord, head: int, *weights: Published) -> RecheckResult:
     """Run a committed fragment a second time, from its recorded seeds, and compare it bit for bit.
 
     Its environments are made anew, and stepped through what is recorded of their episodes before.
@@ -78,7 +87,8 @@ def recheck(token: str, weights: Published, record: FragmentRecord, head: int) -
     layout = session.layout
     problem = None
     try:
-        fragment, _, live = _run(session, weights, record["stream"], record["round"], head, use_cache=False)
+        of_each, stream, round_ = by_learner(weights), record["stream"], record["round"]
+        fragment, _, live = _run(session, of_each, stream, round_, head, use_cache=False)
         columns = checksums(layout.columns, fragment)
         differs = sorted(name for name in columns if columns[name] != list(record["columns"][name]))
         if differs:
@@ -134,7 +144,7 @@ def retrace(token: str, record: FragmentRecord, environment: int, head: int) -> 
 
 
 def run(
-    session: Session, weights: Published, stream: int, round_: int, head: int, *, use_cache: bool
+    session: Session, weights: ByLearner, stream: int, round_: int, head: int, *, use_cache: bool
 ) -> tuple[Fragment, PlayedFragment]:
     """The fragment of (stream, round) and its record, without its checksums."""
     fragment, record, _ = _run(session, weights, stream, round_, head, use_cache=use_cache)
@@ -142,10 +152,10 @@ def run(
 
 
 def _run(
-    session: Session, weights: Published, stream: int, round_: int, head: int, *, use_cache: bool
+    session: Session, weights: ByLearner, stream: int, round_: int, head: int, *, use_cache: bool
 ) -> tuple[Fragment, PlayedFragment, Stream]:
     config, schedule, strict = session.config, session.config.schedule, session.options.strict
-    slot = schedule.slot(stream, round_)
+    slot, version = schedule.slot(stream, round_), next(iter(weights.values()))[0]["version"]
     where = f"fragment {slot} (stream {stream}, round {round_})"
     reproduce = f"\n  Type: daskrl reproduce {session.layout.storage} --fragment {slot}{own(config)}"
 
@@ -158,7 +168,7 @@ def _run(
             if kept is not None:
                 kept.stream.close()
             live, continues = rebuild(session, stream, round_, head, alive, strict or not use_cache)
-        live.where, live.weights_version = where, weights[0]["version"]
+        live.where, live.weights_version = where, version
         first_episode, episode_step = live.episode.tolist(), live.age.tolist()
         policy = make_policy(session, weights, stream, round_)
         alive()  # from here on the fragment's own steps are timed
@@ -168,7 +178,7 @@ def _run(
             "slot": slot,
             "stream": stream,
             "round": round_,
-            "weights_version": weights[0]["version"],
+            "weights_version": version,
             "continues": continues,
             "episodes": [list(episode) for episode in episodes],
             "first_episode": first_episode,
@@ -322,14 +332,14 @@ def rebuild(
     return live, True
 
 
-def make_policy(session: Session, weights: Published, stream: int, round_: int) -> Policy:
-    """The policy of one fragment: its weights, its own generator, and its place in the schedule."""
+def make_policy(session: Session, weights: ByLearner, stream: int, round_: int, agent: str = "") -> Policy:
+    """The policy of an agent in one fragment: its learner's weights, its own generator, its place in the schedule."""
     import torch
 
     config, schedule, act = session.config, session.config.schedule, session.algorithm.act
-    policy = acting_policy(session, weights)
+    policy = acting_policy(session, weights[session.layout.agents[agent]])
     before, lanes = round_ * schedule.round_steps, schedule.lanes
-    moment = Moment({}, seeding.generator(config.seed, "act", stream, round_))
+    moment = Moment({}, seeding.generator(config.seed, "act", stream, round_, key=agent))
 
     def choose(observation: Mapping[str, Array], state: dict[str, Array], t: int) -> tuple[Array, Mapping[str, Array]]:
         moment.observation, moment.state, moment.env_steps = observation, state, before + t * lanes
@@ -343,16 +353,16 @@ def make_policy(session: Session, weights: Published, stream: int, round_: int) 
 def acting_policy(session: Session, weights: Published) -> Any:
     """A policy that acts with the given weights; the newest few are kept."""
     meta, table, flat = weights
-    version = int(meta["version"])
+    version, policies = int(meta["version"]), session.learners[learner_of(meta)].policies
     with session.lock:
-        known = session.policies.get(version)
+        known = policies.get(version)
     if known is not None:
         return known
     with undrawn():
         made = session.algorithm.policy(session.setup())
     session.algorithm.load(made, unpack(table, flat))
     with session.lock:
-        session.policies[version] = made
-        for old in sorted(session.policies)[: -(session.config.schedule.lag + 2)]:
-            del session.policies[old]
+        policies[version] = made
+        for old in sorted(policies)[: -(session.config.schedule.lag + 2)]:
+            del policies[old]
     return made

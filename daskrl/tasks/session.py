@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -46,17 +46,19 @@ _DASKS_TRIM = "65536"  # MALLOC_TRIM_THRESHOLD_ as Dask's nannies set it unless 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 Published = tuple[LearnRecord | Republished, Places, Array]
-"""What ``learn`` publishes: its record, and the weights as made by `daskrl.tasks.published.pack`."""
+"""What ``learn`` publishes: its record, which names its learner, and the weights as made by
+`daskrl.tasks.published.pack`."""
 
 Given = tuple[str, Layout, Algorithm, Callable[[], Environment], Options]
 """Token, layout, algorithm, factory and options: what a session is made of."""
 
 
+Key = TypeVar("Key", bound=Hashable)
 Live = TypeVar("Live")
 
 
-class Kept(Generic[Live]):
-    """What tasks of this process leave for the next, by number. What is taken is the taker's alone.
+class Kept(Generic[Key, Live]):
+    """What tasks of this process leave for the next, by what each is of. What is taken is the taker's alone.
 
     Parameters
     ----------
@@ -64,19 +66,19 @@ class Kept(Generic[Live]):
     """
 
     def __init__(self, close: Callable[[Live], object]) -> None:
-        self._close, self._live = close, dict[int, Live]()
+        self._close, self._live = close, dict[Key, Live]()
         self._lock, self._ended = threading.Lock(), False
 
-    def take(self, number: int) -> Live | None:
+    def take(self, key: Key) -> Live | None:
         with self._lock:
-            return self._live.pop(number, None)
+            return self._live.pop(key, None)
 
-    def keep(self, number: int, live: Live) -> None:
-        """Of two tasks of a number that ran at the same time, what the later left is kept; none after `end`."""
+    def keep(self, key: Key, live: Live) -> None:
+        """Of two tasks of the same that ran at one time, what the later left is kept; none after `end`."""
         with self._lock:
-            dropped = live if self._ended else self._live.pop(number, None)
+            dropped = live if self._ended else self._live.pop(key, None)
             if not self._ended:
-                self._live[number] = live
+                self._live[key] = live
         if dropped is not None:
             self._close(dropped)
 
@@ -103,18 +105,33 @@ class At(NamedTuple):
 
 
 @dataclass
+class OfLearner:
+    """What a process keeps of one learner of a run: where it learns, and where somebody acts with its weights.
+
+    Attributes
+    ----------
+    state, reader : where the learner stands, and what reads for it, in the process that learns; else None. While it
+        learns, the reader alone.
+    published : weights version -> what was published, the newest few.
+    policies : weights version -> policy that acts with it.
+    """
+
+    state: LearnerState[CommittedRounds] | None = None
+    reader: RoundReader[CommittedRounds] | None = None
+    published: dict[int, Published] = field(default_factory=dict)
+    policies: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Session:
     """One run in one process.
 
     Attributes
     ----------
     streams : of each stream its live environments.
-    evaluations : of each version of the weights an evaluation on its way.
-    policies : weights version -> policy that acts with it.
-    learner, reader : where the run's learner stands, and what reads for it, in the process that learns; else None.
-        While it learns, the reader alone.
-    published : weights version -> what was published, the newest few.
-    lock, learning : held for a moment around ``policies``; held while learning.
+    evaluations : of each learner and version of its weights an evaluation on its way.
+    learners : key -> what is kept of that learner, for each of the run.
+    lock, learning : held for a moment around policies; held while any learner learns.
     """
 
     token: str
@@ -122,14 +139,14 @@ class Session:
     algorithm: Algorithm
     factory: Callable[[], Environment]
     options: Options
-    streams: Kept[At] = field(default_factory=lambda: Kept(lambda at: at.stream.close()))
-    evaluations: Kept[Playing] = field(default_factory=lambda: Kept(Playing.close))
-    policies: dict[int, Any] = field(default_factory=dict)
-    learner: LearnerState[CommittedRounds] | None = None
-    reader: RoundReader[CommittedRounds] | None = None
-    published: dict[int, Published] = field(default_factory=dict)
+    streams: Kept[int, At] = field(default_factory=lambda: Kept(lambda at: at.stream.close()))
+    evaluations: Kept[tuple[str, int], Playing] = field(default_factory=lambda: Kept(Playing.close))
+    learners: dict[str, OfLearner] = field(init=False)
     lock: threading.Lock = field(default_factory=threading.Lock)
     learning: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.learners = {key: OfLearner() for key in self.layout.learners}
 
     @property
     def config(self) -> RunConfig:
@@ -142,7 +159,8 @@ class Session:
     def let_go(self) -> None:
         """Close all environments that are kept, and forget the policies."""
         with self.lock:
-            self.policies.clear()
+            for learner in self.learners.values():
+                learner.policies.clear()
         self.streams.let_go()
         self.evaluations.let_go()
 
