@@ -1,9 +1,9 @@
-"""What a process has that decides bits, and is not the run's: torch's switches, and where arrays begin in memory.
+"""What decides bits and belongs to the process, not to the run: torch's switches, and where arrays begin in memory.
 
-Every task, and whatever else computes for a run, does so within `pinned`: under one set of switches, whatever those of
-the process are, which it finds again afterwards. What it computes with begins where `aligned` has it begin.
+Every task, and all other code that computes for a run, computes within `pinned`: it sets every switch to a fixed value,
+and puts back the process' own values afterwards. Arrays that are computed with go through `aligned`.
 
-Import-light: torch is imported by what is called, not by this module.
+Import-light: functions import torch when they are called.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def pinned(threads: int = 1, device: str = "cpu") -> Iterator[None]:
 
 @contextlib.contextmanager
 def of_thread(threads: int = 1) -> Iterator[None]:
-    """What each thread has of `pinned` for itself: for a thread that was started within it."""
+    """The part of `pinned` that each thread sets for itself: for a thread that was started within `pinned`."""
     import torch
 
     # The first time that torch looks for a thread's number of threads, it takes what was set last, in any thread: have

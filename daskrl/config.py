@@ -205,10 +205,10 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
 
 
 def plain(value: Any, kind: str = "int") -> Any:
-    """What somebody gave for a number or a tuple of them, as Python has it; anything else as it is.
+    """A number, or a tuple of numbers, as Python's own types; any other value as it is.
 
-    NumPy's scalars become Python's. Where integers are wanted, a float that is one (``1e6``) becomes it; where a tuple
-    of them is, so do a list, an array, and a number alone (``hidden=32``).
+    NumPy's scalars become Python's. Where integers are wanted, a float that is an integer (``1e6``) becomes that
+    integer; where a tuple of integers is wanted, a list, an array, or a number alone (``hidden=32``) becomes one.
     """
     import numpy as np  # the command line's help needs none
 

@@ -1,4 +1,4 @@
-"""A run as a user has it: `train` and `resume` make a `Run`; a loop over that carries it on."""
+"""A run as a user has it: `train` and `resume` make a `Run`, and a loop over the `Run` carries it on."""
 
 from __future__ import annotations
 

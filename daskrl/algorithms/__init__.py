@@ -1,6 +1,7 @@
-"""Algorithms: one file each. `daskrl.algorithms.base` says what one must have.
+"""Algorithms: one file each. `daskrl.algorithms.base` says what an algorithm must have.
 
-Importing this package imports none of them, nor torch; ask for a class, or `by_name`.
+Importing this package imports neither an algorithm nor torch: a class is imported when it is asked for, or by
+`by_name`.
 """
 
 from __future__ import annotations

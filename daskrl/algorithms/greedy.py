@@ -1,4 +1,4 @@
-"""Policies as modules of tensors, for whoever has no daskrl: greedy, without randomness, the state in the open."""
+"""Policies as torch modules for programs without daskrl: greedy actions, recurrent states as inputs and outputs."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def _converted(type_: Any, tokens: Sequence[Any]) -> Any:
-    """What was typed as what is wanted. cyclopts rounds 9.5 to an integer, and takes 1e6 for none."""
+    """Typed words as a value of that type. cyclopts rounds 9.5 to an integer, and does not take 1e6 for an integer."""
     if type_ not in (int, int | None):
         return convert(type_, tokens)
     (token,) = tokens

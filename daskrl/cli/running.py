@@ -277,7 +277,7 @@ def connected(
 
 
 def through_sinks(wanted: Sinks) -> Callable[[Iterable[Report]], Iterable[Report]]:
-    """What passes a run's reports through the sinks asked for. A package that is missing is named now."""
+    """A function that passes a run's reports through the sinks asked for. A missing package is an error now."""
     from daskrl.watching import sinks
 
     def through(reports: Iterable[Report]) -> Iterable[Report]:

@@ -1,1 +1,1 @@
-"""The user's own code: which it is, what it says, what it carries, and where it is found by name."""
+"""The user's own code: telling it from installed packages, its source, the values it carries, and its names."""

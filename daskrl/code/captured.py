@@ -1,9 +1,10 @@
 """What a callable or an object carries besides its own source, by value: a table of path -> text.
 
-The table has what decides what a function, a class or an instance does: default arguments, closure cells, arguments of
-`functools.partial`, attributes; and the code and the values of the user's own that any of these refer to, recursively.
-Installed packages are named, not looked into: their versions are recorded elsewhere. It is the same in every process:
-no text holds an address, and sets are in an order of their own. Dicts keep theirs, since a loop over one depends on it.
+The table lists what decides how a function, a class or an instance behaves: default arguments, closure cells, arguments
+of `functools.partial`, attributes; and the code and the values of the user's own that any of these refer to,
+recursively. Installed packages are named, not looked into: their versions are recorded elsewhere. The table is the same
+in every process: no text holds an address, and sets are in an order of their own. Dicts keep theirs, since a loop over
+one depends on it.
 
 Short values are written out, so that a message can say which one differs; long ones as a SHA-256.
 """

@@ -1,4 +1,4 @@
-"""Code of the user's own: which it is, what it says, and which names it reads."""
+"""The source of functions and classes: whether it is the user's own, what it says, and which names it reads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Environments are apart from each other, and each episode from those before: what breaks that, by name.
+"""What breaks the isolation of environments from each other, and of an episode from earlier episodes, by name.
 
-Streams step their environments side by side, anywhere, and rebuild an episode from its seed and actions. Two that are
-one object, or one that remembers earlier episodes, give other numbers by where and how often they run.
+Streams step their environments side by side, anywhere, and rebuild an episode from its seed and actions. Environments
+that share an object, or that remember earlier episodes, give numbers that depend on where and how often they run.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def release(claimed: Sequence[Environment]) -> None:
 class Turns:
     """Whose turn it is to step: of environments of one kind that return the same array, one at a time.
 
-    Threads of one process step environments side by side. Where two return the same array, or list or dict, one of them
-    would write to it before what the other returned is copied. Until two were seen, they are taken to do so.
+    Threads of one process step environments side by side. Where two environments return the same array, list or dict,
+    one of them would write to it before the other's result is copied. Until two of a class were seen, they take turns.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Turns:
         self._shown: weakref.WeakKeyDictionary[object, list[Any]] = weakref.WeakKeyDictionary()
 
     def turn(self, own: threading.Lock) -> threading.Lock:
-        """What is held around a step and the copying of what it returned: that of all, or a stream's ``own``."""
+        """The lock to hold while an environment steps and its result is copied: that of all, or a stream's ``own``."""
         return own if self._apart and not self._shared else self._all
 
     def saw(self, stream: object, observations: Sequence[Any], stepped: bool) -> None:
@@ -176,7 +176,7 @@ _TURNS: weakref.WeakKeyDictionary[type[Any], Turns] = weakref.WeakKeyDictionary(
 
 
 def turns(env: Environment) -> Turns:
-    """Those of the environments of the same class in this process."""
+    """The `Turns` that all environments of a class in this process share."""
     with _LOCK:
         return _TURNS.setdefault(type(env.unwrapped), Turns())
 

@@ -1,4 +1,4 @@
-"""Which parts of an observation are planes, which are convolved, and how their values are scaled."""
+"""Which parts of an observation are planes, and so go through convolutions; and how their values are scaled."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _image(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
 
 
 def _as_convolved(values: Array, channels_last: bool) -> float | Array:
-    """One number where there is one; else with the channels in front."""
+    """A single value as a number; several values with the axis of the channels in front."""
     if values.size == 1:
         return float(values.item())
     return np.moveaxis(values, -1, 0) if channels_last else values

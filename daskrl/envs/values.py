@@ -1,4 +1,4 @@
-"""What environments return, as it is stored: unchanged in the dtype of its space, or refused with its place."""
+"""Checks of what environments return: a value is stored unchanged in its space's dtype, or refused with its place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where the rounds come from that a learner learns: `Rounds`, those of a run's store, those in memory; read ahead.
+"""Sources of the rounds that a learner learns: `Rounds`, those of a run's store, those in memory; read ahead.
 
-A learner is given a source of rounds, and knows nothing else of where transitions are kept. `CommittedRounds` are those
-of a run, also of one that goes on; `RoundsInMemory` are any. A source of your own has the two methods and two
-attributes of `Rounds`, and its tests inherit `daskrl.testing.RoundsTests`.
+A learner is given a source of rounds, and knows nothing else of where transitions are kept. `CommittedRounds` are the
+rounds of a run, also while the run goes on; `RoundsInMemory` are any rounds. A source of your own has the two methods
+and two attributes of `Rounds`, and its tests inherit `daskrl.testing.RoundsTests`.
 """
 
 from __future__ import annotations

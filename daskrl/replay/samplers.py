@@ -14,7 +14,9 @@ from daskrl.replay.window import Positions
 
 
 class Sampled(Protocol):
-    """What is drawn from: rows of ``lanes`` items each, in a ring. A `Window`, or an index of its sequences.
+    """The items that a sampler draws from: rows of ``lanes`` items each, in a ring.
+
+    A `Window`, or an index of its sequences.
 
     Attributes
     ----------
@@ -29,7 +31,7 @@ class Sampled(Protocol):
 
     @property
     def stop(self) -> int:
-        """One past the newest."""
+        """The row after the newest that may be drawn from."""
 
     def __len__(self) -> int:
         """Items that may be drawn."""

@@ -26,7 +26,7 @@ _ALGORITHM = {"name", "settings", "source_sha256", "packages", "captured"}
 
 
 def made(config: RunConfig, spec: SpaceSpec, columns: Iterable[Column], versions: Mapping[str, str]) -> dict[str, Any]:
-    """Those of a new run."""
+    """The attributes of a new run."""
     attributes = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -42,7 +42,7 @@ def made(config: RunConfig, spec: SpaceSpec, columns: Iterable[Column], versions
 
 
 def read(storage: Storage, path: Place) -> dict[str, Any]:
-    """Those of the store at ``path``; raises as `Store.open` does."""
+    """The attributes of the store at ``path``; raises as `Store.open` does."""
     try:
         attributes: dict[str, Any] = json.loads(storage.get("zarr.json"))["attributes"]
         format_, version = attributes["format"], attributes["format_version"]

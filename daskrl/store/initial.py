@@ -84,7 +84,7 @@ class FirstReplay:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a config says of it: the checksums of all chunks are in the records."""
+        """What the config of a run says of its first replay: the checksums of all chunks are in the records."""
         return {"fragments": len(self.records), "sha256": hashlib.sha256(self.to_bytes()).hexdigest()}
 
     def to_bytes(self) -> bytes:

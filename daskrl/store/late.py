@@ -1,7 +1,7 @@
 """Files of other nodes that are committed and not seen yet: network file systems cache what a directory holds.
 
-NFS, by its defaults, may show a file up to a minute late. No event tells of it, so a task on a worker looks again, ever
-less often. Only for what is missing or short: a wrong checksum is damage.
+NFS, by its defaults, may show a file up to a minute late. No event tells when the file appears, so a task on a worker
+looks again, ever less often. It waits for files that are missing or short; a wrong checksum is damage at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Who drives a store in an object store: a lease, as there is no lock that the death of its holder would release.
+"""The lease of the process that drives a store in an object store, which has no lock that a death would release.
 
-The object ``.commits/driver.lease`` says who holds it, and has a counter that its holder raises every few seconds. Who
-waits takes over once the counter stands still for as long as the holder promised, by the waiter's own clock. That
-decides who may begin, not who may commit: of each number there is one commit (`daskrl.store.log`).
+The object ``.commits/driver.lease`` says who holds the lease, and has a counter that the holder raises every few
+seconds. A process that waits takes the lease over once the counter has stood still, by its own clock, for as long as
+the holder promised. The lease decides which driver may begin. Which driver may commit is decided by the log: each
+number is given to one commit (`daskrl.store.log`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Needs ``daskrl[s3]``, which is obstore. Credentials come from the environment of each process, or from a provider that
 ``DASKRL_CREDENTIALS`` names; they are in no value that is pickled or stored.
 
-An answer may be lost: the server did what was asked, and the client asks again. So after a refused `put_new` or
-`replace` the object is looked at: with the same bytes it was ours, and the first answer was lost.
+An answer may be lost: the server has done what the client asked, and the client asks again. So after a refused
+`put_new` or `replace` the client reads the object: if it holds the client's bytes, the first request had succeeded.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class Objects(Storage):
             client.ask(self, lambda: client.delete(f"{self.under}{key}"))
 
     def look_anew(self, key: str) -> None:
-        """What was written is seen at once."""
+        """Nothing to do: an object is seen at once."""
 
     def at_once(self, do: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
         """`AT_ONCE` are on their way at once, and not more than that ahead of who takes them."""
@@ -372,7 +372,7 @@ class _Client:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _given_up(self, storage: Objects, error: Exception, waited: float = 0.0) -> StoreUnreachableError:
-        """What goes wrong for longer than an answer that is lost, in words; the next try has a new client."""
+        """The error to raise where asking again did not help, in words; the next request has a new client."""
         _forget(self)
         text, said = str(error), _said(error)
         host = socket.gethostname()

@@ -1,8 +1,9 @@
 """A snapshot beside the commit log: how far its first commits got. With it, opening a store costs what is new since.
 
-It repeats the log and is never believed against it: whoever may write makes it, anybody may delete it, and of one that
-is missing, damaged, of another run, or of commits that this log does not have, nothing is taken. Who has to be certain
-(a driver, `Store.digest`) reads the log. Each learner of a run has a snapshot: versions and evaluations are of one.
+The snapshot repeats the log, and the log is right where the two differ. Any process that may write makes a snapshot,
+and anybody may delete it. A snapshot that is damaged, of another run, or of commits that this log does not have is
+ignored. Readers that have to be certain (a driver, `Store.digest`) read the log. Each learner of a run has a
+snapshot: versions and evaluations belong to one learner.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Where one store lies: whole objects by key. All that a kind of place has to be able to do, and nothing more.
+"""`Storage`: the place of one store, as whole objects by key; all that a kind of place has to be able to do.
 
-A key is ``NAME``, or ``FOLDER/NAME``; of a fragment's chunk it is ``reward/c.3.0.0``. What is put appears whole or not
-at all. `daskrl.store.places` finds the `Storage` of a path or URL; `daskrl.testing.StorageTests` says what each
-must do.
+A key is ``NAME``, or ``FOLDER/NAME``; that of a fragment's chunk is ``reward/c.3.0.0``. An object that is put appears
+whole or not at all. `daskrl.store.places` finds the `Storage` of a path or URL; `daskrl.testing.StorageTests` says what
+each must do.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class ChangedError(Exception):
 
 
 class Lock(ABC):
-    """Of the one driver of a store."""
+    """The lock that the one driver of a store holds."""
 
     @property
     @abstractmethod
     def held(self) -> bool:
-        """Whether it was acquired, not released, and not taken over."""
+        """Whether the lock was acquired, not released, and not taken over."""
 
     @property
     @abstractmethod
@@ -149,7 +149,7 @@ class Storage(ABC):
 
     @abstractmethod
     def lock(self) -> Lock:
-        """What its one driver holds."""
+        """The lock of the store's one driver, which is not acquired yet."""
 
     @abstractmethod
     def tidy(self) -> None:
@@ -161,14 +161,14 @@ class Storage(ABC):
 
     @abstractmethod
     def zarr(self) -> Any:
-        """What zarr and xarray open, for reading."""
+        """The place as zarr and xarray open it, for reading."""
 
     # -- for people ---------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def typed(self) -> str:
-        """What to type for it on a command line."""
+        """The place as typed on a command line."""
 
     @property
     @abstractmethod

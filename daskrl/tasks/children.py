@@ -1,4 +1,4 @@
-"""Processes that environments start on a worker: they may, and they end with it, however it ends."""
+"""Processes that environments start on a worker: they end with the worker, however the worker ends."""
 
 from __future__ import annotations
 

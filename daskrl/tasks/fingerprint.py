@@ -1,9 +1,9 @@
-"""What fixed computations give in a process: the same where it computes a run as the others do.
+"""Fingerprints: the results of fixed computations. Processes with the same fingerprint compute a run alike.
 
-A fingerprint sees what a version does not say (another processor, another instruction set) and, where it is the same,
-that another version makes no difference.
+A fingerprint shows differences that versions do not show (another processor, another instruction set). Where two
+fingerprints are the same, other versions of packages make no difference.
 
-Import-light: torch is imported by what is called, not by this module.
+Import-light: functions import torch when they are called.
 """
 
 from __future__ import annotations

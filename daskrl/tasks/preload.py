@@ -1,4 +1,4 @@
-"""Imports what takes seconds, so that a worker has it when it arrives; and has one with a lifetime leave when idle.
+"""Imports what takes seconds before a worker arrives; and has a worker with a lifetime leave when it is idle.
 
 For a worker of your own: ``DASK_DISTRIBUTED__WORKER__PRELOAD=daskrl.tasks.preload dask worker ...``
 """

@@ -13,8 +13,8 @@ In a file that pytest collects::
         env, env_steps, score = daskrl.testing.Reach, 6000, -1.5  # or "CartPole-v1", 20_000, 150.0
         ...
 
-It needs nothing of pytest: each method takes no arguments and raises AssertionError, so that one can be called in a
-debugger, and all of them in a notebook: ``TestMine().run()``.
+The suite needs no pytest: each method takes no arguments and raises AssertionError, so that a method can be called in
+a debugger, and all of them in a notebook: ``TestMine().run()``.
 
 The toys are `Corridor` for discrete actions, the default, and `Reach` for continuous ones.
 """

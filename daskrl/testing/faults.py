@@ -10,7 +10,7 @@ from daskrl.errors import ConfigError
 
 @dataclass(frozen=True)
 class Fault:
-    """What all have.
+    """A fault: what all kinds of faults have.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class WorkerFault(Fault):
-    """What happens to a worker's process.
+    """A fault of a worker's process.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Kill(WorkerFault):
 
 @dataclass(frozen=True)
 class TimedFault(WorkerFault):
-    """What ends by the clock.
+    """A fault that ends after some seconds.
 
     Parameters
     ----------

@@ -301,7 +301,7 @@ class _Scene(Callback):
         doing.done = time.monotonic()
 
     def make_room(self) -> bool:
-        """Whether it was us that filled the disk."""
+        """Free the disk, and return whether a fault of this plan had filled it."""
         ours = [doing for doing in self._happened if doing.ballast is not None]
         for doing in ours:
             doing.end()

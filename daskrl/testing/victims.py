@@ -38,7 +38,7 @@ class Process:
     handle: int
 
     def ended(self, within: float = 0.0) -> bool:
-        """Whether it has ended, or does so within some seconds."""
+        """Whether the process has ended, or ends within some seconds."""
         poll = select.poll()
         poll.register(self.handle, select.POLLIN)
         return bool(poll.poll(1000 * within))
@@ -48,7 +48,7 @@ class Process:
             signal.pidfd_send_signal(self.handle, what)
 
     def has_network(self) -> bool:
-        """Whether it is in another network namespace than this process."""
+        """Whether the process is in another network namespace than this one."""
         try:
             return os.readlink(f"/proc/{self.pid}/ns/net") != os.readlink("/proc/self/ns/net")
         except OSError:
@@ -63,7 +63,7 @@ class Workers:
         self._known: dict[tuple[str, str], Process] = {}
 
     def for_(self, fault: WorkerFault) -> list[Process]:
-        """Those that live and can have this fault, by name."""
+        """The workers' processes that live and can have this fault, by name."""
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
         # A worker that was started again may have the address of the old one, and a folder of its own.
         listed = {(address, str(info["local_directory"])): info for address, info in workers.items()}
@@ -105,7 +105,7 @@ class Workers:
                 network.links()  # fails here and not on the way
 
     def draw(self, fault: WorkerFault) -> Process:
-        """One of them; where all are gone, as soon as one is back."""
+        """A process for this fault, drawn with the seed; where all are gone, it is waited for until one is back."""
         share, until = self._random.random(), time.monotonic() + PATIENCE
         while not (found := self.for_(fault)):
             if time.monotonic() > until:
@@ -174,7 +174,7 @@ class Network:
             raise ConfigError(f"a partition needs root: {' '.join(arguments)} said {said!r}.") from error
 
     def links(self) -> list[str]:
-        """Those that are up, but for loopback."""
+        """Names of the links that are up, but for loopback."""
         listed = json.loads(self.ip("-json", "link", "show", "up"))
         return [link["ifname"] for link in listed if "LOOPBACK" not in link["flags"]]
 

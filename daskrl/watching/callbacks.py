@@ -1,4 +1,4 @@
-"""Hooks of a run: what is told of it as it goes on, instead of methods of it that somebody replaces."""
+"""Hooks of a run: callbacks are told what happens in it, so that nobody has to replace its methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daskrl.watching.watched import Watched
 
 
 class Callback:
-    """What is told of a run as it goes on: inherit it, and override what you want to be told of.
+    """Is told what happens in a run: inherit this class, and override the methods for what you want to be told of.
 
         class Slowest(daskrl.Callback):
             def committed(self, run, records):
@@ -142,7 +142,7 @@ class Told:
 
 
 def _copied(value: Any) -> Any:
-    """What JSON holds, again."""
+    """A copy of a value of JSON."""
     if isinstance(value, Mapping):
         return {name: _copied(each) for name, each in value.items()}
     return [_copied(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,8 +1,7 @@
 """What the committed records of a run say: counted without I/O, and as a table and curves in HTML.
 
-A record of the log has no time of its own but that of its fragment, so time is the workers': a commit is taken to have
-happened when the latest fragment committed by then ended. Clocks of the workers that differ by a second blur the
-figures by as much.
+Only records of fragments have times, by the clocks of their workers. A commit is taken to have happened when the latest
+fragment committed by then had ended. Clocks of workers that differ by a second blur the figures by as much.
 """
 
 from __future__ import annotations

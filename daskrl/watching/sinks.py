@@ -5,13 +5,13 @@
 
     daskrl.train(..., callbacks=[sinks.TensorBoardSink("runs/cartpole-tensorboard")])
 
-Sinks take each other's place of a run (``sinks.mlflow(sinks.prometheus(run))``), also with `daskrl.watch(run)` inside.
+A sink stands where a run may stand (``sinks.mlflow(sinks.prometheus(run))``), also with `daskrl.watch(run)` inside.
 The step is ``env_steps``; a number that is not known yet is left out. Where a sink is given the run itself, or another
 sink of it, ``learner_busy``, ``learner_waiting``, ``fragments_per_second`` and ``env_steps_per_second`` of
 `daskrl.watching.figures.Figures` are added, read from the store once a second at most.
 
-What cannot be set up is an error before the run begins. What cannot be written later is one warning; the run goes on,
-and later reports are tried again, the next one ten seconds after a failure or later.
+A sink that cannot be set up is an error before the run begins. A sink that cannot write later warns once; the run goes
+on, and the sink tries later reports again, ten seconds after a failure or later.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ _RUN_TAG = "daskrl.run_id"  # of an MLflow run
 
 
 class Sink(Callback):
-    """What writes the numbers of a run's reports elsewhere.
+    """Writes the numbers of a run's reports elsewhere.
 
-    As one of the callbacks of a run (``daskrl.train(..., callbacks=[sinks.CSVSink("run.csv")])``) it is called by what
-    drives the run, which waits for it. Around the reports (`csv` and the others here) whoever takes them waits.
+    As one of the callbacks of a run (``daskrl.train(..., callbacks=[sinks.CSVSink("run.csv")])``) the process that
+    drives the run calls the sink, and waits for it. Around the reports (`csv` and the other functions here) whoever
+    takes the reports waits.
     """
 
     name: ClassVar[str]
@@ -401,7 +402,7 @@ def prometheus(reports: Iterable[Report], port: int = 8000, address: str = "127.
 
 
 def _given(report: Report) -> dict[str, float | int]:
-    """What is known of a report as it stands in it, integers as integers."""
+    """The numbers of a report that are known, integers as integers."""
     return {name: value for name, value in dataclasses.asdict(report).items() if value is not None}
 
 

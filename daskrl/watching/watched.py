@@ -1,4 +1,4 @@
-"""What those who look on know of a run."""
+"""What callbacks, sinks and views may use of a run."""
 
 from __future__ import annotations
 
