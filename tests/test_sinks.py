@@ -477,6 +477,29 @@ def test_what_cannot_be_set_up_is_an_error_before_the_run_begins(tmp_path: Path,
         next(sinks.mlflow(never(), tracking_uri="nosuch://server"))
 
 
+class Kept(sinks.Sink):
+    """A sink of one's own."""
+
+    name = "kept"
+
+    def open(self, run: Any) -> None:
+        self.steps: list[int] = []
+
+    def write(self, report: daskrl.Report, numbers: Any) -> None:
+        assert "workers" in numbers
+        self.steps.append(report.env_steps)
+
+    def close(self, status: str) -> None:
+        self.status = status
+
+
+def test_a_sink_of_ones_own_has_three_methods(tmp_path: Path) -> None:
+    sink, run = Kept(), small(tmp_path / "run")
+    run.callbacks = [sink]
+    assert [report.env_steps for report in run] == sink.steps
+    assert sink.status == "FINISHED"
+
+
 # -- figures ----------------------------------------------------------------------------------------------
 
 

@@ -53,28 +53,28 @@ class Sink(Callback):
 
     def begin(self, run: Watched | None) -> None:
         self._counted, self._tried = _Counted(run), _Tried(self.name)
-        self._open(run)
+        self.open(run)
 
     def reported(self, run: Watched | None, report: Report) -> None:
         if not self._tried.pausing:
-            self._tried(lambda: self._write(report, self._counted(report)))
+            self._tried(lambda: self.write(report, self._counted(report)))
 
     def end(self, run: Watched | None, error: BaseException | None) -> None:
         status = "FINISHED" if run is None or error is not None or run.finished else "KILLED"
         if error is not None:
             status = "KILLED" if isinstance(error, GeneratorExit | KeyboardInterrupt) else "FAILED"
-        self._close(status)
+        self.close(status)
 
     @abstractmethod
-    def _open(self, run: Watched | None) -> None:
+    def open(self, run: Watched | None) -> None:
         """Set up what is written to; an error here is one of the run."""
 
     @abstractmethod
-    def _write(self, report: Report, numbers: Mapping[str, float]) -> None:
+    def write(self, report: Report, numbers: Mapping[str, float]) -> None:
         """Write what a report says; an error here is a warning."""
 
     @abstractmethod
-    def _close(self, status: str) -> None:
+    def close(self, status: str) -> None:
         """No report follows. ``status``: FINISHED, KILLED where the run was stopped or left, or FAILED."""
 
 
@@ -124,12 +124,12 @@ class TensorBoardSink(Sink):
         self._made: Any = FileWriter
         self._scalar: Any = scalar
 
-    def _open(self, run: Watched | None) -> None:
+    def open(self, run: Watched | None) -> None:
         with _set_up(f"directory: cannot write events for TensorBoard in {self._directory}"):
             self._writer = self._made(self._directory)
         self._whole = True
 
-    def _write(self, report: Report, numbers: Mapping[str, float]) -> None:
+    def write(self, report: Report, numbers: Mapping[str, float]) -> None:
         if not self._whole:  # what follows half an event is not read: go on in another file
             with contextlib.suppress(Exception):
                 self._writer.close()
@@ -140,7 +140,7 @@ class TensorBoardSink(Sink):
         self._writer.flush()
         self._whole = True
 
-    def _close(self, status: str) -> None:
+    def close(self, status: str) -> None:
         self._tried(self._writer.close)
 
 
@@ -184,7 +184,7 @@ class MLflowSink(Sink):
         self._experiment, self._tracking_uri, self._made = experiment, tracking_uri, MlflowClient
         self._name, self._run_id, self._resume = name, run_id, resume
 
-    def _open(self, run: Watched | None) -> None:
+    def open(self, run: Watched | None) -> None:
         with _set_up(f"experiment: cannot begin a run of {self._experiment!r} in MLflow"):
             self._client = self._made(self._tracking_uri)
             self._id = self._begin({} if run is None else {_RUN_TAG: run.store.run_id})
@@ -203,12 +203,12 @@ class MLflowSink(Sink):
         client.update_run(id_, "RUNNING")
         return id_
 
-    def _write(self, report: Report, numbers: Mapping[str, float]) -> None:
+    def write(self, report: Report, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         metrics = [self._metric(key, value, now, report.env_steps) for key, value in numbers.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
-    def _close(self, status: str) -> None:
+    def close(self, status: str) -> None:
         self._tried(self._client.set_terminated, self._id, status)
 
 
@@ -267,7 +267,7 @@ class WandbSink(Sink):
             "project": project, "entity": entity, "name": name, "mode": cast("Any", mode), "dir": directory,
         }  # fmt: skip
 
-    def _open(self, run: Watched | None) -> None:
+    def open(self, run: Watched | None) -> None:
         with _set_up(f"project: cannot begin a run of {self._settings['project']!r} in Weights & Biases"):
             if self._directory is not None:
                 os.makedirs(self._directory, exist_ok=True)  # W&B takes a temporary one else
@@ -280,10 +280,10 @@ class WandbSink(Sink):
                 settings=self._library.Settings(console="off"),
             )
 
-    def _write(self, report: Report, numbers: Mapping[str, float]) -> None:
+    def write(self, report: Report, numbers: Mapping[str, float]) -> None:
         self._begun.log(dict(numbers), step=report.env_steps, commit=True)
 
-    def _close(self, status: str) -> None:
+    def close(self, status: str) -> None:
         self._tried(self._begun.finish, _EXIT_CODES[status])
 
 
@@ -330,18 +330,18 @@ class CSVSink(Sink):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
 
-    def _open(self, run: Watched | None) -> None:
+    def open(self, run: Watched | None) -> None:
         self._id = "" if run is None else run.store.run_id
         with _set_up(f"path: cannot write a CSV file at {self._path}"):
             self._file = RowFile(self._path, (*_COLUMNS, _RUN_COLUMN))
         rows = self._file.rows if self._id else []
         self._known = {row["weights_version"] for row in rows if row.get(_RUN_COLUMN) == self._id}
 
-    def _write(self, report: Report, numbers: Mapping[str, float]) -> None:
+    def write(self, report: Report, numbers: Mapping[str, float]) -> None:
         if str(report.weights_version) not in self._known:
             self._file.append({**numbers, **_given(report), _RUN_COLUMN: self._id})
 
-    def _close(self, status: str) -> None:
+    def close(self, status: str) -> None:
         """Nothing is open between two rows."""
 
 
@@ -371,7 +371,7 @@ class PrometheusSink(Sink):
             import prometheus_client
         self._port, self._address, self._library = port, address, prometheus_client
 
-    def _open(self, run: Watched | None) -> None:
+    def open(self, run: Watched | None) -> None:
         self._registry = self._library.CollectorRegistry()
         self._gauges: dict[str, Any] = {}
         try:
@@ -381,7 +381,7 @@ class PrometheusSink(Sink):
                 f"port: cannot listen at {self._address}:{self._port}: {error.strerror}. Choose another."
             ) from error
 
-    def _write(self, report: Report, numbers: Mapping[str, float]) -> None:
+    def write(self, report: Report, numbers: Mapping[str, float]) -> None:
         for name, value in {**numbers, "env_steps": report.env_steps}.items():
             if name not in self._gauges:  # a gauge is 0 from the start, which is no loss and no return
                 self._gauges[name] = self._library.Gauge(
@@ -389,7 +389,7 @@ class PrometheusSink(Sink):
                 )
             self._gauges[name].set(value)
 
-    def _close(self, status: str) -> None:
+    def close(self, status: str) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
