@@ -68,7 +68,7 @@ def drive(
 
         # What finished?
         outcomes = pool.wait()
-        records = _records(store, plan, pool, progress, [outcome.record for outcome in outcomes])
+        records = to_commit(store, plan, pool, progress, [outcome.record for outcome in outcomes])
         if not records:
             continue
 
@@ -97,7 +97,7 @@ def conclude(plan: Plan, store: Store, pool: Pool, progress: Progress, told: Tol
     """
     pool.submit_checkpoint(max(progress.kept, default=-1), progress.learner)
     while any(isinstance(task, Checkpoint) for task in pool.in_flight):
-        records = _records(store, plan, pool, progress, [outcome.record for outcome in pool.wait()])
+        records = to_commit(store, plan, pool, progress, [outcome.record for outcome in pool.wait()])
         if records:
             store.commit(records)
         for record in records:
@@ -106,7 +106,7 @@ def conclude(plan: Plan, store: Store, pool: Pool, progress: Progress, told: Tol
             told.committed(records)
 
 
-def _records(store: Store, plan: Plan, pool: Pool, progress: Progress, finished: list[Result]) -> list[Record]:
+def to_commit(store: Store, plan: Plan, pool: Pool, progress: Progress, finished: list[Result]) -> list[Record]:
     """The records to commit for what finished: nothing twice, and nothing that breaks the promise silently."""
     records: list[Record] = []
     others: list[Record] = []

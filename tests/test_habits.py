@@ -33,11 +33,6 @@ def test_what_tests_share_lies_in_a_module_without_tests(file: str) -> None:
 
 PRIVATE = re.compile(r"_(?!_)\w*(?<!_)")
 
-# (test module, names) -> why it looks at private names of the package all the same.
-ALLOWED = {
-    ("test_pools.py", "_records"): "what the loop commits of versions that come in another order: a lost worker's case",
-}
-
 
 def ours() -> set[str]:
     """Every private name that a module of the package defines."""
@@ -75,14 +70,17 @@ def looked_at(path: Path, private: set[str]) -> set[str]:
     return found & private
 
 
-def test_tests_use_public_names_or_say_why_not() -> None:
-    """A private name may change at any time, and what a test needs either shows in public or should be public."""
-    private = ours()
-    assert "_records" in private
-    found = {(file, name) for file in FILES for name in looked_at(HERE / file, private)}
-    listed = {(file, name) for file, names in ALLOWED for name in names.split()}
-    assert found - listed == set(), "use what is public, or make the name public within its room"
-    assert listed - found == set(), "these do no more: take them off the list"
+@pytest.fixture(scope="module")
+def private() -> set[str]:
+    return ours()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_tests_use_public_names(file: str, private: set[str]) -> None:
+    """A private name may change at any time, and what a test needs either shows from outside or should be public."""
+    assert "_driven" in private
+    found = looked_at(HERE / file, private)
+    assert not found, f"tests/{file} looks at {found}: use what is public, or make the name public within its room"
 
 
 def test_a_look_at_a_private_name_is_seen(tmp_path: Path) -> None:

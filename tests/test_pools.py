@@ -23,7 +23,7 @@ import pytest
 import daskrl
 from daskrl import schedule
 from daskrl.errors import DaskrlError, EnvironmentFailure, SchedulerLostError, WorkerMismatchError
-from daskrl.loop import _records
+from daskrl.loop import to_commit
 from daskrl.pools import dask as pools
 from daskrl.pools import demand, placing, remote
 from daskrl.pools.base import Plan
@@ -1239,7 +1239,7 @@ def test_a_version_overtaken_on_another_worker_is_not_published_after_it(tmp_pat
 
     finished: list[Any] = [{"kind": "learn", "version": version} for version in (6, 5, 7)]
     progress = Progress([7, 7, 7, 7], published=4)
-    kept = _records(run.store, plan, Silent(), progress, finished)  # type: ignore[arg-type]
+    kept = to_commit(run.store, plan, Silent(), progress, finished)  # type: ignore[arg-type]
     assert kept == [finished[0], finished[2]]
 
 

@@ -1,7 +1,7 @@
 """What all runs of a client have in common in this process: a connection of their own, and the `Workers` they share.
 
-Events of the scheduler come in on the connection's thread and go to the core at once; what it has done is put in the
-queue of the run that is to do it, which its driver takes from.
+Events of the scheduler come in on the connection's thread and go to the core at once. The core answers with
+instructions; each is put in the queue of the run that is to carry it out, and the run's driver takes it from there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tasks of one run on a Dask worker pool that grows and shrinks: what was decided elsewhere is done here.
+"""The tasks of one run on a Dask worker pool that grows and shrinks: this module acts, others decide.
 
 `daskrl.pools.members` and `daskrl.pools.election` decide which workers take part and which of them learn,
 `daskrl.pools.placing` which task goes where. A task whose worker left is dropped quietly: the driver finds it ready

@@ -1,8 +1,9 @@
 """The workers of a client, and what each of its runs has of them: a core that takes events and returns instructions.
 
 It does no I/O, knows no clock and starts no thread. All runs of a client in one process share one `Workers`; each has a
-`Roster` in it. Who tells them of events holds one lock, and carries out what comes back (`daskrl.pools.connection`,
-`daskrl.pools.dask`). A worker is fingerprinted once, whatever the number of runs; it joins each of them.
+`Roster` in it. Whoever tells them of events holds one lock, and carries out the instructions that come back
+(`daskrl.pools.connection`, `daskrl.pools.dask`). A worker is fingerprinted once, whatever the number of runs; it joins
+each of them.
 """
 
 from __future__ import annotations

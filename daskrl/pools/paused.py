@@ -1,6 +1,7 @@
-"""Workers that are there and take no tasks, as Dask pauses one that is short of memory: which these are, what to say.
+"""Workers that Dask has paused for want of memory: they are there and take no tasks. Which these are, what to say.
 
-What is pinned to such a worker waits for as long as that lasts: it moves to the others, or the run says why it waits.
+A task that is pinned to a paused worker waits for as long as the pause lasts. So the task moves to another worker, or
+the run says why it waits.
 """
 
 from __future__ import annotations

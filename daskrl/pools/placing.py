@@ -1,6 +1,7 @@
-"""Which task of one run goes to which worker, and what becomes of those that were given out. No I/O.
+"""Which task of one run goes to which worker, and what becomes of the tasks that were given out. No I/O.
 
-The tasks given out are known by the keys of their futures; who holds the futures releases those that a method returns.
+The tasks given out are known by the keys of their futures. A method returns the keys of futures that are needed no
+more, and the pool, which holds the futures, releases those.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What pools have workers and the scheduler call."""
+"""Functions that pools have workers and the scheduler call."""
 
 from __future__ import annotations
 
