@@ -30,7 +30,7 @@ def drive(
 
     Yields a report for each new version, and for each evaluation. The loop submits whatever the schedule finds ready,
     waits, and commits what finished. All that lasts is in the store: it may stop at any point, and another driver goes
-    on from there. ``told``: callbacks, which hear of every task and record.
+    on from there. ``told``: callbacks, which hear of every task and record. ``progress`` says which learner is driven.
     """
     config, options, learner, began = store.config, plan.options, progress.learner, time.monotonic()
     at_start, demand = progress.published, Demand(config.schedule)
