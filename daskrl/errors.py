@@ -21,6 +21,8 @@ DaskrlError
 ├── WorkerMismatchError(RuntimeError)      workers with other packages or other arithmetic
 └── SchedulerLostError(ConnectionError)    the Dask scheduler is gone; resume from the store
 
+Warnings of their own, to be filtered by class, are FewSeedsWarning and FailedTrialsWarning, both a UserWarning.
+
 Each message says what was expected, what came, and what to type. All of them survive pickling.
 """
 
@@ -105,3 +107,11 @@ class WorkerMismatchError(DaskrlError, RuntimeError):
 
 class SchedulerLostError(DaskrlError, ConnectionError):
     """The Dask scheduler, or the connection to it, is gone. Resume from the store."""
+
+
+class FewSeedsWarning(UserWarning):
+    """A conclusion rests on fewer than five seeds."""
+
+
+class FailedTrialsWarning(UserWarning):
+    """Runs that failed are left out of statistics."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["environment", "act", "learn", "initialise", "evaluate", "evaluate_environment"]
+Purpose = Literal["environment", "act", "learn", "initialise", "evaluate", "evaluate_environment", "statistics"]
 
 # Part of every stored result: a number here is never changed or reused.
 _PURPOSES: dict[str, int] = {
@@ -22,6 +22,7 @@ _PURPOSES: dict[str, int] = {
     "initialise": 3,
     "evaluate": 4,
     "evaluate_environment": 5,
+    "statistics": 6,
 }
 
 

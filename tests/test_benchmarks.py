@@ -24,21 +24,7 @@ def _state() -> Any:
     return kind, keys.tobytes(), others  # type: ignore[attr-defined]
 
 
-def test_numpys_global_state_is_derived_within_and_left_as_it_was(benchmarks: None) -> None:
-    from _table import global_state  # type: ignore[import-not-found]
-
-    drawn = []
-    for seed in (0, 0, 1):
-        np.random.rand()  # noqa: NPY002 - wherever the global state stands
-        before = _state()
-        with global_state(seed):
-            drawn.append(float(np.random.rand()))  # noqa: NPY002
-        assert _state() == before
-    assert drawn == [0.5488135039273248, 0.5488135039273248, 0.417022004702574]  # of the legacy generator, as published
-
-
 def test_two_calls_give_the_same_intervals_whatever_else_is_in_the_table(benchmarks: None) -> None:
-    pytest.importorskip("rliable")
     from learning import aggregate  # type: ignore[import-not-found]
 
     scores = {"one": [1.0, 2.0, 4.0, 8.0], "other": [3.0, 5.0, 9.0, 1.0]}

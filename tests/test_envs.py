@@ -59,7 +59,7 @@ def test_the_reset_seed_of_an_episode_never_changes_between_versions():
 
 
 def test_two_purposes_at_the_same_place_draw_different_numbers():
-    purposes = ("environment", "act", "learn", "initialise", "evaluate", "evaluate_environment")
+    purposes = ("environment", "act", "learn", "initialise", "evaluate", "evaluate_environment", "statistics")
     assert len({seeding.generator(0, purpose, 1, 2).random() for purpose in purposes}) == len(purposes)
 
 

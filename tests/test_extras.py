@@ -105,6 +105,9 @@ def test_a_package_that_no_extra_has_is_named_without_one(tmp_path: Path, withou
     ("missing", "call", "extra"),
     [
         ("kiwisolver", "daskrl.plot_learning_curve(store)", "plot"),
+        ("arch.bootstrap", "from daskrl.study.compare import compare; compare([], by='n_step')", "study"),
+        ("scipy.stats", "from daskrl.study.winner import optimism; optimism([], [])", "study"),
+        ("pandas", "from daskrl.study.winner import winner; winner([])", "study"),
         ("pandas", "daskrl.Store.open(store).to_xarray()", "analysis"),
         ("google.protobuf", "from daskrl import sinks; sinks.mlflow([])", "mlflow"),
     ],

@@ -15,6 +15,7 @@ import pytest
 
 import daskrl
 from daskrl import clusters, testing
+from daskrl.study.winner import winner
 from tests.typed import Here
 from tests.walks import ROUND, start
 
@@ -52,6 +53,7 @@ def test_a_small_run_and_what_people_see_of_it_go_through_every_room(tmp_path: P
         info = here("info", "run", "--json", cwd=tmp_path).stdout
         here("info", "run", cwd=tmp_path)
         evaluation = daskrl.evaluate(tmp_path / "run", episodes=1)
+        best = winner([{"environment": "Corridor", "seed": 0, "score": evaluation.mean, "setting": 0}])
         testing.Corridor().reset(seed=0)
         with pytest.raises(daskrl.errors.UnknownNameError):
             daskrl.DQN(hiden=(8,))  # type: ignore[call-arg]
@@ -60,4 +62,5 @@ def test_a_small_run_and_what_people_see_of_it_go_through_every_room(tmp_path: P
     assert resumed.store.digest() == whole.store.digest()
     assert json.loads(info)["env_steps"] == 2 * ROUND
     assert len(evaluation.returns) == 1
+    assert best.iqm == evaluation.mean
     assert ROOMS - ELSEWHERE - rooms == set()

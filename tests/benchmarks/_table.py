@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
-
-
-@contextlib.contextmanager
-def global_state(seed: int) -> Iterator[None]:
-    """NumPy's global random state made from a seed, and afterwards as it was: for libraries that draw from it.
-
-    rliable 1.2 is one: it takes a ``random_state``, and does not use it.
-    """
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
 
 
 def interleaved(

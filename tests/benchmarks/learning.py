@@ -23,7 +23,7 @@ from typing import Any
 import cyclopts
 import numpy as np
 import torch
-from _table import global_state, hardware, show
+from _table import hardware, show
 from tasks import ENVIRONMENTS, PROBLEMS, REFERENCES, TASKS, Problem, Reference, Task
 
 import daskrl
@@ -272,7 +272,7 @@ def table(*, scores: Path = SCORES, problem: str | None = None) -> None:
         "Greedy mean return of 100 episodes (1000 on toy text), over seeds",
         ["task", "environment", "env steps", "seeds", "IQM", "95 %", "reach", "beside", "seconds", "to score", "score"],
         rows,
-        packages=("torch", "gymnasium", "stable-baselines3", "sb3-contrib", "rliable"),
+        packages=("torch", "gymnasium", "stable-baselines3", "sb3-contrib", "arch"),
         width=190,
         note="reach: seeds whose mean is at least that. beside: whether the IQM lies in the interval of the same "
         "algorithm, or the nearest. seconds: the processor's, median of training. to score: median env steps and "
@@ -305,16 +305,15 @@ def _median(results: list[Result], name: str) -> str:
 
 
 def aggregate(scores: dict[str, list[float]], *, reps: int = 50_000) -> dict[str, tuple[float, float, float]]:
-    """Interquartile mean and the ends of its 95 % interval of each list of scores, one of a seed each (rliable)."""
-    from rliable import library, metrics
+    """Interquartile mean and the ends of its 95 % interval of each list of scores, one of a seed each."""
+    from daskrl.study import statistics
 
     found = {}
     for name, values in scores.items():
-        with global_state(0):  # for each anew: a task that is added moves no other's interval
-            points, ends = library.get_interval_estimates(
-                {name: np.array(values)[:, None]}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=reps
-            )
-        found[name] = float(points[name][0]), float(ends[name][0, 0]), float(ends[name][1, 0])
+        draws = np.random.RandomState(0)  # for each anew: a task that is added moves no other's interval
+        (found[name],) = statistics.estimates(
+            [np.array(values)], lambda column: np.array([statistics.iqm(column)]), draws, reps=reps
+        )
     return found
 
 

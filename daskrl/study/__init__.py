@@ -1,0 +1,1 @@
+"""Batches of runs that answer a question: what is tried, in which order, and what the results say."""
