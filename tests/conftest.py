@@ -15,9 +15,9 @@ from tests.typed import Here, Said
 # The test modules of the quick tier, `pytest -m quick`: all of them together take less than a minute on two cores. They
 # start no clusters, and runs in them have few rounds, in this process. A test that takes seconds is marked slow.
 QUICK = {
-    "test_alignment", "test_codec", "test_commits", "test_demand", "test_described", "test_habits", "test_layers",
-    "test_losses", "test_names", "test_networks", "test_properties", "test_rooms", "test_samplers", "test_schedule",
-    "test_spaces", "test_window",
+    "test_action_leaves", "test_alignment", "test_codec", "test_commits", "test_demand", "test_described",
+    "test_habits", "test_layers", "test_losses", "test_names", "test_networks", "test_properties", "test_rooms",
+    "test_samplers", "test_schedule", "test_spaces", "test_window",
 }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from distributed import Client
@@ -15,39 +14,7 @@ import daskrl
 from daskrl import clusters
 from daskrl.envs.spaces import spec_of
 from daskrl.envs.stream import Stream
-
-
-class Picky(gymnasium.Env[Any, Any]):
-    """Takes nothing but what its action space might have sampled, to the type, and does arithmetic on it."""
-
-    def __init__(self, action: spaces.Space[Any]) -> None:
-        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-        self.action_space = action
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.count = 0
-        return np.zeros(2, np.float32), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self._compare(action, self.action_space.sample())
-        assert self.action_space.contains(action)
-        self.count += 1
-        return np.full(2, self.count, np.float32), 1.0, self.count == 7, False, {}
-
-    def _compare(self, taken: Any, sampled: Any) -> None:
-        assert type(taken) is type(sampled), (taken, sampled)
-        if isinstance(taken, dict):
-            for key in sampled:
-                self._compare(taken[key], sampled[key])
-        elif isinstance(taken, tuple):
-            for one, other in zip(taken, sampled, strict=True):
-                self._compare(one, other)
-        else:
-            assert taken.dtype == sampled.dtype
-            assert taken.shape == sampled.shape
-            taken.item() if taken.shape == () else taken.tolist()
-
+from tests.environments import Picky
 
 SPACES: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(3),

@@ -31,7 +31,7 @@ from daskrl.config import require_range
 from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.names import suggests
 from daskrl.records import Array
-from daskrl.replay.window import Window, to_device
+from daskrl.replay.window import Window, action_columns, each_leaf, to_device
 
 Distribution = torch.distributions.Distribution
 
@@ -267,7 +267,7 @@ class Trajectories:
 
     observation: Mapping[str, torch.Tensor]
     next_observation: Mapping[str, torch.Tensor]
-    action: torch.Tensor
+    action: Any  # as in `Batch`
     reward: torch.Tensor
     discount: torch.Tensor
     ended: torch.Tensor
@@ -284,7 +284,7 @@ class Trajectories:
         return Trajectories(
             observation={name: some(value) for name, value in self.observation.items()},
             next_observation={name: some(value) for name, value in self.next_observation.items()},
-            action=some(self.action),
+            action=each_leaf(self.action, some),
             reward=some(self.reward),
             discount=some(self.discount),
             ended=some(self.ended),
@@ -394,7 +394,7 @@ class RoundLearner(TorchLearner):
         self.round = Trajectories(
             {name: grid(value) for name, value in batch.observation.items()},
             {name: grid(value) for name, value in batch.next_observation.items()},
-            grid(batch.action),
+            each_leaf(batch.action, grid),
             reward,
             grid(batch.discount),
             tensor(ended),
@@ -446,8 +446,9 @@ class RoundLearner(TorchLearner):
     def last_batch(self) -> dict[str, Array]:
         """The round learned last, to be looked at; each array is ``[T, L, ...]``."""
         assert self.round is not None
-        columns = ("action", "reward", "discount", "ended", "behavior_log_prob")
-        tensors = {**self.round.observation, **{name: getattr(self.round, name) for name in columns}}
+        columns = ("reward", "discount", "ended", "behavior_log_prob")
+        tensors = {**self.round.observation, **action_columns(self.round.action)}
+        tensors |= {name: getattr(self.round, name) for name in columns}
         return {name: value.cpu().numpy() for name, value in tensors.items()}
 
     def state(self) -> dict[str, Array]:

@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from daskrl.config import Schedule
+from daskrl.envs.actions import Action
 from daskrl.envs.spaces import Leaf, SpaceSpec
 from daskrl.errors import ConfigError, UnsupportedSpaceError
 from daskrl.records import Array
@@ -47,8 +48,8 @@ class Setup:
 
     @property
     def action(self) -> Leaf:
-        """The one leaf of the action."""
-        return self.spec.action[0]
+        """The leaf of an action that has one; raises `UnsupportedSpaceError` where it has several."""
+        return self.spec.one_action
 
     @property
     def actions(self) -> int:
@@ -149,8 +150,14 @@ class Algorithm(Protocol):
     def load(self, policy: Any, weights: Weights) -> None:
         """Make a policy act with some published weights."""
 
-    def act(self, policy: Any, moment: Moment) -> Array | tuple[Array, Mapping[str, Array]]:
-        """Actions ``[N, ...]`` (discrete ones counted from 0), and the values of ``columns``, each ``[N]``.
+    def act(self, policy: Any, moment: Moment) -> Action | tuple[Action, Mapping[str, Array]]:
+        """Actions ``[N, ...]`` (those of a Discrete counted from 0), and the values of ``columns``, each ``[N]``.
+
+        Where the action space is a Dict or a Tuple of several leaves (``setup.spec.action``), actions are a mapping
+        with an array for each, ``{"action.move": [N, ...], "action.fire": [N, ...]}``: the names of the leaves, of
+        the store's columns, and of the tensors in ``Batch.action``, which is then a mapping, too. A name too few or
+        too many, another shape, floats for integers, or a number that a discrete leaf does not have stops the run
+        with a `ConfigError` that names the leaf.
 
         Actions beyond the bounds of a Box, also of one bounded on one side only, are stored as they are, and given to
         the environment clipped.

@@ -270,7 +270,7 @@ def require_mask(spec: SpaceSpec) -> None:
 
     Or where it is all there is to observe.
     """
-    actions = spec.action[0].sizes[0]
+    actions = spec.one_action.sizes[0]
     if all(leaf.name == ACTION_MASK for leaf in spec.observation):
         raise ConfigError(f"{ACTION_MASK}: expected an observation beside it, got the mask alone. Add a constant one.")
     for leaf in spec.observation:

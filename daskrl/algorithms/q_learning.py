@@ -28,7 +28,7 @@ class Table:
 
     def __init__(self, spec: SpaceSpec, initial_value: float) -> None:
         self.spec = spec
-        self.values = np.full((states(spec), spec.action[0].sizes[0]), initial_value, np.float64)
+        self.values = np.full((states(spec), spec.one_action.sizes[0]), initial_value, np.float64)
 
     def rows(self, observation: Mapping[str, Array]) -> Array:
         """The row of each of some observations, ``{leaf: [..., *leaf]} -> [...]`` int64."""
@@ -209,6 +209,6 @@ def transitions(table: Table, fragment: Mapping[str, Array]) -> tuple[Array, Arr
         names = [leaf.name for leaf in table.spec.observation]
         last = table.rows({name: fragment[final_name(name)] for name in names})  # [T * N]
         following[truncated] = last[ending[truncated]]
-    leaf = table.spec.action[0]
+    leaf = table.spec.one_action
     action = fragment[leaf.name].astype(np.int64) - leaf.start[0]
     return seen[:-1], action, fragment["reward"].astype(np.float64), following, fragment["terminated"]

@@ -19,7 +19,7 @@ from daskrl.errors import ConfigError
 from daskrl.names import suggests
 from daskrl.records import Array
 from daskrl.replay import samplers
-from daskrl.replay.window import Batch, Positions, Window, check_capacity, needed_bytes, to_device
+from daskrl.replay.window import Batch, Positions, Window, action_columns, check_capacity, needed_bytes, to_device
 
 _WARM_UP = 3  # updates of a kind before one is recorded
 _TOGETHER = 1 << 26  # bytes of observations that a GPU gathers at once, where batches are drawn ahead
@@ -361,7 +361,7 @@ class ReplayLearner(TorchLearner):
         every loss would wait for each, so without priorities it is the round's last batch.
         """
         batch: Batch = self.batch
-        tensors = {"action": batch.action, "reward": batch.reward, "discount": batch.discount}
+        tensors = {**action_columns(batch.action), "reward": batch.reward, "discount": batch.discount}
         for kind, observation in (("", batch.observation), ("next_", batch.next_observation)):
             tensors.update({f"{kind}{name}": value for name, value in observation.items()})
         return {name: value.cpu().numpy() for name, value in tensors.items()}

@@ -21,6 +21,8 @@ from daskrl import extras, seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup
 from daskrl.algorithms.greedy import ActingModule, GreedyModule, tensors
 from daskrl.arithmetic import aligned_all, pinned, undrawn
+from daskrl.envs.actions import Action
+from daskrl.envs.spaces import by_leaf
 from daskrl.errors import ConfigError, ExportError
 from daskrl.records import Array
 from daskrl.store.posix import write_atomic
@@ -40,7 +42,7 @@ class Exportable(Protocol):
     setup: Setup
     weights: dict[str, Array]
     about: dict[str, str]
-    bounds: tuple[Array, Array] | None
+    bounds: Mapping[str, tuple[Array, Array]]
     network: Any
 
     @property
@@ -51,7 +53,7 @@ class Exportable(Protocol):
 
     def seen(self, count: int) -> Mapping[str, Array]: ...
 
-    def taken(self, chosen: Array) -> Array: ...
+    def taken(self, chosen: Action) -> Action: ...
 
 
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]
@@ -130,7 +132,8 @@ def export(policy: Exportable, path: Path, format: str | None = None) -> Exporte
 def _module(policy: Exportable, path: Path, format: str) -> Exported:
     """The whole greedy policy."""
     module = policy.module
-    acting = copy.deepcopy(ActingModule(module, policy.setup, policy.bounds)).eval().requires_grad_(False)
+    bounds = policy.bounds.get(policy.setup.action.name)
+    acting = copy.deepcopy(ActingModule(module, policy.setup, bounds)).eval().requires_grad_(False)
     inputs = _inputs(policy)
     outputs = ["action", "output", *(f"after.{name}" for name in module.states)]
     write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_torchscript, _read_torchscript)
@@ -196,7 +199,7 @@ def _compare_batch(policy: Exportable, acting: ActingModule, inputs: Mapping[str
     }  # fmt: skip
 
 
-def _actions(policy: Exportable, network: Any, inputs: Mapping[str, Array]) -> Array:
+def _actions(policy: Exportable, network: Any, inputs: Mapping[str, Array]) -> Action:
     """What the run's algorithm itself does greedily."""
     observation = aligned_all({leaf.name: inputs[leaf.name] for leaf in policy.setup.spec.observation})
     state = aligned_all({name: inputs[name].copy() for name in policy.state_shapes})
@@ -232,7 +235,9 @@ def _weights(policy: Exportable, path: Path) -> Exported:
         network = policy.algorithm.policy(policy.setup)
         policy.algorithm.load(network, aligned_all(back))
         actions, read = _actions(policy, policy.network, inputs), _actions(policy, network, inputs)
-    same = [bool(np.array_equal(a, b)) for a, b in zip(actions, read, strict=True)]
+    leaves = policy.setup.spec.action
+    both = [(one, other) for (_, one), (_, other) in zip(by_leaf(leaves, actions), by_leaf(leaves, read), strict=True)]
+    same = [all(np.array_equal(one[n], other[n]) for one, other in both) for n in range(len(both[0][0]))]
     if not all(same):
         raise ExportError(
             f"read back, {len(same) - sum(same)} of {len(same)} actions differ. Nothing was written. Does act() of "

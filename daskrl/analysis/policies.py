@@ -17,7 +17,8 @@ from daskrl.algorithms.base import Algorithm, Moment, Setup, Weights, recurrent_
 from daskrl.arithmetic import aligned_all, pinned, undrawn
 from daskrl.config import plain
 from daskrl.envs import source as sources
-from daskrl.envs.spaces import Leaf, value_at
+from daskrl.envs.actions import Action, require_fits
+from daskrl.envs.spaces import Leaf, assembler, by_leaf, value_at
 from daskrl.envs.stream import unstacked
 from daskrl.envs.values import RefusedError, as_stored
 from daskrl.errors import ConfigError
@@ -70,7 +71,7 @@ class Policy:
         *,
         weights_version: int,
         about: Mapping[str, str],
-        bounds: Bounds | None,
+        bounds: Mapping[str, Bounds],
         seen: Callable[[int], dict[str, Array]] | None = None,
     ) -> None:
         self.algorithm, self.setup, self.weights = algorithm, setup, aligned_all(weights)
@@ -106,7 +107,7 @@ class Policy:
         Returns
         -------
         action : as the environment takes it: of Discrete an ``np.int64`` from the space's start on, of a Box an array
-            within its bounds; of several observations one array with a leading axis.
+            within its bounds, of a Dict or Tuple one of these; of several observations each array has a leading axis.
         state : to be given with the next observation; None where the policy needs none.
 
         Raises
@@ -138,7 +139,8 @@ class Policy:
         after = None
         if self.setup.frame_stack > 1 or recurrent:
             after = PolicyState(frames if self.setup.frame_stack > 1 else {}, recurrent)
-        return self._action(chosen[0] if isinstance(chosen, tuple) else chosen, many), after
+        chosen = chosen[0] if isinstance(chosen, tuple) else chosen
+        return self._action(chosen, len(next(iter(newest.values()))), many), after
 
     def _rows(self, observation: Any) -> tuple[dict[str, Array], bool]:
         """Leaf -> ``[N, *leaf]`` as it is stored, and whether several observations were given."""
@@ -204,20 +206,24 @@ class Policy:
             recurrent[name][~begins] = before[~begins]
         return frames, recurrent
 
-    def taken(self, chosen: Array) -> Array:
-        """What an algorithm chose, ``[N, ...]``, as the environment takes each."""
-        leaf = self.setup.action
+    def taken(self, chosen: Action) -> Action:
+        """What an algorithm chose, see `daskrl.Algorithm.act`, in the numbers that the environment takes."""
+        leaves = self.setup.spec.action
+        taken = {leaf.name: self._taken(leaf, values) for leaf, values in by_leaf(leaves, chosen)}
+        return taken if len(taken) > 1 else taken[leaves[0].name]
+
+    def _taken(self, leaf: Leaf, chosen: Array) -> Array:
         if leaf.kind == "discrete":
             return chosen.astype(np.int64) + leaf.start[0]
         action = chosen.astype(leaf.dtype)
-        return action if self.bounds is None else np.clip(action, *self.bounds)
+        return np.clip(action, *self.bounds[leaf.name]) if leaf.name in self.bounds else action
 
-    def _action(self, chosen: Array, many: bool) -> Any:
-        leaf, action = self.setup.action, self.taken(chosen)
-        taken: Any = action if many else action[0]
-        for key in reversed(leaf.path):
-            taken = {key: taken} if isinstance(key, str) else (taken,)
-        return taken
+    def _action(self, chosen: Action, count: int, many: bool) -> Any:
+        leaves = self.setup.spec.action
+        if len(leaves) > 1:
+            require_fits(leaves, chosen, count)
+        taken = by_leaf(leaves, self.taken(chosen))
+        return assembler(leaves)([values if many else values[0] for _, values in taken])
 
     # -- elsewhere ----------------------------------------------------------------------------------------
 
@@ -228,10 +234,16 @@ class Policy:
         Raises
         ------
         ConfigError
-            The algorithm does not use torch, or has no method ``outputs``.
+            The algorithm does not use torch, or has no method ``outputs``; or the action has several leaves.
         """
         from torch import nn
 
+        if len(self.setup.spec.action) > 1:
+            raise ConfigError(
+                f"expected an action of one leaf, to be given as one tensor; this run's are "
+                f"{shown(self.setup.spec.action)}. Use predict(), or policy.network itself, or export the weights "
+                "alone: --format safetensors."
+            )
         from daskrl.algorithms.greedy import GreedyModule
 
         name = type(self.algorithm).__name__
@@ -333,21 +345,27 @@ def policy(
     )
 
 
-def _bounds(store: Store, env: Any) -> Bounds | None:
-    """Of the action's Box, as the environment's space has them; None where there are none."""
-    leaf = store.spec.action[0]
-    if leaf.kind != "box":
-        return None
-    if leaf.low:
-        low, high = (np.array(bound, leaf.dtype).reshape(leaf.shape) for bound in (leaf.low, leaf.high))
-        return low, high
+def _bounds(store: Store, env: Any) -> dict[str, Bounds]:
+    """Of each Box of the action, as the environment's space has them, leaf name -> bounds, of those that have some."""
+    boxes = [leaf for leaf in store.spec.action if leaf.kind == "box"]
+    bounds: dict[str, Bounds] = {}
+    for leaf in boxes:
+        if leaf.low:
+            low, high = (np.array(bound, leaf.dtype).reshape(leaf.shape) for bound in (leaf.low, leaf.high))
+            bounds[leaf.name] = low, high
+    if len(bounds) == len(boxes):
+        return bounds
     made = same_environment(store, env).factory()
     try:
-        space = value_at(made.action_space, leaf)
+        whole = made.action_space
     finally:
         made.close()
-    assert isinstance(space, gymnasium.spaces.Box)
-    return (space.low, space.high) if space.bounded_below.any() or space.bounded_above.any() else None
+    for leaf in boxes:
+        space = value_at(whole, leaf)
+        assert isinstance(space, gymnasium.spaces.Box)
+        if space.bounded_below.any() or space.bounded_above.any():
+            bounds[leaf.name] = space.low, space.high
+    return bounds
 
 
 def _stored(storage: Storage, count: int) -> dict[str, Array]:

@@ -6,8 +6,10 @@ A space is a list of *leaves*. ``Box``, ``Discrete``, ``MultiDiscrete`` and ``Mu
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -83,6 +85,17 @@ class SpaceSpec:
     observation: tuple[Leaf, ...]
     action: tuple[Leaf, ...]
 
+    @property
+    def one_action(self) -> Leaf:
+        """The leaf of an action that has one; raises `UnsupportedSpaceError` where it has several."""
+        if len(self.action) != 1:
+            names = ", ".join(leaf.name for leaf in self.action)
+            raise UnsupportedSpaceError(
+                f"expected an action of one leaf, this environment's has {len(self.action)}: {names}. Make it one in a "
+                "wrapper (gymnasium.wrappers.TransformAction), or let the algorithm act in each of spec.action."
+            )
+        return self.action[0]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "observation": [leaf.to_json() for leaf in self.observation],
@@ -106,6 +119,8 @@ class SpaceSpec:
 
 
 def _leaves(space: spaces.Space[Any], name: str, path: tuple[str | int, ...]) -> Iterator[Leaf]:
+    if path and name.startswith("action") and isinstance(space, spaces.Dict | spaces.Tuple) and not space.spaces:
+        raise UnsupportedSpaceError(f"{name}: an empty {type(space).__name__} in an action. Leave it out in a wrapper.")
     if isinstance(space, spaces.Dict):
         for key, sub in space.spaces.items():
             if not isinstance(key, str) or not key or "/" in key or "." in key:
@@ -199,6 +214,30 @@ def value_at(value: Any, leaf: Leaf) -> Any:
     for key in leaf.path:
         value = value[key]
     return value
+
+
+def by_leaf(leaves: Sequence[Leaf], action: Any) -> list[tuple[Leaf, Any]]:
+    """The leaves of an action, each with its part: of one leaf all of it, of several by the leaf's name."""
+    return [(leaves[0], action)] if len(leaves) == 1 else [(leaf, action[leaf.name]) for leaf in leaves]
+
+
+def assembler(leaves: Sequence[Leaf]) -> Callable[[Sequence[Any]], Any]:
+    """A function that makes a (nested) value of those of its leaves, in their order: `value_at` the other way."""
+    return _assembler([leaf.path for leaf in leaves], 0, 0)
+
+
+def _assembler(paths: Sequence[tuple[str | int, ...]], depth: int, first: int) -> Callable[[Sequence[Any]], Any]:
+    """Of the leaves from the ``first`` on, whose paths have the same first ``depth`` keys."""
+    if len(paths[0]) == depth:
+        return operator.itemgetter(first)
+    parts = []
+    for key, group in itertools.groupby(paths, operator.itemgetter(depth)):
+        below = list(group)
+        parts.append((key, _assembler(below, depth + 1, first)))
+        first += len(below)
+    if isinstance(parts[0][0], str):
+        return lambda values: {key: part(values) for key, part in parts}
+    return lambda values: tuple(part(values) for _, part in parts)
 
 
 def state_name(state: str) -> str:

@@ -18,15 +18,16 @@ import numpy as np
 from daskrl import seeding
 from daskrl.arithmetic import zeros
 from daskrl.envs import isolation
+from daskrl.envs.actions import Action, Actions
 from daskrl.envs.source import Environment, EnvironmentFactory
 from daskrl.envs.spaces import SpaceSpec, final_name, state_name, value_at
 from daskrl.envs.values import RefusedError, as_ending, as_reward, taker
-from daskrl.errors import ConfigError, EnvironmentRaisedError, NondeterministicError, NonFiniteError
+from daskrl.errors import EnvironmentRaisedError, NondeterministicError, NonFiniteError
 from daskrl.records import Array
 
 Fragment = dict[str, Array]
 State = dict[str, Array]
-Policy = Callable[[Mapping[str, Array], State, int], tuple[Array, Mapping[str, Array]]]
+Policy = Callable[[Mapping[str, Array], State, int], tuple[Action, Mapping[str, Array]]]
 """Observation (see `Stream.seen`), recurrent state (which it writes the next into) and step to actions and further
 columns."""
 
@@ -45,6 +46,7 @@ class Stream:
     observation : leaf name -> array ``[N, K, *leaf]``: the newest K frames of each environment, oldest first;
         frames before the episode's first are copies of it.
     seen : the same memory as policies see it, see `unstacked`.
+    actions : how environments take what was chosen.
     episode : ``[N]`` index of each environment's current episode, counted from 0.
     age : ``[N]`` steps taken in the current episode.
     episode_return : ``[N]`` sum of the rewards of the current episode.
@@ -78,16 +80,12 @@ class Stream:
         self._take = taker([(leaf, self._taken_rows[leaf.name]) for leaf, _, _ in self._stacks])
         self.seen = unstacked(self.observation, stacks[0][1].shape[1])
         self._reset_seeds = [0] * len(self.envs)
-        # Of the space itself: a leaf has no bounds where one of them is infinite.
-        space = value_at(self.envs[0].action_space, self.spec.action[0])
-        bounded = isinstance(space, gymnasium.spaces.Box) and (space.bounded_below.any() or space.bounded_above.any())
-        self._bounds = (space.low, space.high) if bounded else None
+        self.actions = Actions(self.spec.action, self.envs[0].action_space, len(self.envs))
         self._observed_bounds = [
             (leaf, box.low, box.high)
             for leaf in self.spec.observation
             if leaf.kind == "box" and _excludes(box := value_at(self.envs[0].observation_space, leaf))
         ]
-        self._action_dtype = np.dtype(space.dtype)
         self._turns, self._own = isolation.turns(self.envs[0]), threading.Lock()
         self._returned: list[Any] = [None] * len(self.envs)  # the newest observation of each, as it was
 
@@ -252,28 +250,29 @@ class Stream:
         }
         reward = np.empty((steps, count), np.float32)
         terminated, truncated = np.zeros((2, steps, count), np.bool_)
-        actions: Array | None = None
+        chosen: Any = None
         extras: dict[str, Array] = {}
         episodes: list[tuple[int, float, int]] = []
         before = {name: value.copy() for name, value in self.state.items()}
         first_episode, first_age = self.episode.copy(), self.age.copy()
-        convert, every, step_of = self._action_converter(), range(count), [env.step for env in self.envs]
+        convert, every, step_of = self.actions.given, range(count), [env.step for env in self.envs]
         take, everyone = self._take, slice(None)
         turn, returned = self._turns.turn(self._own), self._returned
         one = np.ones(count, np.int64)  # adding a Python 1 costs three times as much
 
         for t in range(steps):
             action, extra = policy(self.seen, self.state, t)
-            if actions is None:
-                actions = np.empty((steps, *action.shape), action.dtype)
+            if t == 0:
+                chosen = self.actions.room(action, steps)
                 extras = {name: np.empty((steps, *value.shape), value.dtype) for name, value in extra.items()}
-            actions[t] = action
+            given = convert(action)
+            chosen[t] = action
             for name, value in extra.items():
                 extras[name][t] = value
             rewards, endings = [], []
             try:
                 with turn:  # once for all environments: taken for each, it costs a few percent of a rollout
-                    for env, step, taken in zip(every, step_of, convert(action), strict=True):
+                    for env, step, taken in zip(every, step_of, given, strict=True):
                         value, got, over, cut, _ = step(taken)
                         take(env, value)
                         rewards.append(got if type(got) is float else as_reward(got))
@@ -284,9 +283,9 @@ class Stream:
                         returned[env] = value
             except (Exception, SystemExit) as error:
                 seen = all(np.isfinite(stack[env]).all() for _, stack, _ in self._stacks)
-                if seen and action.dtype.kind == "f" and not np.isfinite(action[env]).all():
+                if seen and (bad := self.actions.not_finite(action, env)) is not None:
                     cause = _BY_POLICY.format(self.weights_version)
-                    raise self._not_finite(self.spec.action[0].name, (t, env), action[env], cause) from error
+                    raise self._not_finite(bad[0], (t, env), bad[1], cause) from error
                 raise EnvironmentRaisedError(self._failure(env, "step", error)) from error
             if t == 0:
                 self._turns.saw(self, returned, stepped=True)
@@ -304,11 +303,10 @@ class Stream:
             for leaf, _, newest in self._stacks:
                 observation[leaf.name][frames + t] = newest
 
-        assert actions is not None
         fragment: Fragment = dict(observation)
         fragment.update({final_name(name): rows for name, rows in final.items()})
         fragment.update({state_name(name): np.stack([before[name], value]) for name, value in self.state.items()})
-        fragment.update(self._action_columns(actions))
+        fragment.update(self.actions.columns(chosen))
         fragment.update(reward=reward, terminated=terminated, truncated=truncated, **extras)
         when = _When(self, fragment, episodes, first_episode, first_age)
         self._check_finite(fragment, when)
@@ -337,39 +335,6 @@ class Stream:
                 place = tuple(int(i) for i in np.argwhere(outside)[0])
                 return _outside(leaf.name, value[place].item(), place, low, high, self._at(env))
         return None
-
-    def _action_converter(self) -> Callable[[Array], Sequence[Any] | Array]:
-        # An algorithm's action for a run with a single leaf is [N, *leaf], discrete ones counted from 0.
-        if len(self.spec.action) != 1:
-            raise ConfigError("actions of Dict and Tuple spaces are not supported; flatten them in a wrapper.")
-        leaf = self.spec.action[0]
-        if leaf.kind != "discrete":
-            return lambda action: [self._taken(value) for value in action.astype(leaf.dtype)]
-        start, dtype = leaf.start[0], self._action_dtype
-        if leaf.path:
-            return lambda action: [self._taken(value) for value in action.astype(np.int64) + start]
-        if start == 0:
-            return lambda action: action.astype(dtype, copy=False)
-        return lambda action: (action.astype(np.int64) + start).astype(dtype)
-
-    def _taken(self, value: Any) -> Any:
-        # A stored action as its space samples it: a NumPy integer of a Discrete, else an array, a Box's bounds kept.
-        leaf = self.spec.action[0]
-        if leaf.kind == "discrete":
-            value = self._action_dtype.type(value)
-        else:
-            if self._bounds is not None:
-                value = np.clip(value, *self._bounds)
-            value = np.asarray(value, self._action_dtype)
-        for key in reversed(leaf.path):
-            value = {key: value} if isinstance(key, str) else (value,)
-        return value
-
-    def _action_columns(self, actions: Array) -> Fragment:
-        leaf = self.spec.action[0]
-        if leaf.kind == "discrete":
-            actions = actions.astype(np.int64) + leaf.start[0]
-        return {leaf.name: actions.astype(leaf.dtype)}
 
     def _check_finite(self, fragment: Fragment, when: _When) -> None:
         bad = {
@@ -426,7 +391,7 @@ class Stream:
         """
         lane, steps = self.first + env, len(stored["reward"])
         ended = stored["terminated"] | stored["truncated"]
-        actions = np.array(stored[self.spec.action[0].name][:, lane])  # an environment may change what it is given
+        action_at = self.actions.recorded(stored, lane)
         older = [(leaf, newest, stored[leaf.name], stack.shape[1] - 1) for leaf, stack, newest in self._stacks]
 
         def compare(name: str, now: Any, then: Any) -> None:
@@ -444,7 +409,7 @@ class Stream:
                 compare(leaf.name, newest[env], column[start + k, lane])
         rewards, overs, cuts = (stored[name][:, lane].tolist() for name in ("reward", "terminated", "truncated"))
         for t in range(start, steps):
-            reward, terminated, truncated = self.step(env, self._taken(actions[t]))
+            reward, terminated, truncated = self.step(env, action_at(t))
             if not (0 != np.float32(reward).item() == rewards[t]):
                 compare("reward", np.float32(reward), stored["reward"][t, lane])
             if (terminated, truncated) != (overs[t], cuts[t]):

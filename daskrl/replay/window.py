@@ -34,7 +34,8 @@ class Batch:
     ----------
     observation, next_observation : leaf name -> ``[B, *leaf]``, or ``[B, K, *leaf]`` under frame stacking.
         The next observation is ``n`` steps on, or the last one of an episode that ended before.
-    action : ``[B]`` int64, counted from 0, for a discrete space; else ``[B, *leaf]``.
+    action : ``[B]`` int64, counted from 0, for a discrete space; else ``[B, *leaf]``. A tensor where the action has one
+        leaf, else leaf name -> tensor.
     reward : ``[B]`` float32, the discounted sum of up to n rewards.
     discount : ``[B]`` float32, what to multiply the next value with: 0 at termination, else
         ``discount ** steps``; a truncated episode bootstraps.
@@ -44,7 +45,7 @@ class Batch:
     """
 
     observation: Mapping[str, torch.Tensor]
-    action: torch.Tensor
+    action: Any  # torch.Tensor, or Mapping[str, torch.Tensor]
     reward: torch.Tensor
     discount: torch.Tensor
     next_observation: Mapping[str, torch.Tensor]
@@ -56,7 +57,7 @@ class Batch:
         """Some of its transitions, in the same memory."""
         return Batch(
             {name: value[some] for name, value in self.observation.items()},
-            self.action[some],
+            each_leaf(self.action, lambda value: value[some]),
             self.reward[some],
             self.discount[some],
             {name: value[some] for name, value in self.next_observation.items()},
@@ -71,13 +72,13 @@ class Steps:
 
     Attributes
     ----------
-    action : ``[...]`` int64, counted from 0, for a discrete space; else ``[..., *leaf]``.
+    action : ``[...]`` int64, counted from 0, for a discrete space; else ``[..., *leaf]``. As in `Batch`.
     reward, discount : ``[...]`` as in `Batch`, over n steps.
     ended, terminated : ``[...]`` bool, on the host: an episode's last step, and whether it has no value beyond.
     final : ``[...]`` int64, on the host: the position of the last observation, where an episode was truncated.
     """
 
-    action: torch.Tensor
+    action: Any  # torch.Tensor, or Mapping[str, torch.Tensor]
     reward: torch.Tensor
     discount: torch.Tensor
     ended: Array
@@ -142,10 +143,8 @@ class Window:
         self.ring = self.ring_rows * self.lanes
         self._arrived(0)
 
-        leaf = spec.action[0]
-        self._action_start = leaf.start[0] if leaf.kind == "discrete" else 0
-        action_dtype = torch.int64 if leaf.kind == "discrete" else _torch_dtype(leaf.dtype)
-        self._action = self._zeros((self.ring, *leaf.shape), action_dtype)
+        self._action = {leaf.name: self._zeros((self.ring, *leaf.shape), _action_dtype(leaf)) for leaf in spec.action}
+        self._action_start = {leaf.name: leaf.start[0] for leaf in spec.action if leaf.kind == "discrete"}
         self._value = self._zeros((self.ring, 2), torch.float32)  # n-step return, discount: always read together
         # Where in the pool the frames are: of the observation and of the next one, oldest first, each once.
         frames = 1 if frame_stack == 1 else frame_stack + 1 if self._shares_frames else 2 * frame_stack
@@ -182,7 +181,8 @@ class Window:
 
     def _readers(self) -> None:
         """Make the functions that read rows of each column; again whenever a column was allocated."""
-        self._read_action, self._read_value = _reader(self._action), _reader(self._value)
+        self._read_value = _reader(self._value)
+        self._read_action = _reader_of_leaves({name: _reader(column) for name, column in self._action.items()})
         self._read_pool = {name: _reader(pool) for name, pool in self._pool.items()}
 
     # -- what may be sampled ------------------------------------------------------------------------------
@@ -245,9 +245,10 @@ class Window:
             reward = np.clip(reward, -self.reward_clip, self.reward_clip)
         self._reward[here], self._terminated[here] = reward, terminated
         self._ended[here] = terminated | truncated
-        self._put(self._action, first, fragments, self.spec.action[0].name, slice(steps))
-        if self._action_start:
-            self._grid(self._action)[here] -= self._action_start
+        for name, column in self._action.items():
+            self._put(column, first, fragments, name, slice(steps))
+            if start := self._action_start.get(name):
+                self._grid(column)[here] -= start
 
         begins = np.empty((steps + 1, self.lanes), np.bool_)  # rows whose observation is an episode's first
         begins[0] = np.concatenate([np.asarray(fragment["episode_step"]) for fragment in fragments]) == 0
@@ -277,7 +278,7 @@ class Window:
         if isinstance(fragments, Staged) or not self.stages:
             return fragments
         staged = Staged(fragments)
-        for name, column in ((self.spec.action[0].name, self._action), *self._pool.items()):
+        for name, column in (*self._action.items(), *self._pool.items()):
             streams = self._streams(fragments, name)
             staged.columns[name] = _pinned((len(streams[0]), self.lanes, *column.shape[1:]), column.dtype)
             _beside(streams, staged.columns[name].numpy())
@@ -285,7 +286,7 @@ class Window:
 
     def _streams(self, fragments: Sequence[Mapping[str, Array]], name: str) -> list[Array]:
         """Of every stream, the rows of a column that are new; of observations one more."""
-        older = 0 if name == self.spec.action[0].name else self.frame_stack - 1
+        older = 0 if name in self._action else self.frame_stack - 1
         return [fragment[name][older:] for fragment in fragments]
 
     def _put(
@@ -480,7 +481,7 @@ class Window:
 
         value = at(self._value)
         return Steps(
-            action=at(self._action),
+            action=_of_leaves({name: at(column) for name, column in self._action.items()}),
             reward=value[..., 0],
             discount=value[..., 1],
             ended=self._ended[row, lane],
@@ -520,7 +521,9 @@ class Window:
             memory[key] = made.numpy() if made.device.type == "cpu" else _words(made)
             return made if frames == 1 else made.view(size, frames, *column.shape[1:])
 
-        value, action = rows("value", self._value), rows("action", self._action)
+        value = rows("value", self._value)
+        action = _of_leaves({name: rows(("action", name), column) for name, column in self._action.items()})
+        memory["action"] = _of_leaves({name: memory.pop(("action", name)) for name in self._action})
         if self._shares_frames:
             both = {name: rows(("both", name), pool, self.frame_stack + 1) for name, pool in self._pool.items()}
             observation = {name: frames[:, :-1] for name, frames in both.items()}
@@ -578,9 +581,8 @@ def needed_bytes(spec: SpaceSpec, schedule: Schedule, *, capacity: int, frame_st
     def size(leaf: Leaf, dtype: torch.dtype) -> int:
         return math.prod(leaf.shape) * dtype.itemsize
 
-    action = spec.action[0]
     frames = 1 if frame_stack == 1 else frame_stack + 1 if n_step == 1 else 2 * frame_stack
-    transition = size(action, torch.int64 if action.kind == "discrete" else _torch_dtype(action.dtype))
+    transition = sum(size(leaf, _action_dtype(leaf)) for leaf in spec.action)
     transition += 2 * 4 + 8 * frames + 4 + 1 + 1 + 8  # of value, frames, reward, terminated, ended and final
     observation = sum(size(leaf, _torch_dtype(leaf.dtype)) for leaf in spec.observation) + 8  # and previous
     return ring * transition + (ring + finals) * observation
@@ -601,6 +603,39 @@ def check_capacity(capacity: int, n_step: int, schedule: Schedule, frame_stack: 
             f"window: {capacity} transitions are {schedule.fragment_steps * rounds} steps of each environment, too "
             f"few for {n_step} steps behind {frame_stack} stacked frames."
         )
+
+
+def each_leaf(action: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """A function of the tensor of an action with one leaf, or of each of several, by name."""
+    if isinstance(action, Mapping):
+        return {name: function(value) for name, value in action.items()}
+    return function(action)
+
+
+def _of_leaves(parts: dict[str, Any]) -> Any:
+    """An action as algorithms see it: what there is of each leaf by name; where it has one leaf, that itself."""
+    return parts if len(parts) > 1 else next(iter(parts.values()))
+
+
+def _reader_of_leaves(readers: Mapping[str, Callable[[_Where, Any], object]]) -> Callable[[_Where, Any], object]:
+    """A function that copies some rows of an action: with one leaf its own reader, which is called for every batch."""
+    if len(readers) == 1:
+        return next(iter(readers.values()))
+
+    def read(where: _Where, out: Mapping[str, Any]) -> None:
+        for name, leaf in readers.items():
+            leaf(where, out[name])
+
+    return read
+
+
+def action_columns(action: Any) -> dict[str, torch.Tensor]:
+    """The tensors of an action by the name of a column: ``action``, or those of its leaves."""
+    return dict(action) if isinstance(action, Mapping) else {"action": action}
+
+
+def _action_dtype(leaf: Leaf) -> torch.dtype:
+    return torch.int64 if leaf.kind == "discrete" else _torch_dtype(leaf.dtype)
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -11,6 +11,7 @@ from daskrl import seeding
 from daskrl.algorithms.base import Algorithm, Moment, Setup, Weights, recurrent_state
 from daskrl.arithmetic import pinned, undrawn
 from daskrl.config import MAX_EPISODE_STEPS, require_integer
+from daskrl.envs.actions import Action
 from daskrl.envs.source import Environment, EnvironmentFactory
 from daskrl.envs.spaces import SpaceSpec
 from daskrl.envs.stream import State, Stream
@@ -20,7 +21,7 @@ from daskrl.records import Array
 _LANES = 16  # environments stepped side by side
 _NOTE_EVERY = 256  # steps of all of them between two notes on how far they are
 
-GreedyPolicy = Callable[[Mapping[str, Array], State], Array]
+GreedyPolicy = Callable[[Mapping[str, Array], State], Action]
 """Observation (see `Stream.seen`) and recurrent state (which it writes the next into) to actions, one a row."""
 
 Note = Callable[[int, int], None]
@@ -133,7 +134,7 @@ def greedy_policy(algorithm: Algorithm, setup: Setup, weights: Weights, seed: in
     algorithm.load(acting, weights)
     moment = Moment({}, seeding.generator(seed, "evaluate"), greedy=True)
 
-    def policy(observation: Mapping[str, Array], state: State) -> Array:
+    def policy(observation: Mapping[str, Array], state: State) -> Action:
         moment.observation, moment.state = observation, state
         with torch.inference_mode():
             chosen = algorithm.act(acting, moment)
@@ -184,7 +185,7 @@ def play_steps(
         factory, spec, seed=seed, index=0, count=count, frame_stack=frame_stack, state=state, alive=alive
     )
     stream.where = "evaluation"
-    convert = stream._action_converter()
+    convert = stream.actions.given
 
     def begin(env: int, episode: int) -> None:
         if shown is not None:

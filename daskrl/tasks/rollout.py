@@ -22,6 +22,7 @@ from daskrl.arithmetic import of_thread, pinned, undrawn
 from daskrl.code import modules
 from daskrl.config import RunConfig
 from daskrl.envs import isolation
+from daskrl.envs.actions import Action
 from daskrl.envs.spaces import state_name
 from daskrl.envs.stream import Fragment, Policy, Stream
 from daskrl.errors import EnvironmentRaisedError, EnvironmentTimeoutError, NondeterministicError
@@ -341,7 +342,7 @@ def make_policy(session: Session, weights: ByLearner, stream: int, round_: int, 
     before, lanes = round_ * schedule.round_steps, schedule.lanes
     moment = Moment({}, seeding.generator(config.seed, "act", stream, round_, key=agent))
 
-    def choose(observation: Mapping[str, Array], state: dict[str, Array], t: int) -> tuple[Array, Mapping[str, Array]]:
+    def choose(observation: Mapping[str, Array], state: dict[str, Array], t: int) -> tuple[Action, Mapping[str, Array]]:
         moment.observation, moment.state, moment.env_steps = observation, state, before + t * lanes
         with torch.inference_mode():
             chosen = act(policy, moment)

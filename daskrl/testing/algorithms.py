@@ -39,7 +39,9 @@ from daskrl.analysis.evaluate import evaluate
 from daskrl.arithmetic import pinned
 from daskrl.config import Options, Schedule
 from daskrl.envs import stream as envs
+from daskrl.envs.actions import Action
 from daskrl.envs.source import source
+from daskrl.envs.spaces import Leaf, by_leaf
 from daskrl.records import Array
 from daskrl.run import Run, resume, train
 from daskrl.tasks import session
@@ -372,7 +374,7 @@ class _Game:
             frame_stack=self.setup.frame_stack, state=recurrent_state(self.algorithm, self.setup),
         )  # fmt: skip
 
-    def act(self, policy: Any, moment: Moment) -> tuple[Array, Mapping[str, Array]]:
+    def act(self, policy: Any, moment: Moment) -> tuple[Action, Mapping[str, Array]]:
         import torch
 
         with torch.inference_mode():
@@ -386,7 +388,7 @@ class _Game:
 
         def choose(
             observation: Mapping[str, Array], state: dict[str, Array], t: int
-        ) -> tuple[Array, Mapping[str, Array]]:
+        ) -> tuple[Action, Mapping[str, Array]]:
             moment.observation, moment.state = observation, state
             moment.env_steps = env_steps + t * self.setup.schedule.lanes
             return self.act(policy, moment)
@@ -418,8 +420,15 @@ class _Game:
             }
             yield Moment(envs.unstacked(stacks, frames), random, t * self.setup.schedule.lanes, greedy, state)
 
-    def require_fits(self, action: Array) -> None:
-        leaf = self.setup.action
+    def require_fits(self, action: Any) -> None:
+        leaves = self.setup.spec.action
+        if len(leaves) > 1:
+            assert isinstance(action, Mapping), f"act returns {type(action).__name__}, expected a mapping by leaf"
+            assert set(action) == {leaf.name for leaf in leaves}, f"act returns the leaves {sorted(action)}"
+        for leaf, values in by_leaf(leaves, action):
+            self._require_leaf(leaf, values)
+
+    def _require_leaf(self, leaf: Leaf, action: Array) -> None:
         shape = (self.count, *leaf.shape)
         assert isinstance(action, np.ndarray), f"act returns {type(action).__name__}, expected a NumPy array"
         assert action.shape == shape, f"act returns actions of shape {action.shape}, expected {shape}"
