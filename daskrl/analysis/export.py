@@ -42,7 +42,7 @@ class Exportable(Protocol):
     setup: Setup
     weights: dict[str, Array]
     about: dict[str, str]
-    bounds: Mapping[str, tuple[Array, Array]]
+    bounds: Any
     network: Any
 
     @property
@@ -132,8 +132,7 @@ def export(policy: Exportable, path: Path, format: str | None = None) -> Exporte
 def _module(policy: Exportable, path: Path, format: str) -> Exported:
     """The whole greedy policy."""
     module = policy.module
-    bounds = policy.bounds.get(policy.setup.action.name)
-    acting = copy.deepcopy(ActingModule(module, policy.setup, bounds)).eval().requires_grad_(False)
+    acting = copy.deepcopy(ActingModule(module, policy.setup, policy.bounds)).eval().requires_grad_(False)
     inputs = _inputs(policy)
     outputs = ["action", "output", *(f"after.{name}" for name in module.states)]
     write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_torchscript, _read_torchscript)

@@ -60,6 +60,7 @@ class Policy:
     weights : name -> array.
     weights_version : which version they are.
     about : what the weights belong to, as it stands in their file: name -> text, some of it JSON (see FORMAT.md).
+    bounds : ``(low, high)`` of the action's Box, or None; of an action with several leaves that of each, by name.
     network : what the algorithm's ``policy`` made, with the weights; of torch's algorithms a ``torch.nn.Module``.
     """
 
@@ -71,7 +72,7 @@ class Policy:
         *,
         weights_version: int,
         about: Mapping[str, str],
-        bounds: Mapping[str, Bounds],
+        bounds: Bounds | Mapping[str, Bounds | None] | None,
         seen: Callable[[int], dict[str, Array]] | None = None,
     ) -> None:
         self.algorithm, self.setup, self.weights = algorithm, setup, aligned_all(weights)
@@ -209,14 +210,9 @@ class Policy:
     def taken(self, chosen: Action) -> Action:
         """What an algorithm chose, see `daskrl.Algorithm.act`, in the numbers that the environment takes."""
         leaves = self.setup.spec.action
-        taken = {leaf.name: self._taken(leaf, values) for leaf, values in by_leaf(leaves, chosen)}
+        both = zip(by_leaf(leaves, chosen), by_leaf(leaves, self.bounds), strict=True)
+        taken = {leaf.name: _taken(leaf, values, bounds) for (leaf, values), (_, bounds) in both}
         return taken if len(taken) > 1 else taken[leaves[0].name]
-
-    def _taken(self, leaf: Leaf, chosen: Array) -> Array:
-        if leaf.kind == "discrete":
-            return chosen.astype(np.int64) + leaf.start[0]
-        action = chosen.astype(leaf.dtype)
-        return np.clip(action, *self.bounds[leaf.name]) if leaf.name in self.bounds else action
 
     def _action(self, chosen: Action, count: int, many: bool) -> Any:
         leaves = self.setup.spec.action
@@ -299,6 +295,13 @@ class Policy:
         return html_table("policy", self._what())
 
 
+def _taken(leaf: Leaf, chosen: Array, bounds: Bounds | None) -> Array:
+    if leaf.kind == "discrete":
+        return chosen.astype(np.int64) + leaf.start[0]
+    action = chosen.astype(leaf.dtype)
+    return action if bounds is None else np.clip(action, *bounds)
+
+
 def _least(leaf: Leaf, lead: tuple[int, ...]) -> Array:
     least = np.zeros(leaf.shape, leaf.dtype)
     if leaf.start:
@@ -345,27 +348,27 @@ def policy(
     )
 
 
-def _bounds(store: Store, env: Any) -> dict[str, Bounds]:
-    """Of each Box of the action, as the environment's space has them, leaf name -> bounds, of those that have some."""
-    boxes = [leaf for leaf in store.spec.action if leaf.kind == "box"]
-    bounds: dict[str, Bounds] = {}
-    for leaf in boxes:
+def _bounds(store: Store, env: Any) -> Bounds | dict[str, Bounds | None] | None:
+    """Of each Box of the action, as the environment's space has them; None where there are none."""
+    leaves = store.spec.action
+    found: dict[str, Bounds | None] = dict.fromkeys(leaf.name for leaf in leaves)
+    for leaf in leaves:
         if leaf.low:
             low, high = (np.array(bound, leaf.dtype).reshape(leaf.shape) for bound in (leaf.low, leaf.high))
-            bounds[leaf.name] = low, high
-    if len(bounds) == len(boxes):
-        return bounds
-    made = same_environment(store, env).factory()
-    try:
-        whole = made.action_space
-    finally:
-        made.close()
-    for leaf in boxes:
-        space = value_at(whole, leaf)
-        assert isinstance(space, gymnasium.spaces.Box)
-        if space.bounded_below.any() or space.bounded_above.any():
-            bounds[leaf.name] = space.low, space.high
-    return bounds
+            found[leaf.name] = low, high
+    unsaid = [leaf for leaf in leaves if leaf.kind == "box" and not leaf.low]
+    if unsaid:
+        made = same_environment(store, env).factory()
+        try:
+            whole = made.action_space
+        finally:
+            made.close()
+        for leaf in unsaid:
+            space = value_at(whole, leaf)
+            assert isinstance(space, gymnasium.spaces.Box)
+            if space.bounded_below.any() or space.bounded_above.any():
+                found[leaf.name] = space.low, space.high
+    return found if len(leaves) > 1 else found[leaves[0].name]
 
 
 def _stored(storage: Storage, count: int) -> dict[str, Array]:
