@@ -315,6 +315,15 @@ def test_three_groups_have_three_pairs_whose_p_values_are_adjusted() -> None:
     assert quietly(drawn([1, 2, 3]), "n_step", pairs=False).pairs == ()
 
 
+def test_many_groups_are_compared_in_pairs_where_that_is_asked_for() -> None:
+    table = drawn(list(range(13)), seeds=2, environments="A")
+    found = quietly(table, "n_step", reps=2)
+    assert found.pairs == ()
+    assert "13 groups are not compared in pairs: pairs=True." in repr(found)
+    assert len(quietly(table, "n_step", reps=2, pairs=True).pairs) == 78
+    assert quietly(table, "n_step", reps=2, pairs=False).notes == found.notes[:-1]
+
+
 def test_a_profile_falls_from_all_runs_to_none() -> None:
     found = quietly(runs({1: [0, 50, 50, 100], 3: [60, 70, 80, 90]}), "n_step").profile_table()
     one = found[found.n_step == 1].set_index("threshold")["share"]
@@ -410,6 +419,18 @@ def test_a_setting_that_was_not_tried_everywhere_does_not_win() -> None:
     assert found.left_out == ("setting=1",)
     with pytest.raises(errors.ConfigError, match="a score in each of A, B; none of the 2 has"):
         winner(settings({0: [1]}, "A") + settings({1: [1]}, "B"))
+
+
+def test_runs_that_were_stopped_early_do_not_make_a_winner() -> None:
+    table = pandas.DataFrame(settings({0: [9, 9, 1], 1: [5, 5, 5], 2: [8, 8, 8]}))
+    table["env_steps"] = [100, 100, 900, 900, 900, 900, 100, 100, 100]
+    found = winner(table)
+    assert found.settings == {"setting": 1}
+    assert found.left_out == ("setting=2",)
+    assert winner(table.drop(columns="env_steps")).settings == {"setting": 2}
+    with pytest.warns(errors.FewSeedsWarning):
+        shown = optimism(table, unseen(settings({1: [5, 5, 5]})), failed="leave out", reps=5)
+    assert "Could not win, without a score in each environment after all env steps: setting=2." in repr(shown)
 
 
 def unseen(rows: list[dict[str, Any]], first: int = 100) -> list[dict[str, Any]]:

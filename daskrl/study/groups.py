@@ -102,6 +102,7 @@ class Groups:
     scale : which scores of each environment became 0 and 1; None where scores are as they were.
     ranged : whether that is the range seen in this table.
     budgets : the different ``env_steps`` of runs with a score, where the table has that column.
+    shorter : labels of what has only runs that were left out for having fewer ``env_steps``.
     """
 
     by: tuple[str, ...]
@@ -110,6 +111,7 @@ class Groups:
     scale: Scale | None
     ranged: bool
     budgets: tuple[Any, ...]
+    shorter: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -126,12 +128,14 @@ class _Row:
 
 def read(
     table: Any, by: str | Sequence[str], *, normalise: Normalise = "auto", failed: Failed = "leave out",
-    settings: Sequence[str] = (), scale: Scale | None = None, lowest: Mapping[str, float] | None = None,
+    settings: Sequence[str] = (), longest: bool = False, scale: Scale | None = None,
+    lowest: Mapping[str, float] | None = None,
 ) -> Groups:  # fmt: skip
     """The groups of a table; see `daskrl.study.compare.compare` for what the arguments mean.
 
     Parameters
     ----------
+    longest : whether runs with fewer ``env_steps`` than others are left out: they were stopped early.
     scale : instead of ``normalise``: that of another table.
     lowest : what failed runs count as, instead of the lowest score of this table, environment -> score on the scale.
     """
@@ -140,6 +144,9 @@ def read(
     if failed not in ("leave out", "lowest"):
         raise ConfigError(f'failed: expected "leave out" or "lowest", got {failed!r}.')
     rows = _rows(table, columns, others)
+    shorter: tuple[str, ...] = ()
+    if longest:
+        rows, shorter = _longest(rows, columns)
     names = sorted({row.place.environment for row in rows})
     seen = _seen(rows)
     ranged = scale is None and (normalise == "range" or (normalise == "auto" and len(names) > 1))
@@ -151,10 +158,12 @@ def read(
         )
     scaled = _scaler(scale)
     worst = {name: scaled(name, low) for name, (low, _) in seen.items()} | dict(lowest or {})
-    order = sorted({_text(row.settings): row.settings for row in rows}.items(), key=lambda item: _order(item[1]))
+    of: dict[str, list[_Row]] = {}
+    for row in rows:
+        of.setdefault(_text(row.settings), []).append(row)
     groups = []
-    for text, values in order:
-        mine = [row for row in rows if _text(row.settings) == text]
+    for mine in sorted(of.values(), key=lambda each: _order(each[0].settings)):
+        values = mine[0].settings
         lost = tuple(sorted(row.place for row in mine if row.score is None and row.finished))
         found: dict[Place, list[float]] = {}
         for row in mine:
@@ -175,7 +184,8 @@ def read(
             )
         )
     budgets = {_text(row.budget): row.budget for row in rows if row.score is not None and row.budget is not None}
-    return Groups(columns, tuple(groups), tuple(names), scale, ranged, tuple(sorted(budgets.values(), key=_order)))
+    sorted_budgets = tuple(sorted(budgets.values(), key=_order))
+    return Groups(columns, tuple(groups), tuple(names), scale, ranged, sorted_budgets, shorter)
 
 
 def lowest(groups: Groups) -> dict[str, float]:
@@ -217,6 +227,15 @@ def _rows(table: Any, columns: tuple[str, ...], others: tuple[str, ...]) -> list
             frame["score"].tolist(), states, budgets, strict=True,
         )
     ]  # fmt: skip
+
+
+def _longest(rows: list[_Row], columns: tuple[str, ...]) -> tuple[list[_Row], tuple[str, ...]]:
+    """The runs with the most env steps, and the labels of the settings that have none of these."""
+    most = max((row.budget for row in rows if row.budget is not None), default=None)
+    kept = [row for row in rows if row.budget == most]
+    those = {_text(row.settings) for row in kept}
+    dropped = {_text(row.settings): row.settings for row in rows if _text(row.settings) not in those}
+    return kept, tuple(_labelled(columns, values) for values in sorted(dropped.values(), key=_order))
 
 
 def _seen(rows: Iterable[_Row]) -> dict[str, tuple[float, float]]:

@@ -35,7 +35,8 @@ class Winner:
     iqm : the interquartile mean of its scores.
     runs, seeds : it rests on; ``seeds`` are the fewest in any environment.
     ties : labels of further settings of the same interquartile mean.
-    left_out : labels of settings that could not win: those without a score in each environment of the table.
+    left_out : labels of settings that could not win: those without a score in each environment of the table, or all of
+        whose runs were stopped early.
     """
 
     settings: Mapping[str, Any]
@@ -97,6 +98,7 @@ def winner(
 ) -> Winner:
     """The setting with the highest interquartile mean among those with a score in each environment of the table.
 
+    Where the table has ``env_steps``, the runs with the most of them count: others were stopped early.
     Of settings with the same interquartile mean that with the higher mean wins, and of those the first in the order of
     their values (for numbers of settings, the lowest).
 
@@ -110,7 +112,7 @@ def winner(
     ------
     ConfigError : where no setting has a score in each environment.
     """
-    best, ties, left_out = _best(grouping.read(table, by, normalise=normalise, failed=failed))
+    best, ties, left_out = _best(grouping.read(table, by, normalise=normalise, failed=failed, longest=True))
     return Winner(
         best.settings, best.label, statistics.iqm(np.concatenate(best.columns())), best.runs, best.seeds, ties, left_out
     )
@@ -144,10 +146,10 @@ def optimism(
     reps = plain(reps)
     require_integer("reps", reps, 1)
     statistics.require()
-    searched = grouping.read(search, by, normalise=normalise, failed=failed)
+    searched = grouping.read(search, by, normalise=normalise, failed=failed, longest=True)
     chosen, ties, left_out = _best(searched)
     tested = grouping.read(
-        test, by, normalise=None, failed=failed, scale=searched.scale, lowest=grouping.lowest(searched)
+        test, by, normalise=None, failed=failed, longest=True, scale=searched.scale, lowest=grouping.lowest(searched)
     )
     again = _same(chosen, searched, tested)
     names = chosen.environments
@@ -173,8 +175,10 @@ def optimism(
     notes = [
         few,
         f"{lost:,} of its runs failed: {how}." if lost else "",
-        f"As good in the search: {', '.join(ties)}." if ties else "",
-        f"Without a score in each environment, and left out of the search: {', '.join(left_out)}." if left_out else "",
+        f"As good in the search: {words.named(ties)}." if ties else "",
+        f"Could not win, without a score in each environment after all env steps: {words.named(left_out)}."
+        if left_out
+        else "",
     ]
     return Optimism(
         chosen.label, chosen.settings, before, after, difference, seeds, words.of_scale(searched),
@@ -199,7 +203,7 @@ def _best(groups: Groups) -> tuple[Group, tuple[str, ...], tuple[str, ...]]:
     ties = tuple(
         group.label for number, group in enumerate(whole) if number != best and ranks[number][0] == ranks[best][0]
     )
-    return whole[best], ties, tuple(group.label for group in groups if group not in whole)
+    return whole[best], ties, (*(group.label for group in groups if group not in whole), *groups.shorter)
 
 
 def _same(chosen: Group, searched: Groups, tested: Groups) -> Group:

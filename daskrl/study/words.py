@@ -33,15 +33,13 @@ def few_seeds(groups: Groups, pairs: Sequence[PairSummary] = ()) -> str:
     ]
     if not found:
         return ""
-    return (
-        f"What rests on fewer than {few} seeds may be chance ({_named(found)}): run more, as with seeds=range({few})."
-    )
+    return f"What rests on fewer than {few} seeds may be chance ({named(found)}): run more, as with seeds=range({few})."
 
 
 def failed_trials(groups: Groups, failed: Failed) -> str:
     """The sentence about failed runs; empty where there are none."""
     found = [
-        f"{len(group.failed):,} of {group.label}: {_named(map(str, group.failed))}" for group in groups if group.failed
+        f"{len(group.failed):,} of {group.label}: {named(map(str, group.failed))}" for group in groups if group.failed
     ]
     if not found:
         return ""
@@ -59,9 +57,9 @@ def other_notes(groups: Groups, pairs: Sequence[PairSummary]) -> list[str]:
         counts = {name: len(column) for name, column in zip(group.environments, group.columns(), strict=True)}
         missing = [name for name in groups.environments if name not in counts]
         if missing:
-            notes.append(f"{group.label} has no scores in {_named(missing)}: its averages are of other environments.")
+            notes.append(f"{group.label} has no scores in {named(missing)}: its averages are of other environments.")
         if len(set(counts.values())) > 1:
-            each = _named(f"{name} {count}" for name, count in counts.items())
+            each = named(f"{name} {count}" for name, count in counts.items())
             notes.append(
                 f"{group.label} has not as many runs in each environment ({each}): an environment of more runs weighs "
                 "more in IQM and median."
@@ -72,13 +70,13 @@ def other_notes(groups: Groups, pairs: Sequence[PairSummary]) -> list[str]:
             )
     for pair in pairs:
         if pair.unpaired:
-            named = _named(f"{label}: {place}" for label, place in pair.unpaired)
+            those = named(f"{label}: {place}" for label, place in pair.unpaired)
             notes.append(
-                f"{pair.a} against {pair.b}: {len(pair.unpaired):,} without a partner in the other group ({named}), "
+                f"{pair.a} against {pair.b}: {len(pair.unpaired):,} without a partner in the other group ({those}), "
                 "left out of paired differences."
             )
     if len(groups.budgets) > 1:
-        notes.append(f"Runs of different env_steps are compared: {_named(f'{budget:,}' for budget in groups.budgets)}.")
+        notes.append(f"Runs of different env_steps are compared: {named(f'{budget:,}' for budget in groups.budgets)}.")
     return notes
 
 
@@ -103,7 +101,8 @@ def shown(estimate: Estimate) -> str:
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
-def _named(names: Iterable[str], most: int = 6) -> str:
+def named(names: Iterable[str], most: int = 6) -> str:
+    """The first of some names, and how many more there are."""
     known = list(names)
     more = f" and {len(known) - most:,} more" if len(known) > most else ""
     return ", ".join(known[:most]) + more
