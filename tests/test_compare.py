@@ -10,6 +10,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas
 import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import settings as settings_
+from hypothesis import strategies as st
 
 from daskrl import errors
 from daskrl.study import statistics
@@ -291,6 +295,62 @@ def test_unequal_numbers_of_runs_and_of_budgets_are_said() -> None:
     found = repr(quietly(table, "n_step"))
     assert "n_step=1 has not as many runs in each environment (A 3, B 2)" in found
     assert "Runs of different env_steps are compared: 500, 1,000." in found
+
+
+def test_rows_that_are_in_the_table_twice_are_said() -> None:
+    rows = runs({1: [1, 2, 3]})
+    assert "2 rows are in the table already" in repr(quietly(rows + rows[:2], "n_step"))
+    assert "already" not in repr(quietly(rows + [{**row, "n_step": (1, 2)} for row in rows], "n_step"))
+
+
+@settings_(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_table_gives_what_loops_give_in_any_order(data: st.DataObject) -> None:
+    numbers = st.one_of(st.none(), st.just(math.nan), st.integers(-3, 3), st.floats(-1e3, 1e3, width=32))
+    runs_ = st.tuples(st.sampled_from([1, 3]), st.sampled_from("AB"), st.integers(0, 6))
+    found = data.draw(st.dictionaries(runs_, numbers, min_size=1))
+    rows = [
+        {"n_step": n, "environment": name, "seed": seed, "score": score} for (n, name, seed), score in found.items()
+    ]
+    first = quietly(rows, "n_step", reps=3, normalise=None)
+    again = quietly(data.draw(st.permutations(rows)), "n_step", reps=3, normalise=None)
+    doubled = [{**row, "score": None if row["score"] is None else 2 * row["score"]} for row in rows]
+    twice = quietly(doubled, "n_step", reps=3, normalise=None)
+    assert repr(again) == repr(first)
+    pandas.testing.assert_frame_equal(again.table(), first.table(), check_exact=True)
+    pandas.testing.assert_frame_equal(again.pair_table(), first.pair_table(), check_exact=True)
+    scored = {run: float(score) for run, score in found.items() if score is not None and not math.isnan(score)}
+    for group in first.groups:
+        n = group.settings["n_step"]
+        mine = {run[1:]: score for run, score in scored.items() if run[0] == n}
+        assert group.runs == len(mine)
+        assert group.failed == sum(run[0] == n for run in found) - len(mine)
+        if mine:
+            assert group.iqm.value == pytest.approx(scipy.stats.trim_mean(list(mine.values()), 0.25), abs=1e-9)
+            assert group.median.value == pytest.approx(np.median(list(mine.values())), abs=1e-9)
+    for one, two in zip(first.groups, twice.groups, strict=True):
+        for name in ("iqm", "mean", "median", "optimality_gap"):
+            np.testing.assert_array_equal(2 * np.array(getattr(one, name)), getattr(two, name))
+    for pair in first.pairs:
+        both = [(name, seed) for n, name, seed in scored if n == 1 and (3, name, seed) in scored]
+        each = [
+            [scored[1, *place] - scored[3, *place] for place in both if place[0] == name]
+            for name in sorted({name for name, _ in both})
+        ]
+        assert pair.pairs == len(both)
+        assert pair.seeds == min(map(len, each), default=0)
+        assert len(pair.unpaired) == len(scored) - 2 * len(both)
+        if both:
+            assert pair.difference.value == pytest.approx(np.mean([np.mean(part) for part in each]), abs=1e-9)
+        won = []
+        for name in "AB":
+            scores = [[score for run, score in scored.items() if run[:2] == (n, name)] for n in (1, 3)]
+            if all(scores):
+                won.append(np.mean([(a > b) + (a == b) / 2 for a in scores[0] for b in scores[1]]))
+        if won:
+            assert pair.improvement.value == pytest.approx(np.mean(won), abs=1e-9)
+        else:
+            assert math.isnan(pair.improvement.value)
 
 
 def test_several_columns_make_the_groups_and_values_may_be_anything() -> None:

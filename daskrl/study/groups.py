@@ -103,6 +103,7 @@ class Groups:
     ranged : whether that is the range seen in this table.
     budgets : the different ``env_steps`` of runs with a score, where the table has that column.
     shorter : labels of what has only runs that were left out for having fewer ``env_steps``.
+    repeated : rows that the table has already, equal in every column.
     """
 
     by: tuple[str, ...]
@@ -112,6 +113,7 @@ class Groups:
     ranged: bool
     budgets: tuple[Any, ...]
     shorter: tuple[str, ...] = ()
+    repeated: int = 0
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -143,7 +145,7 @@ def read(
     others = tuple(name for name in ((settings,) if isinstance(settings, str) else settings) if name not in columns)
     if failed not in ("leave out", "lowest"):
         raise ConfigError(f'failed: expected "leave out" or "lowest", got {failed!r}.')
-    rows = _rows(table, columns, others)
+    rows, repeated = _rows(table, columns, others)
     shorter: tuple[str, ...] = ()
     if longest:
         rows, shorter = _longest(rows, columns)
@@ -185,7 +187,7 @@ def read(
         )
     budgets = {_text(row.budget): row.budget for row in rows if row.score is not None and row.budget is not None}
     sorted_budgets = tuple(sorted(budgets.values(), key=_order))
-    return Groups(columns, tuple(groups), tuple(names), scale, ranged, sorted_budgets, shorter)
+    return Groups(columns, tuple(groups), tuple(names), scale, ranged, sorted_budgets, shorter, repeated)
 
 
 def lowest(groups: Groups) -> dict[str, float]:
@@ -197,7 +199,8 @@ def lowest(groups: Groups) -> dict[str, float]:
     return found
 
 
-def _rows(table: Any, columns: tuple[str, ...], others: tuple[str, ...]) -> list[_Row]:
+def _rows(table: Any, columns: tuple[str, ...], others: tuple[str, ...]) -> tuple[list[_Row], int]:
+    """The rows of a table, and how many of them are there already."""
     with extras.needed("study", "comparisons need pandas"):
         import pandas
     frame = table if isinstance(table, pandas.DataFrame) else pandas.DataFrame(table)
@@ -217,7 +220,7 @@ def _rows(table: Any, columns: tuple[str, ...], others: tuple[str, ...]) -> list
     apart = zip(*rest, strict=True) if rest else [()] * len(frame)
     budgets = frame["env_steps"].tolist() if "env_steps" in known else [None] * len(frame)
     states = frame["state"].tolist() if "state" in known else [None] * len(frame)
-    return [
+    rows = [
         _Row(
             mine, Place(str(environment), _shown(_value(seed)), _labelled(others, other)), _number(score),
             _value(state) in (None, "failed", "finished"), _value(budget),
@@ -227,6 +230,7 @@ def _rows(table: Any, columns: tuple[str, ...], others: tuple[str, ...]) -> list
             frame["score"].tolist(), states, budgets, strict=True,
         )
     ]  # fmt: skip
+    return rows, int(frame.astype(str).duplicated().sum())
 
 
 def _longest(rows: list[_Row], columns: tuple[str, ...]) -> tuple[list[_Row], tuple[str, ...]]:

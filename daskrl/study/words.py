@@ -75,6 +75,8 @@ def other_notes(groups: Groups, pairs: Sequence[PairSummary]) -> list[str]:
                 f"{pair.a} against {pair.b}: {len(pair.unpaired):,} without a partner in the other group ({those}), "
                 "left out of paired differences."
             )
+    if groups.repeated:
+        notes.append(f"{groups.repeated:,} rows are in the table already, equal in every column: each counts as a run.")
     if len(groups.budgets) > 1:
         notes.append(f"Runs of different env_steps are compared: {named(f'{budget:,}' for budget in groups.budgets)}.")
     return notes
