@@ -402,6 +402,8 @@ def test_the_picture_has_a_colour_for_each_group_labels_with_units_and_n_in_the_
     assert means.get_xlabel() == "interquartile mean of the score"
     assert profiles.get_ylabel() == "runs with a score above τ [%]"
     assert [tick.get_text() for tick in means.get_yticklabels()] == ["n_step=1", "n_step=3"]
+    named = quietly(runs({1: [0, 1]}), "n_step", normalise="range", unit="return").plot()
+    assert named[0].get_xlabel() == "interquartile mean of the normalised return"
     (legend,) = means.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "n_step=1 (n = 5 runs, 5 seeds, 1 failed)",

@@ -39,7 +39,7 @@ class Comparison:
     pairs : a summary of each two.
     thresholds : ``[T]`` of the performance profiles.
     scale : what scores are, in words.
-    unit : "score" or "normalised score", for axes.
+    unit : what a score is, for axes: as `compare` was given it, "normalised" before it where it is.
     notes : what to know before concluding anything: few seeds, failed runs, runs without a partner.
     """
 
@@ -141,6 +141,7 @@ def compare(
     settings: Sequence[str] = (),
     reps: int = 2_000,
     pairs: bool | None = None,
+    unit: str = "score",
 ) -> Comparison:
     """Compare groups of runs: averages, performance profiles, probability of improvement, paired differences.
 
@@ -168,6 +169,7 @@ def compare(
     settings : further columns that name settings. Partners in a pair have the same values there, too.
     reps : resamples for each interval.
     pairs : whether to compare each two groups; by default where there are at most 12. Each pair takes about 0.2 s.
+    unit : what a score is, for the axes of pictures, as ``"return of greedy episodes"``.
 
     Raises
     ------
@@ -194,5 +196,5 @@ def compare(
         "" if paired or pairs is not None else f"{len(read.groups):,} groups are not compared in pairs: pairs=True."
     )
     notes = tuple(note for note in (few, lost, *words.other_notes(read, in_pairs), skipped) if note)
-    unit = "score" if read.scale is None else "normalised score"
+    unit = unit if read.scale is None else f"normalised {unit}"
     return Comparison(read.by, in_groups, in_pairs, tuple(thresholds.tolist()), words.of_scale(read), unit, notes)
