@@ -12,7 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["environment", "act", "learn", "initialise", "evaluate", "evaluate_environment", "statistics"]
+Purpose = Literal[
+    "environment", "act", "learn", "initialise", "evaluate", "evaluate_environment", "statistics", "study"
+]  # fmt: skip
 
 # Part of every stored result: a number here is never changed or reused.
 _PURPOSES: dict[str, int] = {
@@ -23,6 +25,7 @@ _PURPOSES: dict[str, int] = {
     "evaluate": 4,
     "evaluate_environment": 5,
     "statistics": 6,
+    "study": 7,
 }
 
 

@@ -1,0 +1,213 @@
+"""One run of a study as one task: in-process on a worker, from wherever its store stands.
+
+The task is a pure function of (what was prepared, what is committed in the run's store), so it may run twice, anywhere.
+Import-light: the scheduler unpickles the task function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+
+from daskrl.store.storage import Storage
+
+if TYPE_CHECKING:
+    from daskrl.prepared import Prepared
+    from daskrl.records import ArithmeticRecord
+    from daskrl.store.store import Store
+    from daskrl.study.scores import Score
+
+
+class TrialRecord(TypedDict):
+    """A run of the study is over, for the env steps that it was asked."""
+
+    kind: Literal["trial"]
+    trial: str
+    env_steps: int
+    score: float | None
+    digest: NotRequired[str]
+    transitions: NotRequired[int]
+    episodes: NotRequired[int]
+    learner_updates: NotRequired[int]
+    return_last_100: NotRequired[float | None]
+    promise: NotRequired[list[str]]
+    error: NotRequired[str]
+    trace: NotRequired[str]
+    seconds: float
+    worker: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a task is to do.
+
+    Attributes
+    ----------
+    trial : what the run is known by, see `trial_key`.
+    place : of the run's store.
+    prepared : the run, packed by `packed`; the seed is the job's own.
+    arithmetic : what the runs of the study compute with.
+    """
+
+    trial: str
+    place: Storage
+    seed: int
+    env_steps: int
+    arithmetic: ArithmeticRecord
+    prepared: bytes = field(repr=False)
+
+
+class BusyError(Exception):
+    """Another process has the run's store: a worker that its driver lost goes on with it."""
+
+
+def trial_key(prepared: Prepared) -> str:
+    """What a run of a study is known by: its config (with the seed and hashes of sources) and versions of packages."""
+    said = json.dumps([prepared.config.to_json(), prepared.versions], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()[:20]
+
+
+def packed(prepared: Prepared, score: Score) -> bytes:
+    """A run and its score for other processes. What was defined outside installed packages goes by value."""
+    from daskrl.tasks import session
+
+    factory, algorithm = prepared.source.factory, prepared.algorithm
+    return session.by_value((prepared, score), type(algorithm), factory, score)
+
+
+@functools.lru_cache(maxsize=64)
+def _unpacked(data: bytes) -> tuple[Prepared, Score]:
+    import cloudpickle
+
+    from daskrl.tasks import session
+
+    found: tuple[Prepared, Score] = session.offered(data) or cloudpickle.loads(data)
+    return found
+
+
+def carry_out(job: Job) -> TrialRecord:
+    """Bring a run to its env steps, from wherever it stands, and score it. A run that fails is a record, too.
+
+    Raises
+    ------
+    BusyError, WorkerMismatchError, StoreFullError, StoreUnreachableError
+        What is not the run's own fault; nothing is lost, and it may be tried again or elsewhere.
+    """
+    from daskrl.errors import StoreFullError, StoreLockedError, StoreUnreachableError, WorkerMismatchError
+
+    began = time.monotonic()
+    prepared, score = _unpacked(job.prepared)
+    try:
+        with _on_a_worker():
+            store = carried_on(prepared.with_seed(job.seed), job)
+            return record_of(store, prepared, score, job, began)
+    except StoreLockedError as error:
+        raise BusyError(str(error)) from None
+    except (WorkerMismatchError, StoreFullError, StoreUnreachableError):
+        raise
+    except Exception as error:
+        return failed(job, error, time.monotonic() - began)
+
+
+def carried_on(prepared: Prepared, job: Job, client: Any = None) -> Store:
+    """Make the run's store or open it, and carry the run on to the job's env steps."""
+    from daskrl.run import Run, go_on
+    from daskrl.store.store import Store
+
+    if Store.exists(job.place):
+        store = Store.open(job.place)
+        _require_same(store, prepared)
+    else:
+        store = prepared.create(job.place)
+    if store.budget()["env_steps"] < job.env_steps:
+        go_on(store, prepared.options, job.env_steps)
+    progress = store.lock()
+    try:
+        if progress.arithmetic is None:
+            store.commit([job.arithmetic])
+    finally:
+        store.unlock()
+    run = Run(store, prepared.algorithm, prepared.source, prepared.options, job.env_steps, client, progress=False)
+    return run.wait().store
+
+
+def _require_same(store: Store, prepared: Prepared) -> None:
+    from daskrl.errors import StoreMismatchError
+
+    if json.dumps(store.config.to_json(), sort_keys=True) != json.dumps(prepared.config.to_json(), sort_keys=True):
+        raise StoreMismatchError(f"{store.storage} holds another run than this one of the study. Move it elsewhere.")
+
+
+@contextlib.contextmanager
+def _on_a_worker() -> Iterator[None]:
+    """A process that runs tasks must be allowed to have child processes, as environments may."""
+    from daskrl.tasks import children
+
+    children.allow()
+    yield
+
+
+def record_of(store: Store, prepared: Prepared, score: Score, job: Job, began: float) -> TrialRecord:
+    """The record of a run that reached its env steps."""
+    import math
+
+    from daskrl.study.scores import scored
+
+    said = store.summary()
+    number = scored(score, store, prepared.algorithm, prepared.source)
+    promise = said["promise"]
+    record: TrialRecord = {
+        "kind": "trial",
+        "trial": job.trial,
+        "env_steps": job.env_steps,
+        "score": number if math.isfinite(number) else None,
+        "digest": store.digest(),
+        "transitions": said["env_steps"],
+        "episodes": said["episodes"],
+        "learner_updates": said["learner_updates"],
+        "return_last_100": said["return_last_100"],
+        "seconds": time.monotonic() - began,
+        "worker": _worker(),
+    }
+    if promise != "kept":
+        record["promise"] = promise
+    if not math.isfinite(number):
+        record["error"] = f"the score is {number}: expected a finite number. Look at the run in {store.storage}"
+    return record
+
+
+def failed(job: Job, error: BaseException, seconds: float) -> TrialRecord:
+    """The record of a run that failed."""
+    return {
+        "kind": "trial",
+        "trial": job.trial,
+        "env_steps": job.env_steps,
+        "score": None,
+        "error": f"{type(error).__name__}: {error}",
+        "trace": "".join(traceback.format_exception(error))[-8000:],
+        "seconds": seconds,
+        "worker": _worker(),
+    }
+
+
+def _worker() -> str:
+    with contextlib.suppress(ImportError, ValueError):
+        from distributed import get_worker
+
+        return str(get_worker().address)
+    return "in-process"
+
+
+def introduce(packages: list[str], device: str) -> ArithmeticRecord:
+    """What this process computes with: the first to be asked says what all runs of a study compute with."""
+    from daskrl.tasks import fingerprint, session
+
+    joined: Any = {"versions": session.versions(packages), "free": {}, "used": 0}
+    return fingerprint.reference({**session.fingerprinted(), **joined}, device)
