@@ -115,8 +115,8 @@ def to_json(score: Score) -> dict[str, Any]:
 
         name = str(getattr(score, "__qualname__", type(score).__qualname__))
         return {"function": name, "source_sha256": source_sha256(score), "captured": Captured({name: score}).table}
-    assert dataclasses.is_dataclass(score)
-    return {"kind": type(score).__name__, **dataclasses.asdict(score)}  # type: ignore[arg-type]
+    fields: Any = score
+    return {"kind": type(score).__name__, **dataclasses.asdict(fields)}
 
 
 def scored(score: Score, store: Store, algorithm: Any, source: EnvironmentSource) -> float:
@@ -125,4 +125,6 @@ def scored(score: Score, store: Store, algorithm: Any, source: EnvironmentSource
     try:
         return float(found)
     except (TypeError, ValueError):
-        raise ConfigError(f"score: expected a number for {store.storage}, the function returned {found!r:.200}.") from None
+        raise ConfigError(
+            f"score: expected a number for {store.storage}, the function returned {found!r:.200}."
+        ) from None

@@ -1,7 +1,7 @@
 """What a study asks for next: a pure function of what it asked before, and of results in logical order.
 
-A study is a sequence of asks, each a setting and how many env steps its runs go. Ask ``j`` is decided from the asks before
-and from the results of asks ``0 .. j - width``, whichever others are known: so neither workers nor kills decide anything.
+A study is a sequence of asks, each a setting and how many env steps its runs go. Ask ``j`` is decided from the asks
+before and from the results of asks ``0 .. j - width``, whichever others are known: neither workers nor kills decide.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class Random:
 
     def check(self, space: Space, env_steps: int) -> None:
         if not space.axes:
-            raise ConfigError("space: there is nothing to draw. Give settings, as {'learning_rate': Range(1e-4, 1e-2)}.")
+            raise ConfigError(
+                "space: there is nothing to draw. Give settings, as {'learning_rate': Range(1e-4, 1e-2)}."
+            )
 
     def next(self, space: Space, env_steps: int, seed: int, asked: Asked, told: Told) -> Ask | Wait | None:
         number = len(asked)
@@ -145,24 +147,21 @@ def search_of(given: Any, space: Space) -> Search:
     return given  # type: ignore[return-value]
 
 
-def asked_next(
-    search: Search, space: Space, env_steps: int, seed: int, asked: Asked, told: Told, complete: int
-) -> Ask | Wait | None:
-    """Ask ``len(asked)``, if it can be decided yet: `WAIT` where it cannot.
+def decidable(search: Search, number: int, complete: int) -> bool:
+    """Whether ask ``number`` can be decided: all results that count are there.
 
     Parameters
     ----------
-    told : of each ask that has one its result; what does not count is left out here.
     complete : how many of the first asks have their result.
     """
-    number = len(asked)
+    return search.width is None or complete > number - search.width
+
+
+def counting(search: Search, number: int, told: Told) -> Told:
+    """Of the results that are there those that count for ask ``number``."""
     if search.width is None:
-        return search.next(space, env_steps, seed, asked, {})
-    counting = number - search.width + 1  # asks 0 .. number - width
-    if complete < counting:
-        return WAIT
-    known = {ask: told[ask] for ask in range(max(0, counting)) if ask in told}
-    return search.next(space, env_steps, seed, asked, known)
+        return {}
+    return {ask: score for ask, score in told.items() if ask <= number - search.width}
 
 
 def mean_score(scores: Sequence[Sequence[float]]) -> float:

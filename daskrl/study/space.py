@@ -111,7 +111,7 @@ class Space:
     def __init__(self, given: Mapping[str, Any]) -> None:
         if not isinstance(given, Mapping):
             raise ConfigError(f"space: expected a dict, as {{'learning_rate': [1e-4, 1e-3]}}, got {given!r:.200}.")
-        self.axes: dict[str, list[Any] | Range | Any] = {}
+        self.axes: dict[str, Any] = {}
         self.conditions: dict[str, When] = {}
         for name, what in given.items():
             if not isinstance(name, str):
@@ -120,7 +120,7 @@ class Space:
                 unknown = [other for other in what.others if other not in self.axes]
                 if unknown:
                     raise ConfigError(
-                        f"space: {name} goes by {unknown[0]!r}, which does not stand before it. Put {unknown[0]!r} first."
+                        f"space: {name} goes by {unknown[0]!r}, which does not stand before it. Put that first."
                     )
                 self.conditions[name] = what
             self.axes[name] = _axis(name, what.values if isinstance(what, When) else what)
@@ -201,8 +201,8 @@ def _axis(name: str, what: Any) -> list[Any] | Range | Any:
         choices = getattr(what, "choices", None)
         return list(choices) if choices is not None else what
     raise ConfigError(
-        f"space: {name}: expected a list of values, a daskrl.study.Range, or a distribution of Optuna's, got {what!r:.200}."
-        f" For one value alone, give it to the algorithm, or type {name}=[{what!r:.50}]"
+        f"space: {name}: expected a list of values, a daskrl.study.Range, or a distribution of Optuna's, got "
+        f"{what!r:.200}. For one value alone, give it to the algorithm, or type {name}=[{what!r:.50}]"
     )
 
 

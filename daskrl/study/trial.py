@@ -7,6 +7,7 @@ Import-light: the scheduler unpickles the task function.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -20,7 +21,7 @@ from daskrl.store.storage import Storage
 
 if TYPE_CHECKING:
     from daskrl.prepared import Prepared
-    from daskrl.records import ArithmeticRecord
+    from daskrl.records import ArithmeticRecord, Joined, Record
     from daskrl.store.store import Store
     from daskrl.study.scores import Score
 
@@ -64,8 +65,21 @@ class Job:
     prepared: bytes = field(repr=False)
 
 
-class BusyError(Exception):
+class Busy(TypedDict):
     """Another process has the run's store: a worker that its driver lost goes on with it."""
+
+    kind: Literal["busy"]
+
+
+class Refused(TypedDict):
+    """This worker computes otherwise than the study's runs do; another one has to do the job."""
+
+    kind: Literal["refused"]
+    worker: str
+    reason: str
+
+
+Outcome = TrialRecord | Busy | Refused
 
 
 def trial_key(prepared: Prepared) -> str:
@@ -92,13 +106,13 @@ def _unpacked(data: bytes) -> tuple[Prepared, Score]:
     return found
 
 
-def carry_out(job: Job) -> TrialRecord:
+def carry_out(job: Job) -> Outcome:
     """Bring a run to its env steps, from wherever it stands, and score it. A run that fails is a record, too.
 
     Raises
     ------
-    BusyError, WorkerMismatchError, StoreFullError, StoreUnreachableError
-        What is not the run's own fault; nothing is lost, and it may be tried again or elsewhere.
+    StoreFullError, StoreUnreachableError
+        No run can go on. Nothing is lost.
     """
     from daskrl.errors import StoreFullError, StoreLockedError, StoreUnreachableError, WorkerMismatchError
 
@@ -108,9 +122,11 @@ def carry_out(job: Job) -> TrialRecord:
         with _on_a_worker():
             store = carried_on(prepared.with_seed(job.seed), job)
             return record_of(store, prepared, score, job, began)
-    except StoreLockedError as error:
-        raise BusyError(str(error)) from None
-    except (WorkerMismatchError, StoreFullError, StoreUnreachableError):
+    except StoreLockedError:
+        return {"kind": "busy"}
+    except WorkerMismatchError as error:
+        return {"kind": "refused", "worker": _worker(), "reason": str(error)}
+    except (StoreFullError, StoreUnreachableError):
         raise
     except Exception as error:
         return failed(job, error, time.monotonic() - began)
@@ -118,7 +134,8 @@ def carry_out(job: Job) -> TrialRecord:
 
 def carried_on(prepared: Prepared, job: Job, client: Any = None) -> Store:
     """Make the run's store or open it, and carry the run on to the job's env steps."""
-    from daskrl.run import Run, go_on
+    from daskrl.errors import StoreMismatchError
+    from daskrl.run import Run
     from daskrl.store.store import Store
 
     if Store.exists(job.place):
@@ -126,12 +143,24 @@ def carried_on(prepared: Prepared, job: Job, client: Any = None) -> Store:
         _require_same(store, prepared)
     else:
         store = prepared.create(job.place)
-    if store.budget()["env_steps"] < job.env_steps:
-        go_on(store, prepared.options, job.env_steps)
     progress = store.lock()
     try:
+        records: list[Record] = []
         if progress.arithmetic is None:
-            store.commit([job.arithmetic])
+            versions = {
+                name: job.arithmetic["versions"].get(name, prepared.versions[name]) for name in prepared.versions
+            }
+            records.append({**job.arithmetic, "versions": versions})
+        steps = store.budget()["env_steps"]
+        if steps > job.env_steps:
+            raise StoreMismatchError(
+                f"{store.storage} was taken to {steps:,} env steps, beyond the {job.env_steps:,} that are to be scored."
+            )
+        if steps < job.env_steps:
+            options = dataclasses.asdict(prepared.options)
+            records.append({"kind": "budget", "env_steps": job.env_steps, "options": options})
+        if records:
+            store.commit(records)
     finally:
         store.unlock()
     run = Run(store, prepared.algorithm, prepared.source, prepared.options, job.env_steps, client, progress=False)
@@ -209,5 +238,5 @@ def introduce(packages: list[str], device: str) -> ArithmeticRecord:
     """What this process computes with: the first to be asked says what all runs of a study compute with."""
     from daskrl.tasks import fingerprint, session
 
-    joined: Any = {"versions": session.versions(packages), "free": {}, "used": 0}
+    joined: Joined = {"versions": session.versions(packages), "free": {}, "used": 0}
     return fingerprint.reference({**session.fingerprinted(), **joined}, device)

@@ -232,16 +232,26 @@ def ease(token: str) -> None:
 def pickled(
     token: str, layout: Layout, algorithm: Algorithm, factory: Callable[[], Environment], options: Options
 ) -> bytes:
-    """A session as bytes for other processes. What was defined outside installed packages goes by value."""
-    entry_point = getattr(getattr(factory, "spec", None), "entry_point", None)  # of an id
-    names = {getattr(_unwrapped(obj), "__module__", None) for obj in (type(algorithm), factory, entry_point)}
+    """A session as bytes for other processes."""
+    return by_value((token, layout, algorithm, factory, options), type(algorithm), factory)
+
+
+def by_value(value: Any, *used: Any) -> bytes:
+    """A value as bytes for other processes. What was defined outside installed packages goes by value.
+
+    Parameters
+    ----------
+    used : the classes and functions in it that may have been: of an algorithm, an environment, a score.
+    """
+    entry_points = [getattr(getattr(obj, "spec", None), "entry_point", None) for obj in used]  # of an id
+    names = {getattr(_unwrapped(obj), "__module__", None) for obj in (*used, *entry_points)}
     with _PACKING:
         names -= cloudpickle.list_registry_pickle_by_value()  # the user's own wish, to be left standing
         local = [module for name in names if name and (module := modules.local(name)) is not None]
         for module in local:
             cloudpickle.register_pickle_by_value(module)
         try:
-            data: bytes = cloudpickle.dumps((token, layout, algorithm, factory, options))
+            data: bytes = cloudpickle.dumps(value)
             return data
         finally:
             for module in local:
@@ -257,7 +267,7 @@ def _unwrapped(obj: Any) -> Any:
     return getattr(obj, "func", obj) if not isinstance(obj, type) else obj
 
 
-def offer(payload: bytes, given: Given) -> None:
+def offer(payload: bytes, given: Any) -> None:
     """Have workers that are threads of this process take what was packed as it is, until `withdraw`.
 
     Unpickling a class by value where it was defined replaces its methods, and the new ones do not see when a global of
@@ -270,6 +280,12 @@ def offer(payload: bytes, given: Given) -> None:
 def withdraw(payload: bytes) -> None:
     with _LOCK:
         OFFERED.pop(_offer_key(payload), None)
+
+
+def offered(payload: bytes) -> Any:
+    """What was packed, where this process packed it; else None."""
+    with _LOCK:
+        return OFFERED.get(_offer_key(payload))
 
 
 def _offer_key(payload: bytes) -> tuple[int, bytes]:

@@ -1,0 +1,176 @@
+"""What a study wrote down: an append-only log in the format of a run's, anywhere a store may lie.
+
+A study's directory holds ``study.json`` (what the study is, for people and messages), the log ``.commits/``, and
+its runs ``runs/HASH``. The log is the only truth; FORMAT.md says what its records are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, cast
+
+from daskrl.errors import DamagedError, StoreMismatchError
+from daskrl.records import ArithmeticRecord, Record
+from daskrl.store.log import CommitLog
+from daskrl.store.places import Place, place
+from daskrl.store.storage import Lock, Storage
+from daskrl.study.trial import TrialRecord
+
+FORMAT = "daskrl-study"
+FORMAT_VERSION = 1
+MARK = "study.json"
+
+
+class StudyRecord(TypedDict):
+    """What the study is; the newest counts."""
+
+    kind: Literal["study"]
+    definition: dict[str, Any]
+
+
+class AskRecord(TypedDict):
+    """What was asked for, in order; ``asked`` is None where nothing was until more results are known."""
+
+    kind: Literal["ask"]
+    ask: int
+    asked: Asked | None
+
+
+class Asked(TypedDict):
+    """A setting, how far its runs go, and which they are: ``[environment, seed, hash]``."""
+
+    number: int
+    setting: dict[str, Any]
+    env_steps: int
+    trials: list[list[Any]]
+
+
+class RetryRecord(TypedDict):
+    """Failed runs are to be tried again: their records count no more."""
+
+    kind: Literal["retry"]
+    trials: list[str]
+
+
+Entry = StudyRecord | AskRecord | TrialRecord | RetryRecord | ArithmeticRecord
+
+
+class StudyLog:
+    """Of one study: its records, and the lock of its one driver.
+
+    Attributes
+    ----------
+    definition : the newest.
+    arithmetic : what runs compute with; None before the first.
+    asks : of that definition, in order.
+    results : hash of a run, and env steps that it was taken to -> its record.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage, self._log = storage, CommitLog(storage)
+        self._head = 0
+        self.definition: dict[str, Any] = {}
+        self.arithmetic: ArithmeticRecord | None = None
+        self.asks: list[Asked | None] = []
+        self.results: dict[tuple[str, int], TrialRecord] = {}
+        self._lock: Lock | None = None
+
+    @staticmethod
+    def exists(path: Place) -> bool:
+        """Whether there is a study."""
+        return place(path).exists(MARK)
+
+    @classmethod
+    def make(cls, path: Place, definition: Mapping[str, Any]) -> StudyLog:
+        """Make a study, complete or not at all.
+
+        Raises
+        ------
+        StoreMismatchError
+            There is something else at that path.
+        """
+        storage = place(path)
+        if storage.holds_store():
+            raise StoreMismatchError(f"{storage} holds a run, not a study. Choose another directory for the study.")
+        with storage.making(False) as making:
+            said = {"format": FORMAT, "format_version": FORMAT_VERSION, **definition}
+            making.put(MARK, json.dumps(said, indent=1).encode())
+            making.make_folder(".commits")
+            first: StudyRecord = {"kind": "study", "definition": dict(definition)}
+            CommitLog(making).append(0, cast("list[Record]", [first]))
+        return cls.open(storage)
+
+    @classmethod
+    def open(cls, path: Place) -> StudyLog:
+        """Read a study's log.
+
+        Raises
+        ------
+        StoreMismatchError
+            There is no study, or one of a later format.
+        """
+        storage = place(path)
+        try:
+            said = json.loads(storage.get(MARK))
+        except FileNotFoundError:
+            what = "holds a run: daskrl.Store.open" if storage.holds_store() else "holds no study"
+            raise StoreMismatchError(f"{storage} {what}. Expected the directory of a daskrl.Study.") from None
+        except ValueError as error:
+            raise DamagedError(f"{storage.where(MARK)} cannot be read as JSON: {error}.") from None
+        if said.get("format") != FORMAT or said.get("format_version") != FORMAT_VERSION:
+            raise StoreMismatchError(
+                f"{storage} is of format {said.get('format')!r} {said.get('format_version')!r}; this daskrl reads "
+                f"{FORMAT!r} {FORMAT_VERSION}."
+            )
+        log = cls(storage)
+        log.refresh()
+        return log
+
+    def refresh(self) -> None:
+        """Read what was added since."""
+        for segment in self._log.segments(self._head):
+            self._head += 1
+            self._take(cast("Iterable[Entry]", segment.records))
+
+    def _take(self, records: Iterable[Entry]) -> None:
+        for record in records:
+            if record["kind"] == "trial":
+                self.results[record["trial"], record["env_steps"]] = record
+            elif record["kind"] == "study":
+                self.definition = record["definition"]
+                self.asks.clear()
+            elif record["kind"] == "ask":
+                del self.asks[record["ask"] :]
+                self.asks.append(record["asked"])
+            elif record["kind"] == "arithmetic":
+                self.arithmetic = record
+            elif record["kind"] == "retry":
+                gone = set(record["trials"])
+                failed = [key for key, kept in self.results.items() if key[0] in gone and "error" in kept]
+                for key in failed:
+                    del self.results[key]
+
+    def lock(self) -> None:
+        """Become the study's one driver; raises `StoreLockedError` where there is another."""
+        lock = self.storage.lock()
+        lock.acquire()
+        self._lock = lock
+        try:
+            self.refresh()
+        except BaseException:
+            self.unlock()
+            raise
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def append(self, records: Sequence[Entry]) -> None:
+        """Commit some records, all of them or none."""
+        assert self._lock is not None
+        self._lock.require()
+        self._log.append(self._head, cast("list[Record]", list(records)))
+        self._head += 1
+        self._take(records)

@@ -1,0 +1,306 @@
+"""A study as a user has it: many runs that answer one question, on one elastic pool. `Study.run` is its loop."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from daskrl.codec import decoded, encoded
+from daskrl.errors import ConfigError
+from daskrl.shown import html_table
+from daskrl.store.places import Place as StorePlace
+from daskrl.study import definition as definitions
+from daskrl.study import table as tables
+from daskrl.study.definition import Preparing
+from daskrl.study.log import Asked, AskRecord, Entry, StudyLog
+from daskrl.study.places import Here, OnWorkers, Place
+from daskrl.study.search import WAIT, Ask, Wait, counting, decidable, mean_score
+from daskrl.study.space import shown
+from daskrl.study.trial import Job, packed, trial_key
+
+if TYPE_CHECKING:
+    import pandas
+    from distributed import Client
+
+RUNS = "runs"
+_AHEAD = 256  # runs that are looked at before there is room for them
+
+
+class Study:
+    """Many runs: settings out of a space, each in every environment and from every seed.
+
+        study = daskrl.Study("studies/lr", algorithm=daskrl.DQN, env="CartPole-v1",
+                             space={"learning_rate": [1e-4, 1e-3]}, seeds=10, env_steps=50_000)
+        study.run(client)
+        study.table()
+
+    What runs, and what each gives, is decided by what is given here alone: the table is the same, bit for bit, on any
+    pool, after any kill, resumed or not. Making the same study again opens it; with more seeds, values or env steps it
+    is extended, and what is there is not run again.
+
+    Parameters
+    ----------
+    path : its directory, or a URL; holds the study's log and the stores of its runs.
+    algorithm : a class of algorithms, or an instance whose settings are the defaults; or several, by name in a dict.
+    env : a Gymnasium id or a callable, as `daskrl.train` takes it; or several, by name in a dict. Every setting is
+        tried in each of them.
+    space : name of a setting -> a list of values, `Range`, `When`, or a distribution of Optuna's. Settings of the
+        algorithm, those of a run (``streams``, ``envs_per_stream``, ``fragment_steps``, ``lag``, ``frame_stack``,
+        ``torch_threads``), and arguments of the environment as ``env.NAME``.
+    seeds : how many, or which.
+    env_steps : transitions of each run.
+    score : what a run is judged by, more is better: ``"last"`` or ``"best"`` (20 greedy episodes of those weights),
+        ``"auc"``, one of `Greedy`, `AreaUnderCurve` and `StepsTo`, or a function of a `daskrl.Store`.
+    search : what is tried in which order; `Grid` where all settings have lists.
+    study_seed : what the search draws is derived from it.
+    given : what else `daskrl.train` takes, for all runs.
+
+    Raises
+    ------
+    ConfigError
+        Something cannot work; nothing was made.
+    StoreMismatchError
+        The directory holds another study, or something else.
+    """
+
+    def __init__(
+        self,
+        path: StorePlace,
+        *,
+        algorithm: Any,
+        env: Any,
+        space: Mapping[str, Any] | None = None,
+        seeds: int | Iterable[int] = 10,
+        env_steps: int,
+        score: Any = "last",
+        search: Any = None,
+        study_seed: int = 0,
+        **given: Any,
+    ) -> None:
+        self.definition = definitions.define(
+            algorithm=algorithm, env=env, space=space, seeds=seeds, env_steps=env_steps, score=score, search=search,
+            study_seed=study_seed, given=given,
+        )  # fmt: skip
+        self._preparing = Preparing(self.definition)
+        self._said = self.definition.to_json()
+        self._stop = threading.Event()
+        self._place: Place | None = None
+        if StudyLog.exists(path):
+            self.log = StudyLog.open(path)
+            self._extends = definitions.require_same(self.log.definition, self._said, str(self.log.storage))
+            return
+        self._extends = False
+        self._try()
+        self.log = StudyLog.make(path, self._said)
+
+    def _try(self) -> None:
+        """Prepare the first settings, so that what cannot work fails before there is a study."""
+        definition = self.definition
+        asked: list[Ask | Wait] = []
+        for _ in range(_AHEAD if definition.search.width is None else 1):
+            ask = definition.search.next(definition.space, definition.env_steps, definition.study_seed, asked, {})
+            if not isinstance(ask, Ask):
+                break
+            asked.append(ask)
+            for environment in definition.environments:
+                try:
+                    self._preparing.prepared(ask.setting, environment)
+                except (ValueError, TypeError) as error:
+                    error.add_note(f"The setting of the study is {shown(ask.setting)}, the environment {environment}.")
+                    raise
+        if not asked:
+            raise ConfigError("space: there is nothing to try: no combination of its conditions holds.")
+
+    # -- carrying on ---------------------------------------------------------------------------------------
+
+    def run(self, client: Client | None = None, *, progress: bool = True, retry_failed: bool = False) -> Study:
+        """Carry the study on to its end, or until `stop`; it may be interrupted and gone on with, anywhere.
+
+        Parameters
+        ----------
+        client : of Dask; each run is one task of a worker. None carries out one after the other in this process. The
+            results are the same.
+        progress : show a bar of runs.
+        retry_failed : runs that failed are tried again.
+
+        Raises
+        ------
+        StoreLockedError
+            Another process carries the study on.
+        """
+        self._stop.clear()
+        self.log.lock()
+        try:
+            if self._extends:
+                self.log.append([{"kind": "study", "definition": self._said}])
+                self._extends = False
+            failed = sorted({record["trial"] for record in self.log.results.values() if "error" in record})
+            if retry_failed and failed:
+                self.log.append([{"kind": "retry", "trials": failed}])
+            self._place = place = Here() if client is None else OnWorkers(client)
+            try:
+                if self.log.arithmetic is None:
+                    packages = [name for name in self._said["versions"] if name != "python"]
+                    device = self.definition.shape.get("device", "auto")
+                    self.log.append([place.introduce(packages, device)])
+                with _bar(self, progress) as bar:
+                    self._drive(place, bar)
+            finally:
+                self._place = None
+                place.close()
+        finally:
+            self.log.unlock()
+        return self
+
+    def stop(self) -> None:
+        """End `run` from another thread or a signal handler. Runs on their way keep what they committed."""
+        self._stop.set()
+        if self._place is not None:
+            self._place.wake()
+
+    def _drive(self, place: Place, bar: Any) -> None:
+        """The loop: decide what is asked, have its runs carried out, commit what they gave."""
+        definition, search, log = self.definition, self.definition.search, self.log
+        asked: list[Ask | Wait] = []
+        missing: list[int] = []  # of each ask, runs without a result
+        told: dict[int, float] = {}
+        of_job: dict[tuple[str, int], int] = {}
+        ready: deque[Job] = deque()
+        entries: list[Entry] = []
+        complete, in_flight, over = 0, 0, False
+
+        def take(ask: Ask | Wait, trials: list[list[Any]], prepared: Mapping[str, bytes] | None = None) -> None:
+            number = len(asked)
+            asked.append(ask)
+            missing.append(0)
+            if isinstance(ask, Wait):
+                return
+            assert log.arithmetic is not None
+            for environment, seed, trial in trials:
+                if (trial, ask.env_steps) in log.results:
+                    continue
+                if prepared is None:
+                    prepared = self._packed(ask)
+                missing[number] += 1
+                of_job[trial, ask.env_steps] = number
+                runs = log.storage.folder(RUNS).folder(trial)
+                ready.append(Job(trial, runs, seed, ask.env_steps, log.arithmetic, prepared[environment]))
+
+        def settle() -> None:
+            nonlocal complete
+            while complete < len(asked) and not missing[complete]:
+                ask = asked[complete]
+                if isinstance(ask, Ask):
+                    told[complete] = self._score(complete)
+                complete += 1
+
+        for kept in log.asks:
+            take(_ask(kept), [] if kept is None else kept["trials"])
+        bar.update(len(log.results) - bar.n)
+        while not self._stop.is_set():
+            settle()
+            while not over and len(ready) < _AHEAD and decidable(search, len(asked), complete):
+                number = len(asked)
+                ask = search.next(
+                    definition.space, definition.env_steps, definition.study_seed, asked, counting(search, number, told)
+                )
+                idle = search.width is not None and complete == number
+                if ask is None or (ask is WAIT and idle and all(one is WAIT for one in asked[-(search.width or 1) :])):
+                    over = True
+                    break
+                record, prepared = self._record(number, ask)
+                entries.append(record)
+                log.asks.append(record["asked"])
+                take(ask, [] if record["asked"] is None else record["asked"]["trials"], prepared)
+                settle()
+            while ready and place.room() > 0:
+                place.submit(ready.popleft())
+                in_flight += 1
+            if not in_flight:
+                break
+            results = place.wait()
+            in_flight -= len(results)
+            if results:
+                log.append([*entries, *results])
+                entries.clear()
+                bar.update(len(results))
+            for result in results:
+                missing[of_job[result["trial"], result["env_steps"]]] -= 1
+        if entries:
+            log.append(entries)
+
+    def _packed(self, ask: Ask) -> dict[str, bytes]:
+        score = self.definition.score
+        return {
+            environment: packed(self._preparing.prepared(ask.setting, environment), score)
+            for environment in self.definition.environments
+        }
+
+    def _record(self, number: int, ask: Ask | Wait) -> tuple[AskRecord, dict[str, bytes] | None]:
+        """What the log keeps of an ask, and its runs packed."""
+        if isinstance(ask, Wait):
+            return {"kind": "ask", "ask": number, "asked": None}, None
+        trials: list[list[Any]] = []
+        bytes_of: dict[str, bytes] = {}
+        for environment in self.definition.environments:
+            prepared = self._preparing.prepared(ask.setting, environment)
+            bytes_of[environment] = packed(prepared, self.definition.score)
+            trials += [[environment, seed, trial_key(prepared.with_seed(seed))] for seed in self.definition.seeds]
+        setting = {name: encoded(value, name) for name, value in ask.setting.items()}
+        asked: Asked = {"number": ask.number, "setting": setting, "env_steps": ask.env_steps, "trials": trials}
+        return {"kind": "ask", "ask": number, "asked": asked}, bytes_of
+
+    def _score(self, number: int) -> float:
+        """The score of an ask that is complete; NaN where a run of it failed."""
+        kept = self.log.asks[number]
+        assert kept is not None
+        by_environment: dict[str, list[float]] = {}
+        for environment, _, trial in kept["trials"]:
+            score = self.log.results[trial, kept["env_steps"]]["score"]
+            by_environment.setdefault(environment, []).append(float("nan") if score is None else score)
+        return mean_score(list(by_environment.values()))
+
+    # -- looking at it -------------------------------------------------------------------------------------
+
+    def table(self) -> pandas.DataFrame:
+        """A row a run, in the order of settings, environments and seeds; see `daskrl.study.table.table`."""
+        return tables.table(self.log)
+
+    def digest(self) -> str:
+        """SHA-256 over the table without what a pool decides: seconds, workers."""
+        return tables.digest(self.log)
+
+    def summary(self) -> dict[str, Any]:
+        """How far the study is, name -> value."""
+        return tables.summary(self.log)
+
+    def __repr__(self) -> str:
+        said = self.summary()
+        how = f"{said['finished']} of {said['runs']} runs finished, {said['failed']} failed"
+        return f"<daskrl.Study {said['study']}: {how}>"
+
+    def _repr_html_(self) -> str:
+        return html_table("daskrl study", self.summary())
+
+
+def _ask(kept: Asked | None) -> Ask | Wait:
+    if kept is None:
+        return WAIT
+    setting = {name: decoded(value) for name, value in kept["setting"].items()}
+    return Ask(kept["number"], setting, kept["env_steps"])
+
+
+@contextlib.contextmanager
+def _bar(study: Study, shown_: bool) -> Iterator[Any]:
+    from daskrl.watching.bar import tqdm
+
+    definition = study.definition
+    total = None
+    if definition.search.width is None and definition.space.is_grid and type(definition.search).__name__ == "Grid":
+        total = sum(1 for _ in definition.space.grid()) * len(definition.environments) * len(definition.seeds)
+    with tqdm()(total=total, unit="run", disable=None if shown_ else True) as bar:
+        bar.set_description(study.log.storage.name)
+        yield bar

@@ -1,0 +1,113 @@
+"""What a study gave, as a table: out of its log alone, in logical order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from daskrl import extras
+from daskrl.codec import decoded
+from daskrl.study.log import StudyLog
+from daskrl.study.trial import TrialRecord
+
+if TYPE_CHECKING:
+    import pandas
+
+OF_THE_POOL = ("seconds", "worker")
+"""Columns that differ from one execution to the next; all others are the same on any pool."""
+
+
+def rows(log: StudyLog) -> list[dict[str, Any]]:
+    """A row for each run that was asked for: how far it was taken, of those env steps that have a result."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, setting, environment, seed, trial, env_steps in _asked(log):
+        result = log.results.get((trial, env_steps))
+        if result is None and trial in found:
+            continue  # it goes on: what it gave so far stands
+        found[trial] = {
+            "setting": number,
+            "algorithm": setting.get("algorithm", next(iter(log.definition["algorithms"]))),
+            "environment": environment,
+            **{name: setting.get(name) for name in log.definition["space"] if name != "algorithm"},
+            "seed": seed,
+            "env_steps": env_steps,
+            **_of_result(result),
+            "run": f"runs/{trial}",
+        }
+    labels = {label: place for place, label in enumerate(log.definition["environments"])}
+    return sorted(found.values(), key=lambda row: (row["setting"], labels[row["environment"]], row["seed"]))
+
+
+def _asked(log: StudyLog) -> Iterator[tuple[int, dict[str, Any], str, int, str, int]]:
+    for asked in log.asks:
+        if asked is not None:
+            setting = {name: decoded(value) for name, value in asked["setting"].items()}
+            for environment, seed, trial in asked["trials"]:
+                yield asked["number"], setting, environment, seed, trial, asked["env_steps"]
+
+
+def _of_result(result: TrialRecord | None) -> dict[str, Any]:
+    if result is None:
+        return {
+            "state": "waiting", "score": None, "return_last_100": None, "episodes": None, "learner_updates": None,
+            "digest": None, "promise": None, "error": None, "seconds": None, "worker": None,
+        }  # fmt: skip
+    return {
+        "state": "failed" if "error" in result else "finished",
+        "score": result["score"],
+        "return_last_100": result.get("return_last_100"),
+        "episodes": result.get("episodes"),
+        "learner_updates": result.get("learner_updates"),
+        "digest": result.get("digest"),
+        "promise": "; ".join(result["promise"]) if "promise" in result else "kept",
+        "error": result.get("error"),
+        "seconds": result["seconds"],
+        "worker": result["worker"],
+    }
+
+
+def table(log: StudyLog) -> pandas.DataFrame:
+    """A row a run.
+
+    Columns: ``setting`` (its number), ``algorithm``, ``environment``, one for each setting of the space, ``seed``,
+    ``env_steps`` (asked), ``state`` (finished, failed, waiting), ``score``, ``return_last_100``, ``episodes``,
+    ``learner_updates``, ``digest``, ``promise``, ``error``, ``seconds`` and ``worker`` (of the execution that finished
+    the run), ``run`` (its store, below the study's directory).
+    """
+    with extras.needed("analysis", "a study's table needs pandas"):
+        import pandas
+    made: pandas.DataFrame = pandas.DataFrame(rows(log))
+    numbers = [name for name in ("score", "return_last_100", "seconds") if name in made]
+    return made.astype(dict.fromkeys(numbers, "float64"))
+
+
+def digest(log: StudyLog) -> str:
+    """SHA-256 over what is the same on any pool."""
+    sha = hashlib.sha256()
+    for row in rows(log):
+        said = {name: value for name, value in row.items() if name not in OF_THE_POOL}
+        sha.update(json.dumps(said, sort_keys=True, default=str).encode() + b"\n")
+    return sha.hexdigest()
+
+
+def summary(log: StudyLog) -> dict[str, Any]:
+    """How far a study is."""
+    found = rows(log)
+    states = [row["state"] for row in found]
+    scored = [row for row in found if row["score"] is not None]
+    return {
+        "study": str(log.storage),
+        "algorithms": list(log.definition["algorithms"]),
+        "environments": list(log.definition["environments"]),
+        "settings": len({row["setting"] for row in found}),
+        "seeds": len(log.definition["seeds"]),
+        "env_steps": log.definition["env_steps"],
+        "runs": len(found),
+        "finished": states.count("finished"),
+        "failed": states.count("failed"),
+        "waiting": states.count("waiting"),
+        "best_score": max((row["score"] for row in scored), default=None),
+        "worker_hours": sum(row["seconds"] or 0.0 for row in found) / 3600,
+    }
