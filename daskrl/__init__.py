@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from daskrl import clusters as clusters
     from daskrl import envs as envs
     from daskrl import errors as errors
+    from daskrl import study as study
     from daskrl import testing as testing
     from daskrl.algorithms import C51, DQN, IMPALA, PPO, QRDQN, R2D2, SAC, TD3, QLearning, Rainbow
     from daskrl.algorithms import networks as networks
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from daskrl.records import Report
     from daskrl.run import Run, resume, train
     from daskrl.store.store import Store
+    from daskrl.study.study import Study
     from daskrl.watching import sinks as sinks
     from daskrl.watching.callbacks import Callback
     from daskrl.watching.watch import watch
@@ -55,6 +57,7 @@ __all__ = [
     "Run",
     "Schedule",
     "Store",
+    "Study",
     "evaluate",
     "learning_curve",
     "plot_learning_curve",
@@ -72,6 +75,7 @@ _MODULES = {
     "errors": "daskrl.errors",
     "networks": "daskrl.algorithms.networks",
     "sinks": "daskrl.watching.sinks",
+    "study": "daskrl.study",
     "testing": "daskrl.testing",
 }
 
@@ -87,6 +91,7 @@ __getattr__, __dir__ = lazily(
         "daskrl.config": ["Schedule"],
         "daskrl.records": ["Report"],
         "daskrl.run": ["Run", "resume", "train"],
+        "daskrl.study.study": ["Study"],
         "daskrl.watching.callbacks": ["Callback"],
         "daskrl.watching.watch": ["watch"],
     },

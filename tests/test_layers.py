@@ -59,7 +59,7 @@ ROOMS = {
     "pandas": {"study"},
     "scipy": {"study"},
     "arch": {"study.statistics"},
-    "distributed": {"pools", "clusters", "tasks", "watching", "run", "testing", "cli"},
+    "distributed": {"pools", "clusters", "tasks", "watching", "run", "study", "testing", "cli"},
     "dask": {"pools", "clusters", "cli"},
     "tornado": {"watching.dashboard"},
     "safetensors": {"store", "tasks", "analysis.export"},

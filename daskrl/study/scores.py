@@ -102,6 +102,17 @@ def score_of(given: Any) -> Score:
     return given  # type: ignore[no-any-return]
 
 
+def unit(score: Score) -> str:
+    """What a score is, for axes."""
+    if isinstance(score, Greedy):
+        return f"return of {score.episodes} greedy episodes, {score.version} weights"
+    if isinstance(score, AreaUnderCurve):
+        return "mean return over training"
+    if isinstance(score, StepsTo):
+        return f"minus env steps to a return of {score.score:g}"
+    return str(getattr(score, "__name__", "score")).strip("<>")
+
+
 def own(score: Score) -> bool:
     """Whether a score is a user's function of a store alone."""
     return not isinstance(score, Greedy | AreaUnderCurve | StepsTo)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from daskrl.codec import decoded, encoded
 from daskrl.errors import ConfigError
 from daskrl.shown import html_table
-from daskrl.store.places import Place as StorePlace
+from daskrl.store.places import Place
 from daskrl.study import definition as definitions
+from daskrl.study import scores
 from daskrl.study import table as tables
+from daskrl.study.compare import Comparison, compare
 from daskrl.study.definition import Preparing
+from daskrl.study.executors import Executor, InProcess, OnWorkers
 from daskrl.study.log import Asked, AskRecord, Entry, StudyLog
-from daskrl.study.places import Here, OnWorkers, Place
 from daskrl.study.search import WAIT, Ask, Wait, counting, decidable, mean_score
 from daskrl.study.space import shown
-from daskrl.study.trial import Job, packed, trial_key
+from daskrl.study.trial import Job, trial_key
 
 if TYPE_CHECKING:
     import pandas
@@ -68,7 +70,7 @@ class Study:
 
     def __init__(
         self,
-        path: StorePlace,
+        path: Place,
         *,
         algorithm: Any,
         env: Any,
@@ -87,7 +89,7 @@ class Study:
         self._preparing = Preparing(self.definition)
         self._said = self.definition.to_json()
         self._stop = threading.Event()
-        self._place: Place | None = None
+        self._executor: Executor | None = None
         if StudyLog.exists(path):
             self.log = StudyLog.open(path)
             self._extends = definitions.require_same(self.log.definition, self._said, str(self.log.storage))
@@ -140,17 +142,17 @@ class Study:
             failed = sorted({record["trial"] for record in self.log.results.values() if "error" in record})
             if retry_failed and failed:
                 self.log.append([{"kind": "retry", "trials": failed}])
-            self._place = place = Here() if client is None else OnWorkers(client)
+            self._executor = executor = InProcess() if client is None else OnWorkers(client)
             try:
                 if self.log.arithmetic is None:
                     packages = [name for name in self._said["versions"] if name != "python"]
                     device = self.definition.shape.get("device", "auto")
-                    self.log.append([place.introduce(packages, device)])
+                    self.log.append([executor.introduce(packages, device)])
                 with _bar(self, progress) as bar:
-                    self._drive(place, bar)
+                    self._drive(executor, bar)
             finally:
-                self._place = None
-                place.close()
+                self._executor = None
+                executor.close()
         finally:
             self.log.unlock()
         return self
@@ -158,10 +160,10 @@ class Study:
     def stop(self) -> None:
         """End `run` from another thread or a signal handler. Runs on their way keep what they committed."""
         self._stop.set()
-        if self._place is not None:
-            self._place.wake()
+        if self._executor is not None:
+            self._executor.wake()
 
-    def _drive(self, place: Place, bar: Any) -> None:
+    def _drive(self, executor: Executor, bar: Any) -> None:
         """The loop: decide what is asked, have its runs carried out, commit what they gave."""
         definition, search, log = self.definition, self.definition.search, self.log
         asked: list[Ask | Wait] = []
@@ -172,7 +174,7 @@ class Study:
         entries: list[Entry] = []
         complete, in_flight, over = 0, 0, False
 
-        def take(ask: Ask | Wait, trials: list[list[Any]], prepared: Mapping[str, bytes] | None = None) -> None:
+        def take(ask: Ask | Wait, trials: list[list[Any]], given: Mapping[str, Any] | None = None) -> None:
             number = len(asked)
             asked.append(ask)
             missing.append(0)
@@ -182,12 +184,12 @@ class Study:
             for environment, seed, trial in trials:
                 if (trial, ask.env_steps) in log.results:
                     continue
-                if prepared is None:
-                    prepared = self._packed(ask)
+                if given is None:
+                    given = self._given(ask, executor)
                 missing[number] += 1
                 of_job[trial, ask.env_steps] = number
                 runs = log.storage.folder(RUNS).folder(trial)
-                ready.append(Job(trial, runs, seed, ask.env_steps, log.arithmetic, prepared[environment]))
+                ready.append(Job(trial, runs, seed, ask.env_steps, log.arithmetic, given[environment]))
 
         def settle() -> None:
             nonlocal complete
@@ -211,17 +213,17 @@ class Study:
                 if ask is None or (ask is WAIT and idle and all(one is WAIT for one in asked[-(search.width or 1) :])):
                     over = True
                     break
-                record, prepared = self._record(number, ask)
+                record, given = self._record(number, ask, executor)
                 entries.append(record)
                 log.asks.append(record["asked"])
-                take(ask, [] if record["asked"] is None else record["asked"]["trials"], prepared)
+                take(ask, [] if record["asked"] is None else record["asked"]["trials"], given)
                 settle()
-            while ready and place.room() > 0:
-                place.submit(ready.popleft())
+            while ready and executor.room() > 0:
+                executor.submit(ready.popleft())
                 in_flight += 1
             if not in_flight:
                 break
-            results = place.wait()
+            results = executor.wait()
             in_flight -= len(results)
             if results:
                 log.append([*entries, *results])
@@ -232,26 +234,26 @@ class Study:
         if entries:
             log.append(entries)
 
-    def _packed(self, ask: Ask) -> dict[str, bytes]:
+    def _given(self, ask: Ask, executor: Executor) -> dict[str, Any]:
         score = self.definition.score
         return {
-            environment: packed(self._preparing.prepared(ask.setting, environment), score)
+            environment: executor.given(self._preparing.prepared(ask.setting, environment), score)
             for environment in self.definition.environments
         }
 
-    def _record(self, number: int, ask: Ask | Wait) -> tuple[AskRecord, dict[str, bytes] | None]:
-        """What the log keeps of an ask, and its runs packed."""
+    def _record(self, number: int, ask: Ask | Wait, executor: Executor) -> tuple[AskRecord, dict[str, Any] | None]:
+        """What the log keeps of an ask; and its runs, as jobs take them."""
         if isinstance(ask, Wait):
             return {"kind": "ask", "ask": number, "asked": None}, None
         trials: list[list[Any]] = []
-        bytes_of: dict[str, bytes] = {}
+        given: dict[str, Any] = {}
         for environment in self.definition.environments:
             prepared = self._preparing.prepared(ask.setting, environment)
-            bytes_of[environment] = packed(prepared, self.definition.score)
+            given[environment] = executor.given(prepared, self.definition.score)
             trials += [[environment, seed, trial_key(prepared.with_seed(seed))] for seed in self.definition.seeds]
         setting = {name: encoded(value, name) for name, value in ask.setting.items()}
         asked: Asked = {"number": ask.number, "setting": setting, "env_steps": ask.env_steps, "trials": trials}
-        return {"kind": "ask", "ask": number, "asked": asked}, bytes_of
+        return {"kind": "ask", "ask": number, "asked": asked}, given
 
     def _score(self, number: int) -> float:
         """The score of an ask that is complete; NaN where a run of it failed."""
@@ -268,6 +270,17 @@ class Study:
     def table(self) -> pandas.DataFrame:
         """A row a run, in the order of settings, environments and seeds; see `daskrl.study.table.table`."""
         return tables.table(self.log)
+
+    def compare(self, by: str | Sequence[str], **given: Any) -> Comparison:
+        """Which values of some settings are better, by how much, and how sure that is.
+
+        Parameters
+        ----------
+        by : a setting of the space, or several, whose values make the groups; or ``"algorithm"``.
+        given : as of `daskrl.study.compare.compare`: ``normalise``, ``pairs``, ``failed`` and others.
+        """
+        axes = list(self.definition.space.axes)
+        return compare(self.table(), by, **{"settings": axes, "unit": scores.unit(self.definition.score), **given})
 
     def digest(self) -> str:
         """SHA-256 over the table without what a pool decides: seconds, workers."""

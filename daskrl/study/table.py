@@ -76,7 +76,7 @@ def table(log: StudyLog) -> pandas.DataFrame:
     ``learner_updates``, ``digest``, ``promise``, ``error``, ``seconds`` and ``worker`` (of the execution that finished
     the run), ``run`` (its store, below the study's directory).
     """
-    with extras.needed("analysis", "a study's table needs pandas"):
+    with extras.needed("study", "a study's table needs pandas"):
         import pandas
     made: pandas.DataFrame = pandas.DataFrame(rows(log))
     numbers = [name for name in ("score", "return_last_100", "seconds") if name in made]

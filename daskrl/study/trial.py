@@ -53,7 +53,7 @@ class Job:
     ----------
     trial : what the run is known by, see `trial_key`.
     place : of the run's store.
-    prepared : the run, packed by `packed`; the seed is the job's own.
+    given : the run and its score, for other processes packed by `packed`; the seed is the job's own.
     arithmetic : what the runs of the study compute with.
     """
 
@@ -62,7 +62,7 @@ class Job:
     seed: int
     env_steps: int
     arithmetic: ArithmeticRecord
-    prepared: bytes = field(repr=False)
+    given: bytes | tuple[Prepared, Score] = field(repr=False)
 
 
 class Busy(TypedDict):
@@ -117,7 +117,7 @@ def carry_out(job: Job) -> Outcome:
     from daskrl.errors import StoreFullError, StoreLockedError, StoreUnreachableError, WorkerMismatchError
 
     began = time.monotonic()
-    prepared, score = _unpacked(job.prepared)
+    prepared, score = _unpacked(job.given) if isinstance(job.given, bytes) else job.given
     try:
         with _on_a_worker():
             store = carried_on(prepared.with_seed(job.seed), job)

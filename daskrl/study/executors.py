@@ -11,21 +11,28 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from daskrl.errors import SchedulerLostError, StoreLockedError, WorkerMismatchError
 from daskrl.records import ArithmeticRecord
-from daskrl.study.trial import Job, Outcome, TrialRecord, carry_out, failed, introduce
+from daskrl.study.trial import Job, Outcome, TrialRecord, carry_out, failed, introduce, packed
+from daskrl.tasks import session
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from daskrl.prepared import Prepared
+    from daskrl.study.scores import Score
 
 _DEATHS = 3  # workers that die with a run on them until that counts as the run's own fault
 _BUSY = 2.0  # seconds until a run that another process has is looked at again
 _READY = 64  # runs given to the scheduler where it has few workers: a cluster that scales sees what there is to do
 
 
-class Place(Protocol):
+class Executor(Protocol):
     """Called by the study's loop only, from one thread."""
 
     def introduce(self, packages: list[str], device: str) -> ArithmeticRecord:
         """What runs compute with here."""
+
+    def given(self, prepared: Prepared, score: Score) -> bytes | tuple[Prepared, Score]:
+        """A run and its score, as a job takes them here."""
 
     def room(self) -> int:
         """How many more jobs can be submitted now."""
@@ -43,7 +50,7 @@ class Place(Protocol):
         """What is in flight is given up; its runs keep what they committed."""
 
 
-class Here:
+class InProcess:
     """In this process, one after the other."""
 
     def __init__(self) -> None:
@@ -51,6 +58,9 @@ class Here:
 
     def introduce(self, packages: list[str], device: str) -> ArithmeticRecord:
         return introduce(packages, device)
+
+    def given(self, prepared: Prepared, score: Score) -> bytes | tuple[Prepared, Score]:
+        return prepared, score
 
     def room(self) -> int:
         return 1 - len(self._jobs)
@@ -90,11 +100,18 @@ class OnWorkers:
         self._deaths: dict[str, int] = {}
         self._refused: dict[str, str] = {}
         self._count = itertools.count()
+        self._offered: list[bytes] = []
 
     def introduce(self, packages: list[str], device: str) -> ArithmeticRecord:
         key = ("study-introduce", next(self._count))
         said: ArithmeticRecord = self.client.submit(introduce, packages, device, key=key, pure=False).result()
         return said
+
+    def given(self, prepared: Prepared, score: Score) -> bytes | tuple[Prepared, Score]:
+        payload = packed(prepared, score)
+        session.offer(payload, (prepared, score))  # of workers that are threads of this process
+        self._offered.append(payload)
+        return payload
 
     def room(self) -> int:
         threads = sum(count for address, count in self.client.nthreads().items() if address not in self._refused)
@@ -166,3 +183,5 @@ class OnWorkers:
     def close(self) -> None:
         self.client.cancel(list(self._jobs), force=True)
         self._jobs.clear()
+        for payload in self._offered:
+            session.withdraw(payload)
