@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,8 +16,10 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskrl
+from daskrl import clusters
 from daskrl.errors import ConfigError, StoreLockedError, StoreMismatchError
 from daskrl.study import Greedy, Random, Range, Study, When
+from daskrl.study.executors import LONG, spread
 
 QUICK = daskrl.DQN(hidden=(8,), learning_starts=64, batch_size=16, window=1024)
 SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 16}
@@ -32,7 +35,7 @@ def make(path: Path | str, **changed: Any) -> Study:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with clusters.local(2) as cluster, Client(cluster) as client:
         yield client
 
 
@@ -68,6 +71,34 @@ def test_workers_give_the_table_of_one_process(here: Study, tmp_path: Path, clie
     study = make(tmp_path / "study").run(client, progress=False)
     assert study.digest() == here.digest()
     assert all(worker.startswith("tcp://") for worker in study.table().worker)
+
+
+def test_runs_that_are_spread_over_the_workers_give_the_same_table(here: Study, tmp_path: Path, client: Client) -> None:
+    study = make(tmp_path / "study", seeds=1).run(client, progress=False, grain="spread")
+    assert study.table().worker.tolist() == ["in-process"] * 2  # which drove them
+    fragments = daskrl.Store.open(tmp_path / "study" / study.table().run[0]).fragments()
+    assert f"{socket.gethostname()}:{os.getpid()}" not in {record["worker"] for record in fragments}
+    assert study.table().digest.tolist() == here.table().digest[here.table().seed == 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("env_steps", "runs", "threads", "is_spread"),
+    [(LONG, 3, 4, True), (LONG, 4, 4, False), (LONG - 1, 1, 64, False), (LONG, 1, 1, False)],
+)
+def test_a_long_run_is_spread_where_too_few_are_left_for_the_workers(
+    env_steps: int, runs: int, threads: int, is_spread: bool
+) -> None:
+    assert spread(env_steps, runs, threads) is is_spread
+
+
+def test_a_study_waits_for_the_workers_of_a_cluster_that_has_none(here: Study, tmp_path: Path) -> None:
+    with (
+        LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        clusters.adapt(cluster, minimum=0, maximum=2)
+        study = make(tmp_path / "study", seeds=1).run(client, progress=False)
+    assert study.table().digest.tolist() == here.table().digest[here.table().seed == 0].tolist()
 
 
 def test_a_killed_worker_changes_nothing_and_no_run_begins_again(here: Study, tmp_path: Path, client: Client) -> None:

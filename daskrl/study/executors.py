@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import queue
 import threading
+import time
+import uuid
 import warnings
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from daskrl.errors import SchedulerLostError, StoreLockedError, WorkerMismatchError
+from daskrl.pools.demand import ASKED, DRAINING
 from daskrl.records import ArithmeticRecord
-from daskrl.study.trial import Job, Outcome, TrialRecord, carry_out, failed, introduce, packed
+from daskrl.study.trial import Job, Outcome, TrialRecord, carry_out, failed, introduce, packed, spread_out
 from daskrl.tasks import session
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from daskrl.prepared import Prepared
+    from daskrl.run import Run
     from daskrl.study.scores import Score
 
 _DEATHS = 3  # workers that die with a run on them until that counts as the run's own fault
 _BUSY = 2.0  # seconds until a run that another process has is looked at again
-_READY = 64  # runs given to the scheduler where it has few workers: a cluster that scales sees what there is to do
+_LOOK_EVERY = 1.0  # seconds, at which workers there are
+_LOST = "the Dask scheduler is gone, or it gave up the study's tasks. Run the study again: it goes on."
+LONG = 200_000
+"""Env steps from which a run is worth spreading: what that costs in tasks is then small beside the work."""
 
 
 class Executor(Protocol):
@@ -37,8 +46,11 @@ class Executor(Protocol):
     def room(self) -> int:
         """How many more jobs can be submitted now."""
 
-    def submit(self, job: Job) -> None:
-        """Have a job carried out."""
+    def want(self, runs: int) -> None:
+        """So many more runs could be carried out now, of a cluster that scales."""
+
+    def submit(self, job: Job, others: int) -> None:
+        """Have a job carried out; ``others``: how many more could be."""
 
     def wait(self) -> list[TrialRecord]:
         """Block until something happened; what is over, possibly nothing."""
@@ -65,7 +77,10 @@ class InProcess:
     def room(self) -> int:
         return 1 - len(self._jobs)
 
-    def submit(self, job: Job) -> None:
+    def want(self, runs: int) -> None:
+        pass
+
+    def submit(self, job: Job, others: int) -> None:
         self._jobs.append(job)
 
     def wait(self) -> list[TrialRecord]:
@@ -90,20 +105,36 @@ class InProcess:
 
 
 class OnWorkers:
-    """A run is one task of a worker; workers may come and go."""
+    """A run is one task of a worker, or is spread over all of them; workers may come and go.
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
+    Each thread of a worker gets one run at a time: a worker that is about to be closed gets none any more. What a study
+    wants is told to the cluster, which may scale by that (`daskrl.clusters.adapt`).
+
+    Parameters
+    ----------
+    grain : ``"task"``: each run is one task. ``"spread"``: each run is carried on by this process, with its rollouts
+        spread over the workers. ``"auto"``: see `spread`. The results are the same.
+    """
+
+    def __init__(self, client: Client, grain: str = "auto") -> None:
+        self.client, self._grain = client, grain
+        self._token = uuid.uuid4().hex[:8]
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._jobs: dict[Any, Job] = {}
+        self._jobs: dict[Any, tuple[Job, str]] = {}  # by future: the job, and the worker that got it
+        self._spread: dict[str, tuple[threading.Thread, list[Run]]] = {}  # by trial: the run, once it is made
         self._waiting = 0  # for a process that has their store
         self._deaths: dict[str, int] = {}
         self._refused: dict[str, str] = {}
+        self._threads: dict[str, int] = {}
+        self._looked, self._asked = -math.inf, 0
         self._count = itertools.count()
         self._offered: list[bytes] = []
+        from daskrl.pools import scaling
+
+        scaling.install(client)
 
     def introduce(self, packages: list[str], device: str) -> ArithmeticRecord:
-        key = ("study-introduce", next(self._count))
+        key = ("study-introduce", self._token)
         said: ArithmeticRecord = self.client.submit(introduce, packages, device, key=key, pure=False).result()
         return said
 
@@ -113,23 +144,76 @@ class OnWorkers:
         self._offered.append(payload)
         return payload
 
-    def room(self) -> int:
-        threads = sum(count for address, count in self.client.nthreads().items() if address not in self._refused)
-        return int(max(_READY, 2 * threads) - len(self._jobs) - self._waiting)
+    # -- what there is room for ----------------------------------------------------------------------------
 
-    def submit(self, job: Job) -> None:
-        workers = None
-        if self._refused:
-            workers = [address for address in self.client.nthreads() if address not in self._refused]
+    def _look(self) -> None:
+        """Which workers take part, and how many threads each has."""
+        if time.monotonic() - self._looked < _LOOK_EVERY:
+            return
+        self._looked = time.monotonic()
+        draining = {address for _, event in self.client.get_events(DRAINING) or () for address in event["workers"]}
+        self._threads = {
+            address: count for address, count in self.client.nthreads().items()
+            if address not in draining and address not in self._refused
+        }  # fmt: skip
+
+    def _free(self) -> dict[str, int]:
+        busy = Counter(address for _, address in self._jobs.values())
+        return {address: count - busy[address] for address, count in self._threads.items() if count > busy[address]}
+
+    def room(self) -> int:
+        self._look()
+        return max(0, sum(self._free().values()) - len(self._spread))
+
+    def want(self, runs: int) -> None:
+        slots = runs + len(self._jobs) + self._waiting
+        if slots != self._asked and self.client.status == "running":
+            self._asked = slots
+            asked = {"slots": slots, "learners": [], "refused": sorted(self._refused)}
+            self.client.log_event(ASKED, {"client": self.client.id, "run": self._token, **asked})
+
+    # -- carrying out --------------------------------------------------------------------------------------
+
+    def submit(self, job: Job, others: int) -> None:
+        if self._grain == "spread" or (
+            self._grain == "auto" and spread(job.env_steps, others + 1, sum(self._threads.values()))
+        ):
+            runs: list[Run] = []
+            thread = threading.Thread(target=self._carry_spread, args=(job, runs), name="daskrl study", daemon=True)
+            self._spread[job.trial] = thread, runs
+            thread.start()
+            return
+        self._place(job)
+
+    def _place(self, job: Job) -> None:
+        free = self._free()
+        address = max(free, key=lambda one: free[one]) if free else ""
+        workers = [address] if address else None
+        if not address and self._refused:
+            workers = [one for one in self.client.nthreads() if one not in self._refused]
             if not workers:
                 raise WorkerMismatchError(f"no worker can carry on the study: {next(iter(self._refused.values()))}")
-        key = ("study", job.trial, job.env_steps, next(self._count))
-        future = self.client.submit(carry_out, job, key=key, pure=False, workers=workers)
-        self._jobs[future] = job
+        future = self.client.submit(
+            carry_out, job, key=("study", job.trial, job.env_steps, self._token, next(self._count)), pure=False,
+            workers=workers, allow_other_workers=bool(address) and not self._refused,
+        )  # fmt: skip
+        self._jobs[future] = job, address
         future.add_done_callback(self._events.put)
 
+    def _carry_spread(self, job: Job, runs: list[Run]) -> None:
+        """Carry a run on from this process, in a thread of its own."""
+        try:
+            self._events.put((job, spread_out(job, self.client, runs.append)))
+        except BaseException as error:
+            self._events.put((job, error))
+
     def wait(self) -> list[TrialRecord]:
-        events = [self._events.get()]
+        try:
+            events = [self._events.get(timeout=_LOOK_EVERY)]
+        except queue.Empty:  # a look at the workers, and on
+            if self.client.status not in ("running", "connecting"):
+                raise SchedulerLostError(_LOST) from None
+            return []
         while not self._events.empty():
             events.append(self._events.get())
         return [record for event in events if (record := self._over(event)) is not None]
@@ -139,26 +223,33 @@ class OnWorkers:
             return None
         if isinstance(event, Job):
             self._waiting -= 1
-            self.submit(event)
+            self._place(event)
             return None
-        if (job := self._jobs.pop(event, None)) is None:
+        if isinstance(event, tuple):
+            job, outcome = event
+            self._spread.pop(job.trial, None)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return self._of_outcome(job, outcome)
+        if event not in self._jobs:
             return None
+        job, _ = self._jobs.pop(event)
         if event.status in ("cancelled", "lost"):
-            raise SchedulerLostError(
-                "the Dask scheduler is gone, or it gave up the study's tasks. Run the study again: it goes on."
-            )
+            raise SchedulerLostError(_LOST)
         if event.status == "error":
             return self._failed(job, event.exception())
-        outcome: Outcome = event.result()
+        return self._of_outcome(job, event.result())
+
+    def _of_outcome(self, job: Job, outcome: Outcome) -> TrialRecord | None:
         if outcome["kind"] == "trial":
             return outcome
         if outcome["kind"] == "refused":
-            if outcome["worker"] not in self._refused:
-                warnings.warn(
-                    f"worker {outcome['worker']} takes no part in the study: {outcome['reason']}", stacklevel=2
-                )
-            self._refused[outcome["worker"]] = outcome["reason"]
-            self.submit(job)
+            worker = outcome["worker"]
+            if worker not in self._refused:
+                warnings.warn(f"worker {worker} takes no part in the study: {outcome['reason']}", stacklevel=2)
+            self._refused[worker] = outcome["reason"]
+            self._threads.pop(worker, None)
+            self._place(job)
             return None
         self._waiting += 1
         timer = threading.Timer(_BUSY, self._events.put, [job])
@@ -174,14 +265,34 @@ class OnWorkers:
         self._deaths[job.trial] = self._deaths.get(job.trial, 0) + 1
         if self._deaths[job.trial] >= _DEATHS:
             return failed(job, error, 0.0)
-        self.submit(job)
+        self._place(job)
         return None
 
     def wake(self) -> None:
         self._events.put(None)
 
     def close(self) -> None:
-        self.client.cancel(list(self._jobs), force=True)
+        for thread, runs in list(self._spread.values()):
+            while thread.is_alive():  # a run that is just being made is stopped once it is
+                for run in list(runs):
+                    run.stop()
+                thread.join(0.2)
+        with contextlib.suppress(Exception):  # whatever goes wrong here must not hide how the study ended
+            self.client.cancel(list(self._jobs), force=True)
+            self.want(0)
+            ended = {"slots": 0, "learners": [], "refused": [], "ended": True}
+            self.client.log_event(ASKED, {"client": self.client.id, "run": self._token, **ended})
         self._jobs.clear()
         for payload in self._offered:
             session.withdraw(payload)
+
+
+def spread(env_steps: int, runs: int, threads: int) -> bool:
+    """Whether a run is spread over all workers: a long one of which there are too few to keep every thread busy.
+
+    Parameters
+    ----------
+    runs : not begun yet, this one among them.
+    threads : of all workers.
+    """
+    return env_steps >= LONG and runs < threads

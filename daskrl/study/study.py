@@ -118,7 +118,9 @@ class Study:
 
     # -- carrying on ---------------------------------------------------------------------------------------
 
-    def run(self, client: Client | None = None, *, progress: bool = True, retry_failed: bool = False) -> Study:
+    def run(
+        self, client: Client | None = None, *, progress: bool = True, retry_failed: bool = False, grain: str = "auto"
+    ) -> Study:
         """Carry the study on to its end, or until `stop`; it may be interrupted and gone on with, anywhere.
 
         Parameters
@@ -127,12 +129,17 @@ class Study:
             results are the same.
         progress : show a bar of runs.
         retry_failed : runs that failed are tried again.
+        grain : with a client, ``"task"``: each run is one task of a worker. ``"spread"``: each run's rollouts are
+            spread over the workers, as those of `daskrl.train`. ``"auto"``: a run of 200,000 env steps or more is
+            spread where fewer are left than workers have threads. The results are the same.
 
         Raises
         ------
         StoreLockedError
             Another process carries the study on.
         """
+        if grain not in ("auto", "task", "spread"):
+            raise ConfigError(f"grain: expected 'auto', 'task' or 'spread', got {grain!r}.")
         self._stop.clear()
         self.log.lock()
         try:
@@ -142,11 +149,12 @@ class Study:
             failed = sorted({record["trial"] for record in self.log.results.values() if "error" in record})
             if retry_failed and failed:
                 self.log.append([{"kind": "retry", "trials": failed}])
-            self._executor = executor = InProcess() if client is None else OnWorkers(client)
+            self._executor = executor = InProcess() if client is None else OnWorkers(client, grain)
             try:
                 if self.log.arithmetic is None:
                     packages = [name for name in self._said["versions"] if name != "python"]
                     device = self.definition.shape.get("device", "auto")
+                    executor.want(1)  # of a cluster that has no worker yet
                     self.log.append([executor.introduce(packages, device)])
                 with _bar(self, progress) as bar:
                     self._drive(executor, bar)
@@ -219,9 +227,11 @@ class Study:
                 take(ask, [] if record["asked"] is None else record["asked"]["trials"], given)
                 settle()
             while ready and executor.room() > 0:
-                executor.submit(ready.popleft())
+                job = ready.popleft()
+                executor.submit(job, len(ready))
                 in_flight += 1
-            if not in_flight:
+            executor.want(len(ready))
+            if not in_flight and not ready:
                 break
             results = executor.wait()
             in_flight -= len(results)

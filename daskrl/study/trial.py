@@ -13,15 +13,18 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 from daskrl.store.storage import Storage
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from daskrl.prepared import Prepared
     from daskrl.records import ArithmeticRecord, Joined, Record
+    from daskrl.run import Run
     from daskrl.store.store import Store
     from daskrl.study.scores import Score
 
@@ -114,14 +117,26 @@ def carry_out(job: Job) -> Outcome:
     StoreFullError, StoreUnreachableError
         No run can go on. Nothing is lost.
     """
+    from daskrl.tasks import children
+
+    children.allow()  # as environments may have: a process that runs tasks must be allowed to
+    return spread_out(job, None)
+
+
+def spread_out(job: Job, client: Client | None, began: Callable[[Run], None] = lambda run: None) -> Outcome:
+    """The same from this process, with the run's tasks spread over the workers of a client.
+
+    Parameters
+    ----------
+    began : is told of the run before it goes on, so that it can be stopped.
+    """
     from daskrl.errors import StoreFullError, StoreLockedError, StoreUnreachableError, WorkerMismatchError
 
-    began = time.monotonic()
+    start = time.monotonic()
     prepared, score = _unpacked(job.given) if isinstance(job.given, bytes) else job.given
     try:
-        with _on_a_worker():
-            store = carried_on(prepared.with_seed(job.seed), job)
-            return record_of(store, prepared, score, job, began)
+        store = carried_on(prepared.with_seed(job.seed), job, client, began)
+        return record_of(store, prepared, score, job, start)
     except StoreLockedError:
         return {"kind": "busy"}
     except WorkerMismatchError as error:
@@ -129,10 +144,14 @@ def carry_out(job: Job) -> Outcome:
     except (StoreFullError, StoreUnreachableError):
         raise
     except Exception as error:
-        return failed(job, error, time.monotonic() - began)
+        return failed(job, error, time.monotonic() - start)
 
 
-def carried_on(prepared: Prepared, job: Job, client: Any = None) -> Store:
+class StoppedError(Exception):
+    """Somebody stopped the run before it reached its env steps."""
+
+
+def carried_on(prepared: Prepared, job: Job, client: Client | None, began: Callable[[Run], None]) -> Store:
     """Make the run's store or open it, and carry the run on to the job's env steps."""
     from daskrl.errors import StoreMismatchError
     from daskrl.run import Run
@@ -164,7 +183,11 @@ def carried_on(prepared: Prepared, job: Job, client: Any = None) -> Store:
     finally:
         store.unlock()
     run = Run(store, prepared.algorithm, prepared.source, prepared.options, job.env_steps, client, progress=False)
-    return run.wait().store
+    began(run)
+    run.wait()
+    if not run.finished:
+        raise StoppedError(str(store.storage))
+    return store
 
 
 def _require_same(store: Store, prepared: Prepared) -> None:
@@ -172,15 +195,6 @@ def _require_same(store: Store, prepared: Prepared) -> None:
 
     if json.dumps(store.config.to_json(), sort_keys=True) != json.dumps(prepared.config.to_json(), sort_keys=True):
         raise StoreMismatchError(f"{store.storage} holds another run than this one of the study. Move it elsewhere.")
-
-
-@contextlib.contextmanager
-def _on_a_worker() -> Iterator[None]:
-    """A process that runs tasks must be allowed to have child processes, as environments may."""
-    from daskrl.tasks import children
-
-    children.allow()
-    yield
 
 
 def record_of(store: Store, prepared: Prepared, score: Score, job: Job, began: float) -> TrialRecord:
