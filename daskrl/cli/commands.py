@@ -21,10 +21,12 @@ from daskrl.cli.app import app, console, say, show_settings
 from daskrl.cli.options import AsJson
 from daskrl.cli.reading import digest, evaluate, export, info, reproduce, watch
 from daskrl.cli.running import resume, train
+from daskrl.cli.study import study
 from daskrl.errors import DaskrlError
 
 __all__ = [
-    "algorithms", "digest", "evaluate", "export", "info", "jobs", "main", "reproduce", "resume", "train", "watch",
+    "algorithms", "digest", "evaluate", "export", "info", "jobs", "main", "reproduce", "resume", "study", "train",
+    "watch",
 ]  # fmt: skip
 
 
@@ -90,7 +92,7 @@ def main(typed: Sequence[str] | None = None) -> None:
     except CycloptsError:  # has been printed
         sys.exit(2)
     except DaskrlError as error:
-        say(f"{type(error).__name__}: {error}")
+        say("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
         sys.exit(2)
     except KeyboardInterrupt:  # outside of a run, which has its own message
         say("\nInterrupted.")

@@ -234,9 +234,14 @@ def resume(
 
 @contextlib.contextmanager
 def connected(
-    workers: int | None, scheduler: str | None, cluster: str | None, torch_threads: int
+    workers: int | None, scheduler: str | None, cluster: str | None, torch_threads: int, *, beside: bool = True
 ) -> Iterator[Client | None]:
-    """The Dask client asked for: none, of a scheduler that runs already, of jobs, or of a cluster of our own."""
+    """The Dask client asked for: none, of a scheduler that runs already, of jobs, or of a cluster of our own.
+
+    Parameters
+    ----------
+    beside : whether a cluster of our own has a learner's worker beside those; else it is one of them.
+    """
     if scheduler is not None and cluster is not None:
         raise ConfigError("--scheduler and --cluster: expected one of them.")
     if cluster is not None and workers == 0:
@@ -272,7 +277,10 @@ def connected(
             yield client
     else:
         count = 2 if workers is None else workers
-        with clusters.local(count, learner_threads=torch_threads) as local, Client(local) as client:
+        rollouts = count if beside else max(count - 1, 1)
+        with clusters.local(rollouts, learner_threads=torch_threads) as local, Client(local) as client:
+            if not beside and count == 1:
+                local.scale(1)  # the learner's stays
             yield client
 
 
