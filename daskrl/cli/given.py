@@ -48,7 +48,7 @@ def settings(algorithm: str, pairs: list[str]) -> dict[str, Any]:
                 f"--set {pair}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
                 f"{did_you_mean(name, known)}"
             )
-        settings[name] = _value(text)
+        settings[name] = value(text)
     return settings
 
 
@@ -93,7 +93,7 @@ def keywords(pairs: list[str] | None) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ConfigError(f"--env-kwargs {pair}: expected NAME=VALUE, e.g. --env-kwargs size=3.")
-        found[name] = _value(text)
+        found[name] = value(text)
     return found
 
 
@@ -144,7 +144,7 @@ def weights_version(text: str | None) -> int | str | None:
     return int(text)
 
 
-def _value(text: str) -> Any:
+def value(text: str) -> Any:
     """What was typed as a Python literal; a word is a string."""
     try:
         return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
+import re
 import shlex
 import sys
 import warnings
@@ -14,20 +15,21 @@ from rich.table import Table
 
 from daskrl.cli import given
 from daskrl.cli.app import app, console, say, table
-from daskrl.cli.options import AsJson, Cluster, Scheduler
+from daskrl.cli.options import AsJson, Cluster, Keywords, Scheduler
 from daskrl.cli.running import connected
 from daskrl.cli.signals import STOPPED, at_signals
-from daskrl.errors import ConfigError, FewSeedsWarning, FailedTrialsWarning, StoreMismatchError
+from daskrl.errors import ConfigError, FailedTrialsWarning, FewSeedsWarning
 from daskrl.shown import shown
 
 if TYPE_CHECKING:
+    from daskrl.study import verifying
     from daskrl.study.study import Study
 
 study = App(name="study", help="Studies: many runs that answer one question, and what they say.")
 app.command(study)
 
 Directory = Annotated[str, Parameter(help="Directory of the study, or its URL.")]
-Own = Annotated[list[str] | None, Parameter(
+OwnAlgorithms = Annotated[list[str] | None, Parameter(
     name="--algorithm", negative="",
     help="Again the module:Class or FILE.py:Class of the study, where it has your own; any number of times.",
 )]  # fmt: skip
@@ -60,25 +62,26 @@ def run(
     A study that is there is gone on with if the file still says the same; where the file says more (seeds, values, env
     steps) the study is extended by that; where it says something else, that is an error.
 
-    The file::
+    What the file says, for example:
 
-        path = "studies/lr"              # beside the file, by its name, unless said
-        env = ["CartPole-v1", "mine.py:make"]
+        path = "studies/lr"           # beside the file, by its name, unless said
+        env = "CartPole-v1"           # several: ["CartPole-v1", "mine.py:make"]
         env_steps = 50_000
-        seeds = 10                       # or which: [0, 1, 2]
-        score = "last"                   # best, auc, {kind = "StepsTo", score = 195}, "mine.py:function"
-        search = {kind = "random", settings = 20}    # where the space has ranges; else all its values are combined
-        streams = 8                      # and what else daskrl train takes: lag, device, evaluate_every, ...
-
-        [algorithm]                      # or algorithm = "dqn"; or several: ["dqn", "ppo"], [algorithms.LABEL]
-        name = "dqn"
+        seeds = 10                    # or which: [0, 1, 2]
+        score = "last"                # "best", "auc", "mine.py:function", or
+                                      # {kind = "StepsTo", score = 195}
+        search = {kind = "random", settings = 20}   # without: all combinations
+        streams = 8                   # lag, device, evaluate_every, ...: what
+                                      # else daskrl train takes, for all runs
+        [algorithm]                   # or algorithm = "dqn"; several: a list,
+        name = "dqn"                  # or tables [algorithms.LABEL]
         hidden = [64, 64]
 
-        [space]
+        [space]                       # values, or a range
         learning_rate = {low = 1e-4, high = 1e-2, log = true}
-        n_step = [1, 3]
+        prioritised = [true, false]
         priority_beta = {when = {prioritised = true}, values = [0.4, 0.6]}
-        env.size = [3, 5]                # an argument of the environment
+        fragment_steps = [16, 32]     # of the run; env.NAME of the environment
 
     Parameters
     ----------
@@ -96,8 +99,8 @@ def run(
     made = said.study()
     if resume and (more := made.more()):
         raise ConfigError(
-            f"{file} has more {', '.join(more)} than the study in {made.log.storage}, and --resume goes on with what is "
-            "there. Leave --resume out to extend it."
+            f"{file} has more {', '.join(more)} than the study in {made.log.storage}, and --resume goes on with what "
+            "is there. Leave --resume out to extend it."
         )
     threads = made.definition.shape.get("torch_threads", 1)
     command = shlex.join(["daskrl", "study", "run", file])
@@ -181,7 +184,7 @@ def _settings(log: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _print(title: str, rows: list[dict[str, Any]], most: int = 40) -> None:
     """Rows as a table of their keys."""
-    drawn = Table(*(name.replace("_", " ") for name in rows[0]) if rows else (), title=title, title_justify="left")
+    drawn = Table(*rows[0] if rows else (), title=title, title_justify="left")
     for row in rows[:most]:
         drawn.add_row(*("" if value is None else shown(value) for value in row.values()))
     console.print(drawn, markup=False)
@@ -226,13 +229,11 @@ def verify(
     directory: Directory,
     *,
     sample: str = "5%",
-    algorithm: Own = None,
+    algorithm: OwnAlgorithms = None,
     env: OwnEnvs = None,
-    env_kwargs: Annotated[list[str] | None, Parameter(
-        name="--env-kwargs", negative="", help="Again the arguments of those functions, NAME=VALUE.",
-    )] = None,
+    env_kwargs: Keywords = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run some finished runs of a study again, here, in a temporary directory, and compare digests.
 
     Exits with 0 if all are the same, 1 if one differs.
@@ -245,10 +246,9 @@ def verify(
     """
     from daskrl.study import verifying
 
-    own = [given.algorithm_class(name) for name in algorithm or []]
-    envs = [given.with_keywords(given.environment(name), given.keywords(env_kwargs))[0] for name in env or []]
     results = []
-    for result in verifying.verified(directory, sample, algorithms=own, envs=envs):
+    own, command = _own(algorithm, env, env_kwargs), _command("verify", directory, algorithm, env, env_kwargs)
+    for result in verifying.verified(directory, sample, own=own, command=command):
         results.append(result)
         said = "the same" if result.same else f"DIFFERS: {result.found} (study: {result.kept})"
         if not as_json:
@@ -264,26 +264,70 @@ def verify(
 
 @study.command
 def best(
-    directory: Directory, *, algorithm: Own = None, env: OwnEnvs = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    directory: Directory,
+    *,
+    algorithm: OwnAlgorithms = None,
+    env: OwnEnvs = None,
+    env_kwargs: Keywords = None,
+    as_json: AsJson = False,
+) -> None:
     """Print what to type to train with the best setting of a study: a line for each environment.
 
-    The best is the setting with the highest interquartile mean; see daskrl.study.winner. The line with the study's
-    first seed is that of a run in the study: it has the same digest.
+    The best is the setting with the highest interquartile mean, see daskrl.study.winner. A line has the study's first
+    seed: typed as it is, it makes the run that the study has, with the same digest. Needs daskrl[study].
     """
-    from daskrl.cli.typing_ import lines
+    from daskrl.cli.lines import train_line
+    from daskrl.store.store import Store
+    from daskrl.study import space
+    from daskrl.study import table as tables
     from daskrl.study.log import StudyLog
-    from daskrl.study.table import table as table_of
+    from daskrl.study.verifying import made_with
     from daskrl.study.winner import winner
 
     log = StudyLog.open(directory)
-    rows = table_of(log)
-    found = winner(rows, by="setting")
-    (first,) = rows.setting[rows.setting == found.settings["setting"]].unique()
-    typed = lines(log, rows[rows.setting == first], algorithm or [], env or [])
+    found = winner(tables.table(log))
+    number = found.settings["setting"]
+    own, command = _own(algorithm, env, env_kwargs), _command("best", directory, algorithm, env, env_kwargs)
+    lines: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    for row in tables.rows(log):
+        label = row["environment"]
+        if row["setting"] != number or label in lines or row["state"] != "finished":
+            continue
+        settings = {name: row[name] for name in ("algorithm", *log.definition["space"])}
+        store = Store.open(log.storage.folder("runs").folder(row["run"].rpartition("/")[2]))
+        several = "" if len(log.definition["environments"]) == 1 else f"-{re.sub(r'[^A-Za-z0-9.-]+', '-', label)}"
+        path = log.storage.beside(f"{log.storage.name}-best{several}")
+        path = os.path.relpath(path) if os.path.isabs(path) else path
+        lines[label] = train_line(store, made_with(store, own, command), path, env_kwargs=env_kwargs)
     if as_json:
-        print(json.dumps({"setting": int(first), "iqm": found.iqm, "seeds": found.seeds, "commands": typed}))
+        said = {"setting": number, "settings": settings, "iqm": found.iqm, "runs": found.runs, "seeds": found.seeds}
+        print(json.dumps({**said, "ties": found.ties, "left_out": found.left_out, "commands": lines}, default=str))
         return
-    for line in typed:
+    for line in lines.values():
         print(line)
-    say(f"Setting {int(first)}: IQM {found.iqm:.6g} over {found.runs} runs, {found.seeds} seeds.")
+    say(f"Setting {number} ({space.shown(settings)}): IQM {found.iqm:.6g} over {found.runs} runs, {found.seeds} seeds.")
+    for what, labels in (("As good", found.ties), ("Could not win, without a score everywhere", found.left_out)):
+        if labels:
+            say(f"{what}: {', '.join(labels)}.")
+
+
+def _own(algorithms: list[str] | None, envs: list[str] | None, env_kwargs: list[str] | None) -> verifying.Own:
+    """The user's own as they were typed."""
+    from daskrl.study.verifying import Own
+
+    found = {name: given.with_keywords(given.environment(name), given.keywords(env_kwargs))[0] for name in envs or []}
+    for name, env in found.items():
+        if not callable(env):
+            raise ConfigError(f"--env {name}: expected a function, as FILE.py:function; ids are in the study.")
+    return Own({name: given.algorithm_class(name) for name in algorithms or []}, found)
+
+
+def _command(
+    name: str, directory: str, algorithms: list[str] | None, envs: list[str] | None, env_kwargs: list[str] | None
+) -> str:
+    """What was typed."""
+    words = ["daskrl", "study", name, directory]
+    for option, values in (("--algorithm", algorithms), ("--env", envs), ("--env-kwargs", env_kwargs)):
+        words += [word for value in values or [] for word in (option, value)]
+    return shlex.join(words)

@@ -87,6 +87,8 @@ class StudyFile:
 
     def arguments(self) -> dict[str, Any]:
         """What `daskrl.Study` takes beside the path."""
+        from daskrl.study.space import Range
+
         said = {name: value for name, value in self.said.items() if name != "path"}
         said["algorithm"] = self._algorithms(said.pop("algorithms", None), said.pop("algorithm", None))
         envs, kwargs = self._environments(said.pop("envs", None), said.pop("env", None)), said.pop("env_kwargs", {})
@@ -101,6 +103,12 @@ class StudyFile:
                 said[name] = self._chosen(said[name], (name,), name)
         if isinstance(said["env_steps"], float) and said["env_steps"].is_integer():
             said["env_steps"] = int(said["env_steps"])  # 1e6
+        ranges = [name for name, axis in said["space"].items() if isinstance(getattr(axis, "values", axis), Range)]
+        if ranges and "search" not in said:
+            raise self._error(
+                ("space", ranges[0]), "a range, so how many settings are to be drawn? Type, for example, search = "
+                '{kind = "random", settings = 20}',
+            )  # fmt: skip
         return said
 
     # -- its parts -----------------------------------------------------------------------------------------
@@ -247,9 +255,16 @@ class StudyFile:
         """The error with the line of the key that its message speaks of."""
         message = " ".join([str(error), *getattr(error, "__notes__", ())])
         words, head = set(re.findall(r"\w+", message)), re.split(r"\W", message, maxsplit=1)[0]
+        quoted = set(re.findall(r"'([^']+)'", message))
         spoken = [path for path in self._lines if path[-1] in words and path[: len(within)] == within]
-        path = max(spoken, key=lambda path: (head in (path[0], path[-1]), len(path)), default=within)
+        path = max(
+            spoken, key=lambda path: (path[-1] in quoted, head in (path[0], path[-1]), len(path)), default=within
+        )  # fmt: skip
         kind = type(error) if isinstance(error, ConfigError) else ConfigError
+        if not path:  # it may speak of a value
+            lines = enumerate(self._text.splitlines(), 1)
+            found = next((number for number, line in lines if any(f'"{word}"' in line for word in quoted)), None)
+            return kind(f"{self.file}, line {found}: {message}" if found else f"{self.file}: {message}")
         return kind(f"{self._where(path)}: {message}")
 
 

@@ -300,6 +300,14 @@ class Study:
         """How far the study is, name -> value."""
         return tables.summary(self.log)
 
+    def more(self) -> list[str]:
+        """What was given of more than the study has that is there: of ``seeds``, ``space``, ``env_steps`` and others.
+
+        `run` begins by extending the study by that.
+        """
+        kept = self.log.definition
+        return [name for name, said in self._said.items() if said != kept.get(name)] if self._extends else []
+
     def __repr__(self) -> str:
         said = self.summary()
         how = f"{said['finished']} of {said['runs']} runs finished, {said['failed']} failed"

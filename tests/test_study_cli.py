@@ -1,0 +1,230 @@
+"""``daskrl study``: studies from a file, carried on, compared, verified, listed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import daskrl
+from daskrl.cli.study import run
+from daskrl.cli.studyfile import StudyFile
+from daskrl.study import Greedy, Random, Study
+from daskrl.study.definition import define
+from tests.typed import Here, daskrl_
+
+FILE = """
+env = "CartPole-v1"
+env_steps = 256
+seeds = 2
+score = {kind = "greedy", episodes = 2}
+streams = 2
+envs_per_stream = 2
+fragment_steps = 16
+
+[algorithm]
+name = "dqn"
+hidden = [8]
+learning_starts = 64
+batch_size = 16
+window = 1024
+
+[space]
+learning_rate = [1e-4, 1e-3]
+"""
+QUICK = daskrl.DQN(hidden=(8,), learning_starts=64, batch_size=16, window=1024)
+SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 16}
+
+
+def write(place: Path, file: str = "lr.toml", **changed: str) -> None:
+    """The file with some of its lines changed, by their key."""
+    lines = [
+        f"{key} = {changed.pop(key)}" if (key := line.partition(" =")[0]) in changed else line
+        for line in FILE.splitlines()
+    ]
+    (place / file).write_text("\n".join([*(f"{key} = {value}" for key, value in changed.items()), *lines]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the file of a study, and the study that another process carried out from it."""
+    place = tmp_path_factory.mktemp("study")
+    write(place)
+    daskrl_("study", "run", "lr.toml", "--workers", "0", cwd=place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The same study, made in Python."""
+    study = Study(
+        tmp_path_factory.mktemp("python") / "lr", algorithm=QUICK, env="CartPole-v1",
+        space={"learning_rate": [1e-4, 1e-3]}, seeds=2, env_steps=256, score=Greedy(2), **SHAPE,
+    )  # fmt: skip
+    return study.run(progress=False)
+
+
+def test_a_study_from_a_file_has_the_table_of_the_study_made_in_python(made: Path, python: Study, here: Here) -> None:
+    said = json.loads(here("study", "show", "lr", "--json", cwd=made).stdout)
+    assert said["digest"] == python.digest()
+    assert [row["score"] for row in said["rows"]] == python.table().score.tolist()
+
+
+def test_show_has_the_best_setting_first(made: Path, python: Study, here: Here) -> None:
+    said = here("study", "show", "lr", cwd=made).stdout
+    means = python.table().groupby("learning_rate").score.mean()
+    best, worst = means.idxmax(), means.idxmin()
+    assert said.index(f" {best} ") < said.index(f" {worst} ")
+    assert "2/2" in said
+
+
+def test_the_same_line_again_runs_nothing_and_a_larger_file_extends_the_study(
+    made: Path, tmp_path: Path, here: Here
+) -> None:
+    write(tmp_path, path=f'"{made / "lr"}"')
+    before = [*(made / "lr" / ".commits").iterdir()]
+    here("study", "run", "lr.toml", "--workers", "0", cwd=tmp_path)
+    here("study", "run", "lr.toml", "--workers", "0", "--resume", cwd=tmp_path)
+    assert [*(made / "lr" / ".commits").iterdir()] == before
+    write(tmp_path, "small.toml", seeds="[0]", env_steps="64")
+    small = json.loads(here("study", "run", "small.toml", "--workers", "0", "--json", cwd=tmp_path).stdout)
+    write(tmp_path, "small.toml", seeds="[0, 5]", env_steps="64")
+    refused = here("study", "run", "small.toml", "--workers", "0", "--resume", cwd=tmp_path, code=2)
+    assert "small.toml has more seeds than the study in" in refused.stderr
+    larger = json.loads(here("study", "run", "small.toml", "--workers", "0", "--json", cwd=tmp_path).stdout)
+    assert [row["seed"] for row in larger["rows"]] == [0, 5, 0, 5]
+    assert [row["digest"] for row in larger["rows"][::2]] == [row["digest"] for row in small["rows"]]
+
+
+def test_a_file_that_says_something_else_is_refused_by_what_differs(made: Path, tmp_path: Path, here: Here) -> None:
+    write(tmp_path, path=f'"{made / "lr"}"', batch_size="8")
+    said = here("study", "run", "lr.toml", "--workers", "0", cwd=tmp_path, code=2)
+    assert "is another study; it differs in algorithms.DQN" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seds": "3"}, "lr.toml, line 1: seds: there is no such key. Did you mean seeds?"),
+        ({"hidden": "[8]\nbatchsize = 3"}, "line 13: algorithm.batchsize: there is no such key. Did you mean batch_s"),
+        ({"name": '"dqm"'}, "line 10: algorithm: "),
+        ({"hidden": "-1"}, "line 12: "),
+        ({"learning_rate": "[]"}, "line 18: space: learning_rate has no values"),
+        ({"learning_rate": "[-1.0]"}, "line 18: "),
+        ({"learning_rate": "[1e-3]\nn_stepp = [1, 3]"}, "line 19: space: no algorithm of this study has a setting 'n"),
+        ({"learning_rate": "{low = 1e-3, hihg = 1.0}"}, "line 18: space.learning_rate.hihg: there is no such key. Did"),
+        ({"learning_rate": "{low = 1e-3}"}, "line 18: space.learning_rate: high is missing"),
+        ({"learning_rate": "{low = 1e-3, high = 1e-4}"}, "line 18: space.learning_rate: Range: expected finite"),
+        ({"learning_rate": "{low = 1e-4, high = 1e-3}"}, "line 18: space.learning_rate: a range, so how many"),
+        ({"env": '"CartPool-v1"'}, "lr.toml, line 2: "),
+        ({"env": '"mine.py:make"'}, "line 2: env: mine.py: expected a file"),
+        ({"env": '["CartPole-v1", "CartPole-v1"]'}, "line 2: env: two are called 'CartPole-v1'"),
+        ({"env_steps": '"many"'}, "line 3: env_steps"),
+        ({"score": '{kind = "greddy"}'}, "line 5: score: expected a kind, one of "),
+        ({"score": '"lats"'}, "line 5: score: expected 'last'"),
+        ({"score": '{kind = "greedy", episode = 1}'}, "line 5: score.episode: there is no such key. Did you mean e"),
+        ({"search": '{kind = "random", settings = 0}'}, "line 1: settings"),
+        ({"streams": "0"}, "line 6: "),
+        ({"env": ""}, "lr.toml is no TOML: Invalid value (at line 2"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_file_is_named_by_its_line_and_nothing_is_made(
+    tmp_path: Path, here: Here, changed: dict[str, str], said: str
+) -> None:
+    write(tmp_path, **changed)
+    assert said in here("study", "run", "lr.toml", "--workers", "0", cwd=tmp_path, code=2).stderr
+    assert not (tmp_path / "lr").exists()
+
+
+def test_the_file_in_the_help_is_one_that_works(tmp_path: Path) -> None:
+    text = inspect.getdoc(run) or ""
+    (tmp_path / "help.toml").write_text(text[text.index("    path =") : text.index("Parameters\n")])
+    arguments = StudyFile(str(tmp_path / "help.toml")).arguments()
+    definition = define(**{"study_seed": 0, "given": {"streams": arguments.pop("streams")}, **arguments})
+    assert {**definition.search.next(definition.space, 50_000, 0, [], {}).setting}.keys() >= {"learning_rate"}
+
+
+def test_a_file_says_all_that_a_study_takes(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import daskrl, gymnasium\n\n"
+        "def make(length):\n    return gymnasium.make('CartPole-v1', max_episode_steps=length)\n\n"
+        "class Mine(daskrl.DQN):\n    'The same as DQN.'\n\n"
+        "def longest(store):\n    return float(store.summary()['env_steps'])\n"
+    )
+    (tmp_path / "all.toml").write_text(
+        'path = "out/all"\nenv_steps = 1e2\nseeds = [4]\nscore = "mine.py:longest"\nstreams = 2\n'
+        "envs_per_stream = 2\nframe_stack = 2\nevaluate_every = 2\n"
+        'search = {kind = "random", settings = 3}\nstudy_seed = 1\n'
+        '[algorithms.a]\nname = "mine.py:Mine"\nhidden = [8]\n[algorithms.b]\nname = "ppo"\nhidden = [8]\n'
+        '[envs]\nshort = {name = "mine.py:make", length = 9}\nlong = "Acrobot-v1"\n'
+        "[space]\nlearning_rate = {low = 1e-4, high = 1e-3, log = true}\nfragment_steps = [8, 16]\n"
+        'n_step = {when = {algorithm = "a"}, values = [1, 2]}\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    definition = StudyFile("all.toml").study().definition
+    assert [*definition.algorithms] == ["a", "b"]
+    assert [*definition.environments] == ["short", "long"]
+    assert (definition.seeds, definition.env_steps, definition.study_seed) == ((4,), 100, 1)
+    assert definition.shape == {"streams": 2, "envs_per_stream": 2, "frame_stack": 2}
+    assert definition.options.evaluate_every == 2
+    assert definition.search == Random(3)
+    assert definition.environments["short"]().spec.max_episode_steps == 9
+    rows = json.loads(here("study", "run", "all.toml", "--workers", "0", "--json", cwd=tmp_path).stdout)["rows"]
+    assert [row["score"] for row in rows] == [128.0 for row in rows]
+
+
+def test_compare_says_which_setting_and_which_study_is_better(made: Path, tmp_path: Path, here: Here) -> None:
+    said = here("study", "compare", "lr", "--by", "learning_rate", cwd=made).stdout
+    assert "learning_rate=0.0001" in said
+    assert "difference in score, A minus B" in said
+    write(tmp_path, "other.toml", discount="0.5\nbatch_size = 8", score='"auc"')
+    assert "learning_rate" in here("study", "compare", "lr", cwd=made, code=2).stderr
+    said = here("study", "compare", "lr", "--by", "learning_rat", cwd=made, code=2).stderr
+    assert "Did you mean learning_rate?" in said
+
+
+def test_two_studies_are_compared_over_equal_settings_and_seeds(made: Path, tmp_path: Path, here: Here) -> None:
+    write(tmp_path, "other.toml", batch_size="8", seeds="[1, 2]")
+    here("study", "run", "other.toml", "--workers", "0", cwd=tmp_path)
+    said = json.loads(here("study", "compare", "other", str(made / "lr"), "--json", cwd=tmp_path).stdout)
+    (pair,) = said["pairs"]
+    assert {pair["a"], pair["b"]} == {"study=lr", "study=other"}
+    scores = {
+        (name, row["learning_rate"], row["seed"]): row["score"]
+        for name, where in (("lr", made), ("other", tmp_path))
+        for row in json.loads(here("study", "show", name, "--json", cwd=where).stdout)["rows"]
+    }
+    differences = [scores[pair["a"][6:], rate, 1] - scores[pair["b"][6:], rate, 1] for rate in (1e-4, 1e-3)]
+    assert pair["pairs"] == 1  # one environment, and seed 1
+    assert pair["difference"] == sum(differences) / 2
+    write(tmp_path, "auc.toml", score='"auc"', seeds="1", env_steps="64")
+    here("study", "run", "auc.toml", "--workers", "0", cwd=tmp_path)
+    refused = here("study", "compare", "auc", "other", cwd=tmp_path, code=2).stderr
+    assert "different scores: mean return over training, and return of 2 greedy episodes, last weights" in refused
+
+
+def test_verify_runs_a_derived_sample_again_and_finds_what_differs(made: Path, tmp_path: Path, here: Here) -> None:
+    said = json.loads(here("study", "verify", "lr", "--sample", "50%", "--json", cwd=made).stdout)
+    assert (said["verified"], said["differ"]) == (2, 0)
+    kept = {
+        row["run"]: row["digest"] for row in json.loads(here("study", "show", "lr", "--json", cwd=made).stdout)["rows"]
+    }
+    assert all(kept[run["run"]] == run["found"] for run in said["runs"])
+    one = here("study", "verify", "lr", "--sample", "1", cwd=made).stdout
+    assert one.startswith(said["runs"][0]["run"])
+    assert "1 runs again, 0 differ" in one
+    assert "expected a share" in here("study", "verify", "lr", "--sample", "half", cwd=made, code=2).stderr
+
+
+def test_the_line_that_best_prints_makes_the_run_of_the_study(made: Path, python: Study, here: Here) -> None:
+    line = here("study", "best", "lr", cwd=made).stdout.strip()
+    here(*shlex.split(line)[1:], "--workers", "0", "--episodes", "0", cwd=made)
+    digest = here("digest", "lr-best", cwd=made).stdout.strip()
+    table = python.table()
+    best = table.groupby("learning_rate").score.mean().idxmax()
+    (expected,) = table[(table.learning_rate == best) & (table.seed == 0)].digest
+    assert digest == expected
