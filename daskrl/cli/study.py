@@ -79,8 +79,8 @@ def run(
 
         [space]                       # values, or a range
         learning_rate = {low = 1e-4, high = 1e-2, log = true}
-        prioritised = [true, false]
-        priority_beta = {when = {prioritised = true}, values = [0.4, 0.6]}
+        double = [true, false]
+        n_step = {when = {double = true}, values = [1, 3]}
         fragment_steps = [16, 32]     # of the run; env.NAME of the environment
 
     Parameters
