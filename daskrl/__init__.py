@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from daskrl.config import Schedule
     from daskrl.records import Report
     from daskrl.run import Run, resume, train
+    from daskrl.store.pack import pack, unpack
     from daskrl.store.store import Store
     from daskrl.study.study import Study
     from daskrl.watching import sinks as sinks
@@ -60,10 +61,12 @@ __all__ = [
     "Study",
     "evaluate",
     "learning_curve",
+    "pack",
     "plot_learning_curve",
     "reproduce",
     "resume",
     "train",
+    "unpack",
     "watch",
 ]
 
@@ -90,6 +93,7 @@ __getattr__, __dir__ = lazily(
         "daskrl.analysis.reproduce": ["reproduce"],
         "daskrl.config": ["Schedule"],
         "daskrl.records": ["Report"],
+        "daskrl.store.pack": ["pack", "unpack"],
         "daskrl.run": ["Run", "resume", "train"],
         "daskrl.study.study": ["Study"],
         "daskrl.watching.callbacks": ["Callback"],

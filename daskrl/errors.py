@@ -9,6 +9,7 @@ DaskrlError
 │   ├── StoreMismatchError(ValueError)     a store of another environment, format or config
 │   ├── DamagedError(ValueError)           a chunk, a commit or a checkpoint fails its checksum
 │   ├── StoreLockedError(BlockingIOError)  another driver writes this store
+│   ├── StorePackedError(PermissionError)  a run in one file, which is read only; unpack it, or resume
 │   ├── StoreUnreachableError(ConnectionError)  an object store has no such bucket, refuses, or does not answer
 │   └── StoreFullError(OSError)            the disk is full, or the quota used up
 ├── EnvironmentFailure(RuntimeError)
@@ -61,6 +62,10 @@ class DamagedError(StoreError, ValueError):
 
 class StoreLockedError(StoreError, BlockingIOError):
     """Another driver has this store open for writing."""
+
+
+class StorePackedError(StoreError, PermissionError):
+    """A packed run: one file that is read, not written. Resuming its run unpacks it."""
 
 
 class StoreUnreachableError(StoreError, ConnectionError):

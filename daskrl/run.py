@@ -32,7 +32,9 @@ from daskrl.pools.local import InProcessPool
 from daskrl.prepared import prepare, require_forgetful
 from daskrl.records import Report
 from daskrl.shown import html_table
-from daskrl.store.places import place
+from daskrl.store.pack import unpack
+from daskrl.store.packed import Packed
+from daskrl.store.places import found
 from daskrl.store.progress import Progress
 from daskrl.store.store import Store
 from daskrl.tasks.initial import Init
@@ -132,6 +134,10 @@ class Run(Watched):
 
     def _driven(self, told: Told) -> Iterator[Report]:
         """Hold the store's lock and a pool, and drive."""
+        if isinstance(self.store.storage, Packed):
+            if self.finished:
+                return
+            unpack(self.store)
         progress = self.store.lock()
         try:
             plan = Plan(self.store.layout, self.algorithm, self.source.factory, self.options, progress.arithmetic)
@@ -268,7 +274,8 @@ def train(
         store says so.
     strict_bounds : an observation outside the bounds of its space is an error; else one warning a run.
     overwrite : delete the run that is in ``store``.
-    resume : go on with the run that is in ``store``, if it is this very run: what starts a job may start it again.
+    resume : go on with the run that is in ``store``, if it is this very run: what starts a job may start it again. A
+        packed run (`daskrl.pack`) that is to go on is unpacked first; a finished one stays packed.
     init : begin with these weights instead of drawn ones: another run's store, a file of safetensors, or arrays by
         name. They are copied into the new store, which needs the other no more, and must be those of this algorithm and
         its settings. Of a store, what else was learned (SAC's and TD3's critics, running moments) is taken from the
@@ -309,7 +316,7 @@ def train(
         initial = take_initial(
             init, init_version, algorithm, prepared.setup, replay=init_replay, digest=not going_on
         )  # fmt: skip
-        if initial.replay is not None and overwrite and initial.replay.storage == place(store):
+        if initial.replay is not None and overwrite and initial.replay.storage == found(store):
             raise ConfigError(
                 "init_replay: the run in store= would be deleted before it is copied. Choose another store=."
             )
@@ -344,6 +351,8 @@ def resume(
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Go on with a run from its store, wherever it was stopped and on whatever workers.
+
+    A packed run (`daskrl.pack`) is unpacked first, where there is something to do: its directory is there again.
 
     Parameters
     ----------
@@ -393,6 +402,7 @@ def _resumed(
     steps = budget["env_steps"] if env_steps is None else plain(env_steps)
     require_integer("env_steps", steps, budget["env_steps"])
     if options != before or steps != budget["env_steps"]:
+        unpack(store)
         store.lock()
         try:
             store.commit([{"kind": "budget", "env_steps": steps, "options": dataclasses.asdict(options)}])

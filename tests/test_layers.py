@@ -67,7 +67,7 @@ ROOMS = {
     "cyclopts": {"cli"},
     "psutil": {"tasks.memory"},
     "imageio_ffmpeg": {"envs.video"},
-    "obstore": {"store.objects"},
+    "obstore": {"store.client"},
     "onnx": {"analysis.export"},
     "onnxruntime": {"analysis.export"},
 }

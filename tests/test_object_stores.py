@@ -379,9 +379,9 @@ def test_wrong_credentials(url: str, verb: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    from daskrl.store import objects as stores
+    from daskrl.store import client
 
-    monkeypatch.setattr(stores, "FIRST", 0.3)
+    monkeypatch.setattr(client, "FIRST", 0.3)
     for name, value in objects.environment("http://127.0.0.1:9").items():
         monkeypatch.setenv(name, value)
     for call in (lambda: start("s3://daskrl/run"), lambda: daskrl.resume("s3://daskrl/run")):  # type: ignore[arg-type, return-value]

@@ -50,6 +50,8 @@ def read(storage: Storage, path: Place) -> dict[str, Any]:
         raise StoreMismatchError(
             f"{storage} is not a daskrl store: it has no zarr.json. Type: daskrl train ENV --store {path}"
         ) from None
+    except DamagedError:  # of a pack
+        raise
     except (ValueError, KeyError, TypeError):
         raise StoreMismatchError(f"{storage} is not a daskrl store: its zarr.json has no daskrl attributes.") from None
     if format_ != FORMAT or version != FORMAT_VERSION:

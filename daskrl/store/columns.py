@@ -23,7 +23,7 @@ from daskrl.store.late import content, patiently
 from daskrl.store.storage import Storage
 
 _ZSTD = Zstd(level=0)
-_SUFFIX = 4  # bytes of the crc32c codec
+SUFFIX = 4  # bytes of the crc32c codec
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ def _encode(column: Column, values: Array) -> tuple[bytes | memoryview, bytes]:
     data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     if column.compressed:
         body: bytes = _ZSTD.encode(data)
-        return body, crc32c(body).to_bytes(_SUFFIX, "little")
-    return data.data, crc32c(data).to_bytes(_SUFFIX, "little")
+        return body, crc32c(body).to_bytes(SUFFIX, "little")
+    return data.data, crc32c(data).to_bytes(SUFFIX, "little")
 
 
 def decode(column: Column, data: bytes, where: str) -> Array:
     """The values of one chunk; raises `DamagedError` where the checksum or the size is off."""
-    body = np.frombuffer(data, np.uint8)[:-_SUFFIX]
-    if len(data) < _SUFFIX or crc32c(body) != int.from_bytes(data[-_SUFFIX:], "little"):
+    body = np.frombuffer(data, np.uint8)[:-SUFFIX]
+    if len(data) < SUFFIX or crc32c(body) != int.from_bytes(data[-SUFFIX:], "little"):
         raise DamagedError(f"{where} fails its CRC-32C.")
     try:
         raw = _ZSTD.decode(body) if column.compressed else body
@@ -169,7 +169,7 @@ def _chunks(layout: Mapping[str, Column], fragment: Mapping[str, Array]) -> Iter
 
 
 def _nbytes_and_crc(chunk: _Chunk | None) -> list[int]:
-    return [0, 0] if chunk is None else [len(chunk[0]) + _SUFFIX, int.from_bytes(chunk[1], "little")]
+    return [0, 0] if chunk is None else [len(chunk[0]) + SUFFIX, int.from_bytes(chunk[1], "little")]
 
 
 def read_fragment(
@@ -207,7 +207,7 @@ def read_fragment(
         data = patiently(look, storage, key, patience)
         if len(data) != nbytes:
             raise DamagedError(f"{where} has {len(data)} bytes, {nbytes} were committed.")
-        if int.from_bytes(data[-_SUFFIX:], "little") != crc:
+        if int.from_bytes(data[-SUFFIX:], "little") != crc:
             raise DamagedError(f"{where} is not the chunk that was committed: CRC-32C differs.")
         return decode(column, data, where)
 

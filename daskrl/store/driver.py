@@ -11,6 +11,7 @@ from daskrl.store import arrays, snapshot
 from daskrl.store.index import INDEX_EVERY, Index, index_columns
 from daskrl.store.layout import Layout
 from daskrl.store.log import Segment
+from daskrl.store.packed import left
 from daskrl.store.progress import Progress
 from daskrl.store.storage import Tag
 
@@ -44,6 +45,8 @@ class Driver:
         self._lock.acquire()
         try:
             self.storage.tidy()
+            if (pack := left(self.storage, self.run_id)) is not None:  # it will be older
+                pack.remove()
             self._forget()
             schedule = self.config.schedule
             progress = Progress([0] * schedule.streams, rechecks=Rechecks(schedule, self.config.recheck_every))

@@ -125,15 +125,24 @@ class Lease(Lock):
             )
 
     def release(self) -> None:
+        if self._stopped():
+            with contextlib.suppress(ChangedError, StoreError):
+                self._storage.replace(self.key, _bytes({**self._mine, "owner": None}), self._tag)
+
+    def drop(self) -> None:
+        """Release the lease of a place where nothing is to stay: its object goes while nobody may take it over yet."""
+        if self._stopped():
+            with contextlib.suppress(StoreError):
+                self._storage.delete(self.key)
+
+    def _stopped(self) -> bool:
+        """Whether it was held, and nobody renews it any more."""
         thread, self._thread = self._thread, None
         if thread is None:
-            return
+            return False
         self._done.set()
         thread.join(1.0)
-        if self._lost or thread.is_alive():  # it waits for an answer: the lease ends by itself
-            return
-        with contextlib.suppress(ChangedError, StoreError):
-            self._storage.replace(self.key, _bytes({**self._mine, "owner": None}), self._tag)
+        return not (self._lost or thread.is_alive())  # it waits for an answer: the lease ends by itself
 
 
 def _bytes(lease: dict[str, Any]) -> bytes:

@@ -9,25 +9,26 @@ import itertools
 import os
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from daskrl.errors import StoreError, StoreFullError, StoreLockedError, StoreMismatchError
-from daskrl.store.storage import Data, Lock, Storage, Tag
+from daskrl.store.storage import ChangedError, Data, Lock, Packable, Storage, Tag
 
 # Of link() where there are no hard links: FAT and exFAT, many FUSE file systems, some of object stores.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk without room, or of a quota used up
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk without room, or of a quota used up
 # In the names of files being written: processes on other machines may write the same file.
 _PROCESS, _COUNTER = uuid.uuid4().hex[:12], itertools.count()
 
 
 @dataclass(frozen=True)
-class Posix(Storage):
+class Posix(Packable):
     """A directory, by its absolute path."""
 
     root: Path
@@ -52,7 +53,7 @@ class Posix(Storage):
             partial.write_bytes(data)
             _name(partial, path)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise StoreFullError(
                     error.errno,
                     f"cannot write in {path.parent}: {os.strerror(error.errno)}. Everything committed so far is kept; "
@@ -101,13 +102,26 @@ class Posix(Storage):
             shutil.rmtree(root)
             lock.release()
         root.parent.mkdir(parents=True, exist_ok=True)
-        making = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
+        with self._filled(root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")) as making:
+            yield making
+
+    @contextlib.contextmanager
+    def filling(self) -> Iterator[Storage]:
+        root = self.root
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise StoreMismatchError(f"{root} exists and is not a daskrl store. Move it away.")
+        self.remove_left()
+        with self._filled(self._unpacking) as making:
+            yield making
+
+    @contextlib.contextmanager
+    def _filled(self, making: Path) -> Iterator[Storage]:
         try:
             making.mkdir()
             yield _Making(making)
-            if root.exists():
-                root.rmdir()
-            os.replace(making, root)
+            if self.root.exists():
+                self.root.rmdir()
+            os.replace(making, self.root)
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise
@@ -125,6 +139,94 @@ class Posix(Storage):
     def folder(self, name: str) -> Storage:
         return type(self)(self.root / name)
 
+    # -- packing ------------------------------------------------------------------------------------------
+
+    def measured(self, key: str) -> tuple[int, Tag]:
+        found = os.stat(f"{self.root}/{key}")
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a file", f"{self.root}/{key}")
+        return found.st_size, _tag(found)
+
+    def part(self, key: str, start: int, nbytes: int, tag: Tag) -> bytes:
+        file = os.open(f"{self.root}/{key}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _tag(os.fstat(file)) != tag:
+                raise ChangedError(self.where(key))
+            parts = []
+            while nbytes and (part := os.pread(file, nbytes, start)):
+                parts.append(part)
+                start, nbytes = start + len(part), nbytes - len(part)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            os.close(file)
+
+    def aside(self) -> Posix:
+        return Posix(self.root.parent)
+
+    def keys(self) -> list[str]:
+        found = []
+        for folder, _, names in os.walk(self.root, followlinks=True, onerror=_raised):
+            below = os.path.relpath(folder, self.root)
+            found += [name if below == "." else f"{below}/{name}" for name in names if not name.endswith(".partial")]
+        return sorted(found)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """The directory's lock, where it is there, and one on the pack, where that is."""
+        with contextlib.ExitStack() as held:
+            if self.holds_store():
+                lock = DriverLock(self.root)
+                lock.acquire()
+                held.callback(lock.release)
+            held.enter_context(_alone_with(self.root.with_name(f"{self.root.name}.zip")))
+            yield
+
+    @contextlib.contextmanager
+    def writing(self, key: str) -> Iterator[IO[bytes]]:
+        path = self.root / key
+        partial = path.with_name(f".{path.name}.partial")  # there is one writer: who is alone
+        try:
+            with open(partial, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            _flush(path.parent)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in FULL and not isinstance(error, StoreFullError):
+                raise StoreFullError(
+                    error.errno, f"cannot write {path}: {os.strerror(error.errno)}. Nothing was changed; make room."
+                ) from error
+            raise
+
+    # Who is alone writes these, under names that the next one removes.
+
+    @property
+    def _gone(self) -> Path:
+        return self.root.with_name(f".{self.root.name}.packed.partial")
+
+    @property
+    def _unpacking(self) -> Path:
+        return self.root.with_name(f".{self.root.name}.unpacked.partial")
+
+    def remove(self) -> None:
+        self.remove_left()
+        os.rename(self.root, self._gone)
+        _flush(self.root.parent)
+        self.remove_left()
+
+    def remove_left(self) -> None:
+        self.root.with_name(f".{self.root.name}.zip.partial").unlink(missing_ok=True)
+        for folder in (self._gone, self._unpacking):
+            if folder.is_symlink():  # the directory was a link to another place
+                shutil.rmtree(folder.resolve(), ignore_errors=True)
+                folder.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    # -- for reading, and for people ----------------------------------------------------------------------
+
     def zarr(self) -> Any:
         return self.root
 
@@ -138,6 +240,47 @@ class Posix(Storage):
 
     def beside(self, name: str) -> str:
         return str(self.root.with_name(name))
+
+
+def _tag(found: os.stat_result) -> Tag:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _raised(error: OSError) -> None:
+    raise error
+
+
+def _flush(folder: Path) -> None:
+    """Have a rename in a folder outlast a power failure, where the file system can."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+@contextlib.contextmanager
+def _alone_with(pack: Path) -> Iterator[None]:
+    """Hold a lock on a packed run, if there is one."""
+    try:
+        file = open(pack, "r+b")  # noqa: SIM115  NFS locks only what can be written
+    except FileNotFoundError:
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = os.path.samestat(os.fstat(file.fileno()), os.stat(pack))
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise
+            same = False
+        if not same:
+            raise StoreLockedError(f"another process unpacks, packs or deletes {pack}. Try again when it is done.")
+        yield
 
 
 class _Making(Posix):
@@ -194,7 +337,7 @@ def write_atomic(path: Path | str, *parts: bytes | memoryview) -> None:
     except OSError as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise StoreFullError(
                 error.errno,
                 f"cannot write {path}: {os.strerror(error.errno)}. Nothing committed was lost; make room and "
@@ -206,9 +349,11 @@ def write_atomic(path: Path | str, *parts: bytes | memoryview) -> None:
 class DriverLock(Lock):
     """Held by the one driver of a store while it lives; the kernel releases it when the process dies."""
 
+    key = ".commits/driver.lock"
+
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.path = root / ".commits" / "driver.lock"
+        self.path = root / self.key
         self._file: TextIO | None = None
 
     @property
@@ -244,7 +389,7 @@ class DriverLock(Lock):
                 file.close()
                 raise
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             why = os.strerror(error.errno)
             raise StoreFullError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 Data = bytes | memoryview
 Tag = Any
@@ -191,6 +191,66 @@ class Storage(ABC):
         )
 
 
+class Packable(Storage):
+    """A place whose store can be packed into one object beside it, see `daskrl.store.packed`."""
+
+    @abstractmethod
+    def measured(self, key: str) -> tuple[int, Tag]:
+        """An object's size in bytes and its tag; raises `FileNotFoundError`."""
+
+    @abstractmethod
+    def part(self, key: str, start: int, nbytes: int, tag: Tag) -> bytes:
+        """Some of an object's bytes, fewer where it ends before.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such object.
+        ChangedError
+            The object is not the one with that tag any more.
+        """
+
+    @abstractmethod
+    def aside(self) -> Packable:
+        """The place in which this one lies: its pack is there, an object of the same name and ``.zip``."""
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """The keys of all objects here, sorted; without what is being written."""
+
+    @abstractmethod
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block nobody else drives, packs, unpacks or overwrites the store; raises `StoreLockedError`."""
+
+    @abstractmethod
+    def writing(self, key: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A file whose content is the object when the block ends without an error, whole and lasting.
+
+        Raises
+        ------
+        StoreFullError
+            There is no room.
+        """
+
+    @abstractmethod
+    def filling(self) -> contextlib.AbstractContextManager[Storage]:
+        """What is put within the block is a store here when it ends. The first commit is put last. Called `alone`.
+
+        Raises
+        ------
+        StoreMismatchError
+            There is something else here.
+        """
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove the store here: from one moment to the next there is none. Called `alone`."""
+
+    @abstractmethod
+    def remove_left(self) -> None:
+        """Remove what killed processes left that packed or unpacked. Called where the store is packed."""
+
+
 class Tagged(Protocol):
     """Of a `Storage` whose objects are replaced only by who knows the newest."""
 
@@ -202,6 +262,9 @@ class Tagged(Protocol):
 
     def replace(self, key: str, data: bytes, tag: Tag) -> Tag:
         """Write an object in the place of the one with that tag; raises `ChangedError`."""
+
+    def delete(self, key: str) -> None:
+        """As `Storage.delete`."""
 
     def where(self, key: str) -> str:
         """As of `Storage`."""

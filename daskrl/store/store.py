@@ -39,7 +39,7 @@ from daskrl.store.files import read_checked, write_checked
 from daskrl.store.initial import Initial
 from daskrl.store.layout import Layout
 from daskrl.store.log import CommitLog
-from daskrl.store.places import Place, place
+from daskrl.store.places import Place, found, to_make
 from daskrl.store.posix import Posix
 from daskrl.store.progress import Evaluated, Progress
 from daskrl.store.storage import Storage
@@ -109,7 +109,7 @@ class Store:
         StoreUnreachableError
             There is no such bucket, no permission, or no answer.
         """
-        storage = place(path)
+        storage = to_make(path, overwrite)
         layout = columns(spec, config.schedule, config.frame_stack, extras, state)
         said = attributes.made(config, spec, layout.values(), versions)
         with storage.making(overwrite) as making:
@@ -133,11 +133,11 @@ class Store:
     @staticmethod
     def exists(path: Place) -> bool:
         """Whether there is a store."""
-        return place(path).holds_store()
+        return found(path).holds_store()
 
     @classmethod
     def open(cls, path: Place) -> Store:
-        """Open a store for reading.
+        """Open a store for reading, also of a run that was packed: by the path it had, or by that of its pack.
 
         Raises
         ------
@@ -148,18 +148,17 @@ class Store:
         DamagedError
             Its attributes are not those it was made with.
         """
-        storage = place(path)
+        storage = found(path)
         return cls(storage, attributes.read(storage, path))
+
+    def lie_in(self, storage: Storage) -> None:
+        """Be read from another place from now on: it was packed, or unpacked (`daskrl.store.pack`)."""
+        self.storage, self.log = storage, CommitLog(storage)
+        self._driver = Driver(self.layout)
 
     @property
     def root(self) -> Path:
-        """The directory of a store in a file system.
-
-        Raises
-        ------
-        StoreError
-            It is in an object store.
-        """
+        """The directory of a store in a file system; raises `StoreError` where it is in an object store, or packed."""
         if not isinstance(self.storage, Posix):
             raise StoreError(f"{self.storage} is no directory.")
         return self.storage.root

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from daskrl.testing.faults import FillDisk, Kill, Partition, Slow, Stop
     from daskrl.testing.harm import ChaosReport, Harm, chaos, plan_of_kills
     from daskrl.testing.rounds import RoundsTests
-    from daskrl.testing.storage import StorageTests
+    from daskrl.testing.storage import ReadableStorageTests, StorageTests
 
 __all__ = [
     "AlgorithmTests", "ChaosReport", "Corridor", "FillDisk", "Harm", "Kill", "Partition", "Reach",
-    "RoundsTests", "Slow", "Stop", "StorageTests", "chaos", "plan_of_kills",
+    "ReadableStorageTests", "RoundsTests", "Slow", "Stop", "StorageTests", "chaos", "plan_of_kills",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazily(
@@ -25,6 +25,6 @@ __getattr__, __dir__ = lazily(
         "daskrl.testing.faults": ["FillDisk", "Kill", "Partition", "Slow", "Stop"],
         "daskrl.testing.harm": ["ChaosReport", "Harm", "chaos", "plan_of_kills"],
         "daskrl.testing.rounds": ["RoundsTests"],
-        "daskrl.testing.storage": ["StorageTests"],
+        "daskrl.testing.storage": ["ReadableStorageTests", "StorageTests"],
     },
 )

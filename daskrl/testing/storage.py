@@ -18,6 +18,57 @@ from daskrl.store.storage import Storage
 from daskrl.store.store import Store
 
 
+class ReadableStorageTests:
+    """Of a place that can only be read. In a file that pytest collects, as of `StorageTests`."""
+
+    def holding(self, objects: dict[str, bytes]) -> Storage:
+        """A place with these objects."""
+        raise NotImplementedError
+
+    def test_every_object_is_read_back(self) -> None:
+        objects = {"data/none": b"", "data/one": b"x", "zarr.json": bytes(range(256)) * 4096, "data/more/c.0": b"y"}
+        storage = self.holding(objects)
+        again = pickle.loads(pickle.dumps(storage))
+        assert again == storage
+        for key, data in objects.items():
+            assert storage.get(key) == data
+            assert again.get(key) == data
+            assert storage.exists(key)
+
+    def test_what_is_not_there_is_a_missing_file_also_for_readers(self) -> None:
+        storage = self.holding({"data/first": b"1"})
+        for key in ("data/none", "data", "none/first"):
+            _refused(FileNotFoundError, lambda key=key: storage.get(key))  # type: ignore[misc]
+            assert not storage.exists(key) or key == "data"
+
+    def test_a_folder_lists_the_names_that_are_held_in_order(self) -> None:
+        storage = self.holding({f"data/{name}": b"" for name in ("00000010", "00000002", "first", "00000004")})
+        assert storage.names("data") == ["00000002", "00000004", "00000010", "first"]
+        assert storage.names("data", "00000004") == ["00000010", "first"]
+        assert storage.names("nothing") == []
+
+    def test_a_folder_is_a_place_of_its_own_for_readers(self) -> None:
+        folder = self.holding({"data/first": b"1", "data/more/c.0": b"2", "other": b"3"}).folder("data")
+        assert folder.get("first") == b"1"
+        assert folder.folder("more").get("c.0") == b"2"
+        assert folder.names("more") == ["c.0"]
+        assert not folder.exists("other")
+
+    def test_many_threads_read_at_once(self) -> None:
+        objects = {f"data/{number}": b"%d" % number * number for number in range(200)}
+        storage, told = self.holding(objects), list[bool]()
+
+        def all_of_them() -> None:
+            told.append(all(storage.get(key) == data for key, data in objects.items()))
+
+        _together([all_of_them] * 4)
+        assert told == [True] * 4
+        assert list(storage.at_once(storage.get, objects)) == list(objects.values())
+
+    def test_a_store_is_where_its_first_commit_is(self) -> None:
+        assert self.holding({"zarr.json": b"{}", ".commits/00000000.json": b"[]"}).holds_store()
+
+
 class StorageTests:
     """In a file that pytest collects::
 

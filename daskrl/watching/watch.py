@@ -19,6 +19,7 @@ from daskrl.identity import same_algorithm
 from daskrl.names import suggests
 from daskrl.records import Report
 from daskrl.shown import shown
+from daskrl.store.pack import where_now
 from daskrl.store.store import Store
 from daskrl.watching.callbacks import Callback, passed
 from daskrl.watching.figures import Figures, Points, Tally, halves, page, rows, run_title
@@ -65,7 +66,10 @@ class Reader:
             A commit fails its checksum.
         """
         try:
-            self.store.layout.require_same_run()
+            try:
+                self.store.layout.require_same_run()
+            except (OSError, DamagedError):
+                where_now(self.store)  # a run may be packed when it ends
         except (OSError, DamagedError, StoreMismatchError):
             raise StoreMismatchError(
                 f"{self.store.storage} was deleted, or holds another run now. Open it again."
