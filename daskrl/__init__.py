@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from daskrl.run import Run, resume, train
     from daskrl.store.pack import pack, unpack
     from daskrl.store.store import Store
+    from daskrl.study.listing import runs
     from daskrl.study.study import Study
     from daskrl.watching import sinks as sinks
     from daskrl.watching.callbacks import Callback
@@ -65,6 +66,7 @@ __all__ = [
     "plot_learning_curve",
     "reproduce",
     "resume",
+    "runs",
     "train",
     "unpack",
     "watch",
@@ -95,6 +97,7 @@ __getattr__, __dir__ = lazily(
         "daskrl.records": ["Report"],
         "daskrl.store.pack": ["pack", "unpack"],
         "daskrl.run": ["Run", "resume", "train"],
+        "daskrl.study.listing": ["runs"],
         "daskrl.study.study": ["Study"],
         "daskrl.watching.callbacks": ["Callback"],
         "daskrl.watching.watch": ["watch"],

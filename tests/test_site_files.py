@@ -252,7 +252,8 @@ def test_without_dask_jobqueue_the_extra_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in shown.stderr
 
 
-def test_the_drivers_job_has_a_place_for_modules_before_it_starts() -> None:
-    lines = (SITES / "train.sbatch").read_text().splitlines()
-    starts = next(i for i, line in enumerate(lines) if line.startswith("daskrl train"))
+@pytest.mark.parametrize(("script", "command"), [("train.sbatch", "daskrl train"), ("study.sbatch", "daskrl study")])
+def test_the_drivers_job_has_a_place_for_modules_before_it_starts(script: str, command: str) -> None:
+    lines = (SITES / script).read_text().splitlines()
+    starts = next(i for i, line in enumerate(lines) if line.startswith(command))
     assert {"# module load python/3.11", "# source /shared/venv/bin/activate"} <= set(lines[:starts])

@@ -16,8 +16,11 @@ from distributed import Client, Security
 
 import daskrl
 from daskrl import clusters
+from daskrl.cli.studyfile import StudyFile
 from daskrl.errors import ConfigError
 from daskrl.pools import election
+from daskrl.study.log import StudyLog
+from daskrl.study.table import digest as digest_of_study
 from tests import slurm
 from tests.promise import Once, Troubled, start
 
@@ -223,6 +226,79 @@ def test_a_batch_job_submits_its_own_workers_and_goes_on_where_it_was_started_ag
     assert set(slurm.jobs()) <= set(first)  # a driver that ends cancels its jobs
     if event is requeue:  # one that is killed cannot: workers without a scheduler end after a minute
         slurm.until(lambda: not slurm.jobs(), "the first driver's workers have ended")
+    assert nothing_is_left()
+
+
+STUDY = """
+path = "study"
+env = "CartPole-v1"
+env_steps = 2_000
+seeds = 6
+score = {kind = "greedy", episodes = 2}
+streams = 2
+envs_per_stream = 2
+fragment_steps = 8
+checkpoint_every = 1000
+
+[algorithm]
+name = "dqn"
+hidden = [16]
+batch_size = 8
+learning_starts = 32
+replay_ratio = 2.0
+window = 160
+
+[space]
+learning_rate = [1e-4, 1e-3]
+"""
+
+
+@pytest.fixture(scope="module")
+def study_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the study that the batch job carries out, in one process, never stopped."""
+    place = tmp_path_factory.mktemp("study")
+    (place / "study.toml").write_text(STUDY.replace('"study"', f'"{place}/study"'))
+    return StudyFile(str(place / "study.toml")).study().run(progress=False).digest()
+
+
+def finished(study: Path) -> int:
+    return sum("error" not in record for record in StudyLog.open(study).results.values()) if study.exists() else 0
+
+
+@pytest.mark.parametrize("event", [requeue, near_walltime], ids=lambda event: event.__name__)
+def test_a_study_is_one_batch_job_that_goes_on_where_it_was_started_again(
+    place: Path, tmp_path: Path, study_digest: str, event: Callable[[str], None]
+) -> None:
+    recipe = (Path(__file__).parents[1] / "cluster" / "study.sbatch").read_text()
+    command, rest = recipe.index("daskrl study"), recipe.index(" &\ndriver=")
+    mine = f"{sys.executable} -m daskrl.cli study run study.toml --cluster site.yaml --resume"
+    (tmp_path / "study.sbatch").write_text(recipe[:command] + mine + recipe[rest:])
+    (tmp_path / "study.toml").write_text(STUDY)
+    (tmp_path / "site.yaml").write_text(SITE.format(place=place))
+    options = ("--partition=cpu", "--mem=1G", f"--chdir={tmp_path}", f"--output={tmp_path}/driver.log")
+    job = slurm.call("sbatch", "--parsable", *options, str(tmp_path / "study.sbatch")).strip()
+    study = tmp_path / "study"
+
+    def begun() -> bool:
+        assert state(job, "JobState") in ("PENDING", "CONFIGURING", "RUNNING"), (tmp_path / "driver.log").read_text()
+        return finished(study) >= 2
+
+    slurm.until(begun, "two runs of the study are finished")
+    event(job)
+    wait_for_state(job, "PENDING")
+    before = finished(study)
+    assert before < 12
+    if event is near_walltime:
+        log = (tmp_path / "driver.log").read_text()
+        assert "Stopped by a signal; everything committed is kept. Type: daskrl study run study.toml" in log
+    seconds = {key: record["seconds"] for key, record in StudyLog.open(study).results.items()}
+    slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now+3")
+    wait_for_state(job, "COMPLETED", "FAILED")
+    assert (state(job, "ExitCode"), state(job, "Restarts")) == ("0:0", "1"), (tmp_path / "driver.log").read_text()
+    ended = StudyLog.open(study)
+    assert digest_of_study(ended) == study_digest
+    assert {key: ended.results[key]["seconds"] for key in seconds} == seconds  # none of them was run again
+    slurm.until(lambda: not slurm.jobs(), "the first driver's workers have ended")
     assert nothing_is_left()
 
 

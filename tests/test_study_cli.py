@@ -13,6 +13,7 @@ import pytest
 import daskrl
 from daskrl.cli.study import run
 from daskrl.cli.studyfile import StudyFile
+from daskrl.errors import ConfigError
 from daskrl.study import Greedy, Random, Study
 from daskrl.study.definition import define
 from tests.typed import Here, daskrl_
@@ -228,3 +229,52 @@ def test_the_line_that_best_prints_makes_the_run_of_the_study(made: Path, python
     best = table.groupby("learning_rate").score.mean().idxmax()
     (expected,) = table[(table.learning_rate == best) & (table.seed == 0)].digest
     assert digest == expected
+
+
+def test_runs_lists_runs_and_studies_wherever_they_are(
+    made: Path, python: Study, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "lr").symlink_to(made / "lr")
+    (tmp_path / "studies" / "again").symlink_to(tmp_path / "studies")  # a circle
+    (tmp_path / "notes.txt").touch()
+    run = daskrl.train(QUICK, "CartPole-v1", store="single/one", env_steps=256, seed=7, progress=False, **SHAPE)
+    for _ in run:
+        break
+    unfinished = {
+        "path": "single/one", "study": None, "algorithm": "DQN", "environment": "CartPole-v1", "seed": 7,
+        "env_steps": 256, "state": "unfinished", "packed": False,
+    }  # fmt: skip
+    (row,) = daskrl.runs("single").to_dict("records")
+    assert {name: row[name] for name in unfinished} == unfinished
+    run.wait()
+    (row,) = daskrl.runs("*/one").to_dict("records")
+    assert row["state"] == "finished"
+    assert row["return_last_100"] == run.store.summary()["return_last_100"]
+    table = daskrl.runs("studies/**")
+    expected = python.table()
+    assert table.path.tolist() == [f"studies/lr/{path}" for path in expected.run]
+    assert table.return_last_100.tolist() == expected.return_last_100.tolist()
+    assert set(table.state) == {"finished"}
+    assert set(table.study) == {"studies/lr"}
+    assert len(daskrl.runs(tmp_path)) == len(daskrl.runs("**")) == len(daskrl.runs("**/*")) == 5
+    assert len(daskrl.runs("*/*")) == 5  # a study that is named is there with all its runs
+    assert daskrl.runs("**/runs/*").path.tolist() == table.path.tolist()
+    assert daskrl.runs("studies/l?").path.tolist() == table.path.tolist()
+    assert daskrl.runs("*").empty
+    with pytest.raises(ConfigError, match="nowhere is no directory"):
+        daskrl.runs("nowhere")
+    (tmp_path / "single" / "one" / "zarr.json").write_text("{")
+    with pytest.warns(UserWarning, match="single/one cannot be read"):
+        assert daskrl.runs("single").state.tolist() == ["unreadable"]
+
+
+def test_info_shows_a_study_with_its_newest_runs_and_lists_a_directory_of_many(made: Path, here: Here) -> None:
+    said = here("info", "lr", cwd=made).stdout
+    assert "newest first" in said
+    assert json.loads(here("info", "lr", "--json", cwd=made).stdout)["newest"][0]["seed"] == 1
+    run = json.loads(here("study", "show", "lr", "--json", cwd=made).stdout)["rows"][0]["run"]
+    assert f"lr/{run}" in here("info", "**", cwd=made).stdout
+    listed = json.loads(here("info", ".", "--json", cwd=made).stdout)
+    assert f"lr/{run}" in [row["path"] for row in listed]

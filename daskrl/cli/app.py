@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cyclopts import App, Parameter, convert
@@ -51,6 +51,20 @@ def table(title: str, rows: dict[str, Any]) -> None:
     for key, value in rows.items():
         drawn.add_row(key.replace("_", " "), shown(value))
     console.print(drawn)
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]], most: int = 40) -> None:
+    """Rows of the same keys as a table of these."""
+    from rich.text import Text
+
+    from daskrl.shown import shown
+
+    drawn = Table(*rows[0] if rows else (), title=Text(title), title_justify="left")
+    for row in rows[:most]:
+        drawn.add_row(*(Text("" if value is None else shown(value)) for value in row.values()))
+    console.print(drawn)
+    if len(rows) > most:
+        say(f"and {len(rows) - most:,} more; --json has all")
 
 
 def show_settings(entry: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from daskrl.cli import given
-from daskrl.cli.app import app, console, table
+from daskrl.cli.app import app, console, print_rows, table
 from daskrl.cli.options import AsJson, Env, Keywords, OwnAlgorithm, StorePath, Version
 from daskrl.config import MAX_EPISODE_STEPS
 from daskrl.errors import ConfigError, EnvironmentFailure
@@ -112,20 +112,32 @@ def export(
 
 @app.command
 def info(store: str, *, as_json: AsJson = False) -> None:
-    """Show what a store holds and how far its run is.
+    """Show what a store holds and how far its run is; or a study; or list the runs and studies below a directory.
 
     Parameters
     ----------
     store
-        Directory of the run; it may be being written.
+        Directory of the run, which may be being written, of a study, or of many; or a pattern, 'studies/**'.
     """
+    from daskrl.cli.study import newest
     from daskrl.store.store import Store
+    from daskrl.study.listing import many, rows
+    from daskrl.study.log import StudyLog
 
-    opened = Store.open(store)
-    if as_json:
-        print(json.dumps(opened.summary()))
+    if many(store):
+        found = rows(store)
+        if as_json:
+            print(json.dumps(found))
+        else:
+            print_rows(f"{len(found):,} runs in {store}", found)
+    elif StudyLog.exists(store):
+        newest(StudyLog.open(store), as_json)
     else:
-        table(str(store), opened.rows())
+        opened = Store.open(store)
+        if as_json:
+            print(json.dumps(opened.summary()))
+        else:
+            table(str(store), opened.rows())
 
 
 @app.command

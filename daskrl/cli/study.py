@@ -11,18 +11,17 @@ import warnings
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, Parameter
-from rich.table import Table
 
 from daskrl.cli import given
-from daskrl.cli.app import app, console, say, table
+from daskrl.cli.app import app, console, print_rows, say, table
 from daskrl.cli.options import AsJson, Cluster, Keywords, Scheduler
 from daskrl.cli.running import connected
 from daskrl.cli.signals import STOPPED, at_signals
 from daskrl.errors import ConfigError, FailedTrialsWarning, FewSeedsWarning
-from daskrl.shown import shown
 
 if TYPE_CHECKING:
     from daskrl.study import verifying
+    from daskrl.study.log import StudyLog
     from daskrl.study.study import Study
 
 study = App(name="study", help="Studies: many runs that answer one question, and what they say.")
@@ -146,7 +145,7 @@ def show(directory: Directory, *, as_json: AsJson = False) -> None:
     _show(StudyLog.open(directory), as_json)
 
 
-def _show(log: Any, as_json: bool) -> None:
+def _show(log: StudyLog, as_json: bool) -> None:
     from daskrl.study import table as tables
 
     summary, rows = tables.summary(log), tables.rows(log)
@@ -154,13 +153,13 @@ def _show(log: Any, as_json: bool) -> None:
         print(json.dumps({**summary, "digest": tables.digest(log), "rows": rows}, default=str))
         return
     table("study", summary)
-    _print(f"settings of {log.storage}, best first", _settings(log, rows))
+    print_rows(f"settings of {log.storage}, best first", _settings(log, rows))
     failed = [row for row in rows if row["state"] == "failed"]
     if failed:
-        _print("failed", [{"run": row["run"], "error": row["error"]} for row in failed[:10]])
+        print_rows("failed", [{"run": row["run"], "error": row["error"]} for row in failed[:10]])
 
 
-def _settings(log: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _settings(log: StudyLog, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a setting, that with the best mean score first."""
     several = [name for name in ("algorithm", "environment") if len(log.definition[f"{name}s"]) > 1]
     axes = [name for name in log.definition["space"] if name != "algorithm"]
@@ -182,14 +181,20 @@ def _settings(log: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["score"] is None, -(row["score"] or 0.0)))
 
 
-def _print(title: str, rows: list[dict[str, Any]], most: int = 40) -> None:
-    """Rows as a table of their keys."""
-    drawn = Table(*rows[0] if rows else (), title=title, title_justify="left")
-    for row in rows[:most]:
-        drawn.add_row(*("" if value is None else shown(value) for value in row.values()))
-    console.print(drawn, markup=False)
-    if len(rows) > most:
-        say(f"and {len(rows) - most:,} more; --json has all")
+def newest(log: StudyLog, as_json: bool, most: int = 10) -> None:
+    """Show how far a study is, and the runs that ended last."""
+    from daskrl.study import table as tables
+
+    summary, rows = tables.summary(log), {(row["run"], row["env_steps"]): row for row in tables.rows(log)}
+    ended = [row for trial, steps in reversed(log.results) if (row := rows.get((f"runs/{trial}", steps))) is not None]
+    if as_json:
+        print(json.dumps({**summary, "newest": ended[:most]}, default=str))
+        return
+    table("study", summary)
+    left_out = ("episodes", "learner_updates", "digest", "promise", "error", "worker")
+    print_rows("newest first", [
+        {name: value for name, value in row.items() if name not in left_out} for row in ended[:most]
+    ])  # fmt: skip
 
 
 @study.command
