@@ -30,6 +30,7 @@ from daskrl.errors import (
     StoreLockedError,
     StoreMismatchError,
     StorePackedError,
+    StoreUnreachableError,
 )
 from daskrl.store import late
 from daskrl.store.packed import Packed
@@ -477,8 +478,11 @@ def test_an_object_store_that_fails_at_any_request_keeps_a_run_that_opens(
 
     def dying(name: str) -> Any:
         def request(self: Client, *given: Any, **named: Any) -> Any:
-            left[0] -= threading.current_thread().name != "daskrl-lease"
+            renewing = threading.current_thread().name == "daskrl-lease"
+            left[0] -= not renewing
             if left[0] < 0:
+                if renewing:
+                    raise StoreUnreachableError("dead")
                 raise KeyboardInterrupt  # nothing that it would do afterwards reaches the server
             return real[name](self, *given, **named)
 
