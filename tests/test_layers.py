@@ -69,6 +69,7 @@ ROOMS = {
     "imageio_ffmpeg": {"envs.video"},
     "obstore": {"store.client"},
     "onnx": {"analysis.export"},
+    "optuna": {"study"},
     "onnxruntime": {"analysis.export"},
 }
 

@@ -17,6 +17,7 @@ from daskrl.identity import algorithm_identity, require_algorithm
 from daskrl.names import did_you_mean
 from daskrl.prepared import Prepared, prepare
 from daskrl.study import scores
+from daskrl.study import search as searches
 from daskrl.study.scores import Score
 from daskrl.study.search import Search, search_of
 from daskrl.study.space import ALGORITHM, OF_THE_RUN, Setting, Space, require_names, split
@@ -50,24 +51,30 @@ class Definition:
     shape: Mapping[str, Any]
     options: Options
 
+    def _identities(self) -> dict[str, dict[str, Any]]:
+        kwargs = sources.arguments(self.shape.get("env_kwargs"))
+        return {label: sources.source(env, **kwargs).identity for label, env in self.environments.items()}
+
+    def packages(self) -> list[str]:
+        """What decides the bits of runs beside daskrl's own; what decides the search alone workers need not have."""
+        found = {name for identity in self._identities().values() for name in identity["packages"]}
+        found |= {name for algorithm in self.algorithms.values() for name in getattr(algorithm, "packages", ())}
+        return sorted(found)
+
     def to_json(self) -> dict[str, Any]:
         """As the log keeps it: what decides which runs there are, and their bits."""
-        kwargs = sources.arguments(self.shape.get("env_kwargs"))
-        made = {label: sources.source(env, **kwargs).identity for label, env in self.environments.items()}
-        packages = {name for identity in made.values() for name in identity["packages"]}
-        packages |= {name for algorithm in self.algorithms.values() for name in getattr(algorithm, "packages", ())}
         said = {
             "algorithms": {label: algorithm_identity(algorithm) for label, algorithm in self.algorithms.items()},
-            "environments": made,
+            "environments": self._identities(),
             "space": self.space.to_json(),
-            "search": {"kind": type(self.search).__name__, **dataclasses.asdict(self.search)},  # type: ignore[call-overload]
+            "search": searches.to_json(self.search),
             "seeds": list(self.seeds),
             "env_steps": self.env_steps,
             "score": scores.to_json(self.score),
             "study_seed": self.study_seed,
             "shape": {name: value for name, value in self.shape.items() if name != "env_kwargs"},
             "options": dataclasses.asdict(self.options),
-            "versions": versions(sorted(packages)),
+            "versions": versions(sorted({*self.packages(), *getattr(self.search, "packages", ())})),
         }
         found: dict[str, Any] = json.loads(json.dumps(said, default=str))
         return found
@@ -282,8 +289,10 @@ def _goes_on(name: str, old: Any, new: Any) -> bool:
             for axis in old
         )
     if name == "search":
-        same = {k: v for k, v in old.items() if k != "settings"} == {k: v for k, v in new.items() if k != "settings"}
-        return same and old.get("settings", 0) <= new.get("settings", 0)
+        apart = [{k: v for k, v in said.items() if k not in ("settings", "inner")} for said in (old, new)]
+        inner = [said.get("inner", {}) for said in (old, new)]
+        same = apart[0] == apart[1] and (inner[0] == inner[1] or _goes_on("search", *inner))
+        return same and bool(old.get("settings", 0) <= new.get("settings", 0))
     return False
 
 

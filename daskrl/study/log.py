@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from daskrl.errors import DamagedError, StoreMismatchError
 from daskrl.records import ArithmeticRecord, Record
@@ -38,12 +38,13 @@ class AskRecord(TypedDict):
 
 
 class Asked(TypedDict):
-    """A setting, how far its runs go, and which they are: ``[environment, seed, hash]``."""
+    """A setting, how far its runs go, and which they are: ``[environment, seed, hash]``; what the search keeps."""
 
     number: int
     setting: dict[str, Any]
     env_steps: int
     trials: list[list[Any]]
+    note: NotRequired[dict[str, Any]]
 
 
 class RetryRecord(TypedDict):

@@ -7,8 +7,9 @@ before and from the results of asks ``0 .. j - width``, whichever others are kno
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,11 +27,13 @@ class Ask:
     Attributes
     ----------
     number : of the setting, in the order in which settings were first asked for.
+    note : what the search keeps for later asks, as JSON; the log has it.
     """
 
     number: int
     setting: Setting
     env_steps: int
+    note: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Wait:
@@ -39,9 +42,25 @@ class Wait:
 
 WAIT = Wait()
 
+class Result(float):
+    """The score of a setting: the mean over environments of the mean over seeds. NaN where a run failed.
+
+    Attributes
+    ----------
+    each : the mean over seeds, of each environment in order.
+    """
+
+    each: tuple[float, ...]
+
+    def __new__(cls, each: Sequence[float]) -> Result:
+        made = super().__new__(cls, np.mean(each))
+        made.each = tuple(map(float, each))
+        return made
+
+
 Asked = Sequence[Ask | Wait]
 Told = Mapping[int, float]
-"""Ask -> the score of its setting so far: the mean over environments of the mean over seeds. NaN where one failed."""
+"""Ask -> the `Result` of its setting so far; a number alone is that of one environment."""
 
 
 class Search(Protocol):
@@ -69,6 +88,18 @@ class Search(Protocol):
         """
 
 
+class Inner(Search, Protocol):
+    """A search that gives settings one after the other: others may stop the runs of these early."""
+
+    def setting(self, number: int, space: Space, env_steps: int, seed: int, asked: Asked, told: Told) -> Ask | None:
+        """Setting ``number``, for all env steps of the study; None where there is none any more.
+
+        Parameters
+        ----------
+        asked, told : as of `next`. A setting may be there several times, each time with more env steps.
+        """
+
+
 @dataclass(frozen=True)
 class Grid:
     """Every combination of the space's lists."""
@@ -84,8 +115,11 @@ class Grid:
                 )
 
     def next(self, space: Space, env_steps: int, seed: int, asked: Asked, told: Told) -> Ask | Wait | None:
+        return self.setting(len(asked), space, env_steps, seed, asked, told)
+
+    def setting(self, number: int, space: Space, env_steps: int, seed: int, asked: Asked, told: Told) -> Ask | None:
+        """See `Inner`."""
         settings = _grid(space)
-        number = len(asked)
         return Ask(number, settings[number], env_steps) if number < len(settings) else None
 
 
@@ -120,7 +154,10 @@ class Random:
             )
 
     def next(self, space: Space, env_steps: int, seed: int, asked: Asked, told: Told) -> Ask | Wait | None:
-        number = len(asked)
+        return self.setting(len(asked), space, env_steps, seed, asked, told)
+
+    def setting(self, number: int, space: Space, env_steps: int, seed: int, asked: Asked, told: Told) -> Ask | None:
+        """See `Inner`."""
         return Ask(number, drawn(space, seed, number), env_steps) if number < self.settings else None
 
 
@@ -164,6 +201,32 @@ def counting(search: Search, number: int, told: Told) -> Told:
     return {ask: score for ask, score in told.items() if ask <= number - search.width}
 
 
-def mean_score(scores: Sequence[Sequence[float]]) -> float:
-    """The score of a setting: the mean over environments of the mean over seeds."""
-    return float(np.mean([np.mean(of_seeds) for of_seeds in scores]))
+def mean_score(scores: Sequence[Sequence[float]]) -> Result:
+    """The score of a setting, out of those of each environment's seeds."""
+    return Result([float(np.mean(of_seeds)) for of_seeds in scores])
+
+
+def comparable(results: Sequence[float]) -> list[float]:
+    """Numbers that say in which order results of equal env steps are; more is better, NaN where a run failed.
+
+    Of one environment these are the scores. Scores of several have no common scale: a mean of returns would go by the
+    environment whose returns are largest, and a range to normalise by is not known before all is run. So each result
+    counts the mean over environments of its rank there, from 0 (the worst) to 1; equals share theirs.
+    """
+    each = [getattr(result, "each", (float(result),)) for result in results]
+    if not each or len(each[0]) == 1:
+        return [float(result) for result in results]
+    ranked = [place for place, scores in enumerate(each) if not any(map(math.isnan, scores))]
+    levels = [math.nan] * len(each)
+    table = np.array([each[place] for place in ranked]).reshape(len(ranked), len(each[0]))
+    below = (table[:, None] > table[None]).sum(1) + ((table[:, None] == table[None]).sum(1) - 1) / 2
+    for place, ranks in zip(ranked, below, strict=True):
+        levels[place] = float(ranks.mean() / max(len(ranked) - 1, 1))
+    return levels
+
+
+def to_json(search: Search) -> dict[str, Any]:
+    """What a study keeps of its search."""
+    own: Any = getattr(search, "to_json", None)
+    said: dict[str, Any] = own() if own else {"kind": type(search).__name__, **dataclasses.asdict(search)}  # type: ignore[call-overload]
+    return said

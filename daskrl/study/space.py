@@ -85,12 +85,13 @@ class When:
     def holds(self, setting: Setting) -> bool:
         for name, wanted in self.others.items():
             among = wanted if isinstance(wanted, list | tuple) else [wanted]
-            if name not in setting or not any(_same(setting[name], value) for value in among):
+            if name not in setting or not any(same(setting[name], value) for value in among):
                 return False
         return True
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a setting are one: ``True`` is not ``1``."""
     return type(one) is type(other) and bool(one == other)
 
 

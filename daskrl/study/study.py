@@ -152,7 +152,7 @@ class Study:
             self._executor = executor = InProcess() if client is None else OnWorkers(client, grain)
             try:
                 if self.log.arithmetic is None:
-                    packages = [name for name in self._said["versions"] if name != "python"]
+                    packages = self.definition.packages()
                     device = self.definition.shape.get("device", "auto")
                     executor.want(1)  # of a cluster that has no worker yet
                     self.log.append([executor.introduce(packages, device)])
@@ -177,7 +177,7 @@ class Study:
         asked: list[Ask | Wait] = []
         missing: list[int] = []  # of each ask, runs without a result
         told: dict[int, float] = {}
-        of_job: dict[tuple[str, int], int] = {}
+        of_job: dict[tuple[str, int], list[int]] = {}  # asks: a setting may be suggested again while it is tried
         ready: deque[Job] = deque()
         entries: list[Entry] = []
         complete, in_flight, over = 0, 0, False
@@ -195,7 +195,10 @@ class Study:
                 if given is None:
                     given = self._given(ask, executor)
                 missing[number] += 1
-                of_job[trial, ask.env_steps] = number
+                waiting = of_job.setdefault((trial, ask.env_steps), [])
+                waiting.append(number)
+                if len(waiting) > 1:
+                    continue
                 runs = log.storage.folder(RUNS).folder(trial)
                 ready.append(Job(trial, runs, seed, ask.env_steps, log.arithmetic, given[environment]))
 
@@ -240,7 +243,8 @@ class Study:
                 entries.clear()
                 bar.update(len(results))
             for result in results:
-                missing[of_job[result["trial"], result["env_steps"]]] -= 1
+                for number in of_job.pop((result["trial"], result["env_steps"])):
+                    missing[number] -= 1
         if entries:
             log.append(entries)
 
@@ -263,6 +267,8 @@ class Study:
             trials += [[environment, seed, trial_key(prepared.with_seed(seed))] for seed in self.definition.seeds]
         setting = {name: encoded(value, name) for name, value in ask.setting.items()}
         asked: Asked = {"number": ask.number, "setting": setting, "env_steps": ask.env_steps, "trials": trials}
+        if ask.note:
+            asked["note"] = dict(ask.note)
         return {"kind": "ask", "ask": number, "asked": asked}, given
 
     def _score(self, number: int) -> float:
@@ -321,7 +327,7 @@ def _ask(kept: Asked | None) -> Ask | Wait:
     if kept is None:
         return WAIT
     setting = {name: decoded(value) for name, value in kept["setting"].items()}
-    return Ask(kept["number"], setting, kept["env_steps"])
+    return Ask(kept["number"], setting, kept["env_steps"], kept.get("note", {}))
 
 
 @contextlib.contextmanager

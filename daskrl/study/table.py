@@ -27,7 +27,7 @@ def rows(log: StudyLog) -> list[dict[str, Any]]:
         if result is None and trial in found:
             continue  # it goes on: what it gave so far stands
         found[trial] = {
-            "setting": number,
+            "setting": found.get(trial, {}).get("setting", number),  # a search may suggest a setting again
             "algorithm": setting.get("algorithm", next(iter(log.definition["algorithms"]))),
             "environment": environment,
             **{name: setting.get(name) for name in log.definition["space"] if name != "algorithm"},

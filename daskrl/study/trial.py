@@ -161,7 +161,7 @@ def carried_on(prepared: Prepared, job: Job, client: Client | None, began: Calla
         store = Store.open(job.place)
         _require_same(store, prepared)
     else:
-        store = prepared.create(job.place)
+        store = dataclasses.replace(prepared, env_steps=job.env_steps).create(job.place)
     progress = store.lock()
     try:
         records: list[Record] = []
