@@ -51,7 +51,7 @@ class Definition:
     shape: Mapping[str, Any]
     options: Options
 
-    def _identities(self) -> dict[str, dict[str, Any]]:
+    def _identities(self) -> dict[str, Mapping[str, Any]]:
         kwargs = sources.arguments(self.shape.get("env_kwargs"))
         return {label: sources.source(env, **kwargs).identity for label, env in self.environments.items()}
 

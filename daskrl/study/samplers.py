@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from daskrl import extras, seeding
 from daskrl.codec import encoded
@@ -25,8 +25,6 @@ from daskrl.errors import ConfigError
 from daskrl.study.search import Ask, Asked, Told, Wait, comparable
 from daskrl.study.space import Range, Setting, Space, same
 
-if TYPE_CHECKING:
-    import optuna
 
 SAMPLERS = {
     "tpe": "TPESampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler", "gp": "GPSampler", "random": "RandomSampler",
@@ -73,7 +71,8 @@ class Optuna:
         require_integer("width", self.width, 1)
         sampler = self.sampler
         if isinstance(sampler, str) and sampler not in SAMPLERS:
-            raise ConfigError(f"sampler: expected a class of Optuna's or one of {', '.join(SAMPLERS)}, got {sampler!r}.")
+            known = ", ".join(SAMPLERS)
+            raise ConfigError(f"sampler: expected a class of Optuna's, or one of {known}, got {sampler!r}.")
         if not isinstance(sampler, str) and not callable(sampler):
             name = type(sampler).__name__
             raise ConfigError(
@@ -167,8 +166,8 @@ def quiet() -> Iterator[Any]:
         optuna.logging.set_verbosity(before)
 
 
-def _study(optuna: Any, sampler: Any = None) -> optuna.Study:
-    made: optuna.Study = optuna.create_study(
+def _study(optuna: Any, sampler: Any = None) -> Any:
+    made: Any = optuna.create_study(
         storage=optuna.storages.InMemoryStorage(), study_name=_NAME, direction="maximize", sampler=sampler
     )
     return made

@@ -42,6 +42,7 @@ class Wait:
 
 WAIT = Wait()
 
+
 class Result(float):
     """The score of a setting: the mean over environments of the mean over seeds. NaN where a run failed.
 
