@@ -25,7 +25,6 @@ from daskrl.errors import ConfigError
 from daskrl.study.search import Ask, Asked, Told, Wait, comparable
 from daskrl.study.space import Range, Setting, Space, same
 
-
 SAMPLERS = {
     "tpe": "TPESampler", "cmaes": "CmaEsSampler", "qmc": "QMCSampler", "gp": "GPSampler", "random": "RandomSampler",
     "nsgaii": "NSGAIISampler", "bruteforce": "BruteForceSampler",
