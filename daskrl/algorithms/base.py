@@ -65,7 +65,8 @@ class Moment:
     ----------
     observation : leaf name -> ``[N, *leaf]``, or ``[N, K, *leaf]`` under frame stacking. To be read only.
     random : the fragment's own generator; every draw comes from it.
-    env_steps : transitions that all streams took before this step.
+    env_steps : transitions that all streams took before this step; with those of the runs it goes on from, of a member
+        of a population.
     greedy : no exploration: an evaluation.
     state : name -> ``[N, *shape]`` float32, the recurrent state where the algorithm has one: zeros at an episode's
         first step. ``act`` writes the next one into these arrays.
@@ -90,8 +91,9 @@ class Learner(Protocol):
       ``append`` or ``learn`` goes on: it may read nothing that they change;
     - ``not_finite()``: names of what is learned and not published that is NaN or infinite; after each ``learn``;
     - ``begin_with(weights, others)``: begin with the weights that another run published (``init`` of `daskrl.train`)
-      instead of those drawn; ``others`` is what its `state` held at that version, optimizers left out, and empty where
-      its checkpoint is not there. Before the first ``skip`` or ``append``; ``weights()`` then returns what was given;
+      instead of those drawn; ``others`` is what its `state` held at that version, names that begin with
+      ``optimizer.`` left out (except in a population), and empty where its checkpoint is not there. Before the first
+      ``skip`` or ``append``; ``weights()`` then returns what was given;
     - ``last_batch()``: name -> array, what the newest update learned from; kept in the store when learning diverged.
     """
 

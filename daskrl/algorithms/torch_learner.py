@@ -65,6 +65,9 @@ class TorchSettings(Suggesting):
         return Encoder(setup.spec, setup.frame_stack, self.convolutions, self.channels)
 
 
+_OPTIMIZER = "optimizer."  # before the names of what optimizers keep, in a checkpoint
+
+
 class TorchLearner:
     """Networks and optimizers of a learner.
 
@@ -218,7 +221,8 @@ class TorchLearner:
     def begin_with(self, weights: Weights, others: Mapping[str, Array]) -> None:
         """Begin with another run's weights; with its critics and the like where ``others``, its checkpoint, has them.
 
-        What neither holds stays as it was drawn. The target is a copy of what is learned; optimizers begin anew.
+        What neither holds stays as it was drawn. The target is a copy of what is learned; optimizers begin anew where
+        ``others`` has nothing of them, else they go on with this run's settings.
         """
         if "online" in others:
             online = torch.from_numpy(np.array(others["online"]))
@@ -233,6 +237,8 @@ class TorchLearner:
         if self.target is not None:
             with torch.no_grad():
                 self.follow()
+        if any(name.startswith(_OPTIMIZER) for name in others):
+            self._restore_optimizers(others)
 
     def state(self) -> dict[str, Array]:
         tensors = {"online": self.flat_online.weights}
@@ -240,21 +246,21 @@ class TorchLearner:
             tensors["target"] = self.flat_target.weights
         for name, (optimizer, *_) in self.optimizers.items():
             for key, value in optimizer.state_dict()["state"].get(0, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = value
+                tensors[f"{_OPTIMIZER}{name}.{key}"] = value
         arrays = {name: np.array(value.detach().cpu().numpy()) for name, value in tensors.items()}
         return {**arrays, "updates": np.array(self.updates)}
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        def tensor(name: str) -> torch.Tensor:
-            return torch.tensor(state[name])
-
-        self.flat_online.weights.copy_(tensor("online"))
+        self.flat_online.weights.copy_(torch.tensor(state["online"]))
         if self.flat_target is not None:
-            self.flat_target.weights.copy_(tensor("target"))
+            self.flat_target.weights.copy_(torch.tensor(state["target"]))
         self.updates = int(state["updates"])
+        self._restore_optimizers(state)
+
+    def _restore_optimizers(self, state: Mapping[str, Array]) -> None:
         for name, (optimizer, *_) in self.optimizers.items():
-            prefix = f"optimizer.{name}."
-            kept = {key.removeprefix(prefix): tensor(key) for key in state if key.startswith(prefix)}
+            prefix = f"{_OPTIMIZER}{name}."
+            kept = {key.removeprefix(prefix): torch.tensor(state[key]) for key in state if key.startswith(prefix)}
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": {0: kept} if kept else {}, "param_groups": groups})
 

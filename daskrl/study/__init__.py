@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING
 from daskrl.names import lazily
 
 if TYPE_CHECKING:
+    from daskrl.study.population import Population
     from daskrl.study.samplers import Optuna
     from daskrl.study.scores import AreaUnderCurve, Greedy, StepsTo
     from daskrl.study.search import Grid, Random
     from daskrl.study.space import Range, When
     from daskrl.study.study import Study
 
-__all__ = ["AreaUnderCurve", "Greedy", "Grid", "Optuna", "Random", "Range", "StepsTo", "Study", "When"]
+__all__ = [
+    "AreaUnderCurve", "Greedy", "Grid", "Optuna", "Population", "Random", "Range", "StepsTo", "Study", "When",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "daskrl.study.population": ["Population"],
         "daskrl.study.samplers": ["Optuna"],
         "daskrl.study.scores": ["AreaUnderCurve", "Greedy", "StepsTo"],
         "daskrl.study.search": ["Grid", "Random"],

@@ -122,6 +122,9 @@ def define(
     require_integer("study_seed", study_seed, 0)
     decided = search_of(search, checked)
     decided.check(checked, env_steps)
+    suits = getattr(decided, "check_algorithms", None)
+    if suits is not None:
+        suits(algorithms)
     return Definition(
         algorithms, _environments(env), checked, decided, _seeds(seeds), env_steps, scores.score_of(score), study_seed,
         {name: value for name, value in given.items() if name in _SHAPE},

@@ -38,13 +38,16 @@ class AskRecord(TypedDict):
 
 
 class Asked(TypedDict):
-    """A setting, how far its runs go, and which they are: ``[environment, seed, hash]``; what the search keeps."""
+    """A setting, how far its runs go, and which they are: ``[environment, seed, hash]``; what the search keeps; of a
+    population its segment.
+    """
 
     number: int
     setting: dict[str, Any]
     env_steps: int
     trials: list[list[Any]]
     note: NotRequired[dict[str, Any]]
+    segment: NotRequired[dict[str, Any]]
 
 
 class RetryRecord(TypedDict):

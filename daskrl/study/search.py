@@ -21,6 +21,34 @@ from daskrl.study.space import Setting, Space
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Of a population: whose turn it is, and what the member's run began with.
+
+    Attributes
+    ----------
+    member, round : whose, and which.
+    began : the round in which the run that the member goes on with began.
+    parent : the ask whose runs it began with, each with that of its environment and seed, as they stood when that ask
+        was over; None where weights were drawn.
+    before : env steps that the member took before that run.
+    optimizer, replay : began with those of the parent, too.
+    """
+
+    member: int
+    round: int
+    began: int
+    parent: int | None = None
+    before: int = 0
+    optimizer: bool = False
+    replay: bool = False
+
+    def seed(self, study_seed: int, seed: int) -> int:
+        """The seed of the member's run that stands for ``seed`` of the study: no two runs of a population share one."""
+        drawn = seeding.sequence(study_seed, "study", seed, self.member, self.began, key="run").generate_state(1)
+        return int(drawn[0]) >> 1
+
+
+@dataclass(frozen=True)
 class Ask:
     """A setting, and how far its runs go.
 
@@ -28,12 +56,14 @@ class Ask:
     ----------
     number : of the setting, in the order in which settings were first asked for.
     note : what the search keeps for later asks, as JSON; the log has it.
+    segment : of a population.
     """
 
     number: int
     setting: Setting
     env_steps: int
     note: Mapping[str, Any] = field(default_factory=dict)
+    segment: Segment | None = None
 
 
 class Wait:

@@ -207,6 +207,11 @@ def _axis(name: str, what: Any) -> list[Any] | Range | Any:
     )
 
 
+def values_of(axis: Any) -> Any:
+    """What a setting may be: a list, or what has ``low``, ``high``, ``draw`` and, where there are steps, ``step``."""
+    return axis if isinstance(axis, list | Range) else _of_optuna(axis)
+
+
 def _of_optuna(distribution: Any) -> Any:
     step = getattr(distribution, "step", None)
     if step in (None, 1) and not (step == 1 and isinstance(distribution.low, float)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,8 +19,9 @@ from daskrl.study import table as tables
 from daskrl.study.compare import Comparison, compare
 from daskrl.study.definition import Preparing
 from daskrl.study.executors import Executor, InProcess, OnWorkers
+from daskrl.study.handing import Begins
 from daskrl.study.log import Asked, AskRecord, Entry, StudyLog
-from daskrl.study.search import WAIT, Ask, Wait, counting, decidable, mean_score
+from daskrl.study.search import WAIT, Ask, Segment, Wait, counting, decidable, mean_score
 from daskrl.study.space import shown
 from daskrl.study.trial import Job, trial_key
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     import pandas
     from distributed import Client
 
-RUNS = "runs"
+RUNS, HANDED = "runs", "handed"
 _AHEAD = 256  # runs that are looked at before there is room for them
 
 
@@ -200,7 +202,8 @@ class Study:
                 if len(waiting) > 1:
                     continue
                 runs = log.storage.folder(RUNS).folder(trial)
-                ready.append(Job(trial, runs, seed, ask.env_steps, log.arithmetic, given[environment]))
+                job = Job(trial, runs, seed, ask.env_steps, log.arithmetic, given[environment])
+                ready.append(job if ask.segment is None else self._of_member(job, ask.segment, environment))
 
         def settle() -> None:
             nonlocal complete
@@ -264,12 +267,41 @@ class Study:
         for environment in self.definition.environments:
             prepared = self._preparing.prepared(ask.setting, environment)
             given[environment] = executor.given(prepared, self.definition.score)
-            trials += [[environment, seed, trial_key(prepared.with_seed(seed))] for seed in self.definition.seeds]
+            for seed in self.definition.seeds:
+                its, begins = seed, None
+                if ask.segment is not None:
+                    its = ask.segment.seed(self.definition.study_seed, seed)
+                    begins = self._begins(ask.segment, environment, seed)
+                trials.append([environment, seed, trial_key(prepared.with_seed(its), begins)])
         setting = {name: encoded(value, name) for name, value in ask.setting.items()}
         asked: Asked = {"number": ask.number, "setting": setting, "env_steps": ask.env_steps, "trials": trials}
         if ask.note:
             asked["note"] = dict(ask.note)
+        if ask.segment is not None:
+            asked["segment"] = dataclasses.asdict(ask.segment)
         return {"kind": "ask", "ask": number, "asked": asked}, given
+
+    def _begins(self, segment: Segment, environment: str, seed: int) -> Begins | None:
+        """What a member's run begins with."""
+        if segment.parent is None:
+            return None
+        kept = self.log.asks[segment.parent]
+        assert kept is not None
+        trial = next(trial for label, its, trial in kept["trials"] if (label, its) == (environment, seed))
+        runs = self.log.storage.folder(RUNS).folder(trial)
+        return Begins(
+            trial, kept["env_steps"], segment.before, self.log.storage.folder(HANDED), segment.optimizer,
+            runs if segment.replay else None,
+        )  # fmt: skip
+
+    def _of_member(self, job: Job, segment: Segment, environment: str) -> Job:
+        """The job of a member of a population."""
+        begins = self._begins(segment, environment, job.seed)
+        if begins is not None:
+            begins = dataclasses.replace(begins, sha256=self.log.results[begins.trial, begins.env_steps].get("handed"))
+        seed = segment.seed(self.definition.study_seed, job.seed)
+        self.log.storage.make_folder(HANDED)
+        return dataclasses.replace(job, seed=seed, begins=begins, hands_to=self.log.storage.folder(HANDED))
 
     def _score(self, number: int) -> float:
         """The score of an ask that is complete; NaN where a run of it failed."""
@@ -286,6 +318,12 @@ class Study:
     def table(self) -> pandas.DataFrame:
         """A row a run, in the order of settings, environments and seeds; see `daskrl.study.table.table`."""
         return tables.table(self.log)
+
+    def lineage(self) -> pandas.DataFrame:
+        """Of a population: a row a member and round, and what each goes back to; see `daskrl.study.lineage.lineage`."""
+        from daskrl.study.lineage import lineage
+
+        return lineage(self.log)
 
     def compare(self, by: str | Sequence[str], **given: Any) -> Comparison:
         """Which values of some settings are better, by how much, and how sure that is.
@@ -327,7 +365,8 @@ def _ask(kept: Asked | None) -> Ask | Wait:
     if kept is None:
         return WAIT
     setting = {name: decoded(value) for name, value in kept["setting"].items()}
-    return Ask(kept["number"], setting, kept["env_steps"], kept.get("note", {}))
+    segment = Segment(**kept["segment"]) if "segment" in kept else None
+    return Ask(kept["number"], setting, kept["env_steps"], kept.get("note", {}), segment)
 
 
 @contextlib.contextmanager

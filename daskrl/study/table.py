@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from daskrl import extras
@@ -20,14 +20,19 @@ OF_THE_POOL = ("seconds", "worker")
 
 
 def rows(log: StudyLog) -> list[dict[str, Any]]:
-    """A row for each run that was asked for: how far it was taken, of those env steps that have a result."""
+    """A row for each run that was asked for: how far it was taken, of those env steps that have a result.
+
+    Of a population a row for each round of a member, in the order of rounds and members.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for number, setting, environment, seed, trial, env_steps in _asked(log):
+    for number, setting, environment, seed, trial, env_steps, segment in _asked(log):
         result = log.results.get((trial, env_steps))
-        if result is None and trial in found:
+        key = trial if segment is None else f"{trial}-{env_steps}"
+        if result is None and key in found:
             continue  # it goes on: what it gave so far stands
-        found[trial] = {
-            "setting": found.get(trial, {}).get("setting", number),  # a search may suggest a setting again
+        found[key] = {
+            **({} if segment is None else _of_segment(log, segment)),
+            "setting": found.get(key, {}).get("setting", number),  # a search may suggest a setting again
             "algorithm": setting.get("algorithm", next(iter(log.definition["algorithms"]))),
             "environment": environment,
             **{name: setting.get(name) for name in log.definition["space"] if name != "algorithm"},
@@ -37,15 +42,27 @@ def rows(log: StudyLog) -> list[dict[str, Any]]:
             "run": f"runs/{trial}",
         }
     labels = {label: place for place, label in enumerate(log.definition["environments"])}
-    return sorted(found.values(), key=lambda row: (row["setting"], labels[row["environment"]], row["seed"]))
+
+    def place(row: dict[str, Any]) -> tuple[int, ...]:
+        of_population = (row["round"], row["member"]) if "round" in row else ()
+        return *of_population, row["setting"], labels[row["environment"]], row["seed"]
+
+    return sorted(found.values(), key=place)
 
 
-def _asked(log: StudyLog) -> Iterator[tuple[int, dict[str, Any], str, int, str, int]]:
+def _of_segment(log: StudyLog, segment: Mapping[str, Any]) -> dict[str, Any]:
+    parent = None
+    if segment["parent"] is not None and segment["began"] == segment["round"]:
+        parent = (log.asks[segment["parent"]] or {})["segment"]["member"]
+    return {"round": segment["round"], "member": segment["member"], "parent": parent}
+
+
+def _asked(log: StudyLog) -> Iterator[tuple[int, dict[str, Any], str, int, str, int, dict[str, Any] | None]]:
     for asked in log.asks:
         if asked is not None:
             setting = {name: decoded(value) for name, value in asked["setting"].items()}
             for environment, seed, trial in asked["trials"]:
-                yield asked["number"], setting, environment, seed, trial, asked["env_steps"]
+                yield asked["number"], setting, environment, seed, trial, asked["env_steps"], asked.get("segment")
 
 
 def _of_result(result: TrialRecord | None) -> dict[str, Any]:
@@ -74,7 +91,9 @@ def table(log: StudyLog) -> pandas.DataFrame:
     Columns: ``setting`` (its number), ``algorithm``, ``environment``, one for each setting of the space, ``seed``,
     ``env_steps`` (asked), ``state`` (finished, failed, waiting), ``score``, ``return_last_100``, ``episodes``,
     ``learner_updates``, ``digest``, ``promise``, ``error``, ``seconds`` and ``worker`` (of the execution that finished
-    the run), ``run`` (its store, below the study's directory).
+    the run), ``run`` (its store, below the study's directory). Of a population a row for each round of a member, with
+    ``round``, ``member`` and ``parent`` (the member that was copied before that round, or None) first, and with
+    ``env_steps`` that are those of the member's present run.
     """
     with extras.needed("study", "a study's table needs pandas"):
         import pandas

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 from daskrl.store.storage import Storage
+from daskrl.study.handing import Begins, begun, hand_on, require_begun
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -37,6 +38,7 @@ class TrialRecord(TypedDict):
     env_steps: int
     score: float | None
     digest: NotRequired[str]
+    handed: NotRequired[str]
     transitions: NotRequired[int]
     episodes: NotRequired[int]
     learner_updates: NotRequired[int]
@@ -58,6 +60,8 @@ class Job:
     place : of the run's store.
     given : the run and its score, for other processes packed by `packed`; the seed is the job's own.
     arithmetic : what the runs of the study compute with.
+    begins : what the run begins with, where it is not drawn.
+    hands_to : where it leaves what other runs may begin with, once it is over; None for nowhere.
     """
 
     trial: str
@@ -66,6 +70,8 @@ class Job:
     env_steps: int
     arithmetic: ArithmeticRecord
     given: bytes | tuple[Prepared, Score] = field(repr=False)
+    begins: Begins | None = None
+    hands_to: Storage | None = None
 
 
 class Busy(TypedDict):
@@ -85,9 +91,12 @@ class Refused(TypedDict):
 Outcome = TrialRecord | Busy | Refused
 
 
-def trial_key(prepared: Prepared) -> str:
-    """What a run of a study is known by: its config (with the seed and hashes of sources) and versions of packages."""
-    said = json.dumps([prepared.config.to_json(), prepared.versions], sort_keys=True, default=str)
+def trial_key(prepared: Prepared, begins: Begins | None = None) -> str:
+    """What a run of a study is known by: its config (with the seed and hashes of sources), versions of packages, and
+    the run that it begins with.
+    """
+    decides = [prepared.config.to_json(), prepared.versions, *([] if begins is None else [begins.identity])]
+    said = json.dumps(decides, sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()[:20]
 
 
@@ -159,9 +168,12 @@ def carried_on(prepared: Prepared, job: Job, client: Client | None, began: Calla
 
     if Store.exists(job.place):
         store = Store.open(job.place)
+        if job.begins is not None:
+            prepared = require_begun(store, prepared, job.begins)
         _require_same(store, prepared)
     else:
-        store = dataclasses.replace(prepared, env_steps=job.env_steps).create(job.place)
+        made = prepared if job.begins is None else begun(prepared, job.begins)
+        store = dataclasses.replace(made, env_steps=job.env_steps).create(job.place)
     progress = store.lock()
     try:
         records: list[Record] = []
@@ -219,6 +231,8 @@ def record_of(store: Store, prepared: Prepared, score: Score, job: Job, began: f
         "seconds": time.monotonic() - began,
         "worker": _worker(),
     }
+    if job.hands_to is not None:
+        record["handed"] = hand_on(store, prepared.algorithm, job.trial, job.env_steps, job.hands_to)
     if promise != "kept":
         record["promise"] = promise
     if not math.isfinite(number):

@@ -23,7 +23,8 @@ from daskrl.store.store import Store
 Init = str | os.PathLike[str] | Store | Mapping[str, Any]
 """A store, a file of safetensors, or arrays by name."""
 
-_NOT_OTHERS = ("optimizer.", "sampler.", "published/")  # of a checkpoint: they belong to how that run went on
+_OPTIMIZER = "optimizer."  # before the names of what optimizers keep, in a checkpoint
+_NOT_OTHERS = ("sampler.", "published/")  # of a checkpoint: they belong to how that run went on
 
 
 def begin(learner: Any, initial: Initial) -> None:
@@ -54,7 +55,41 @@ def take(
         There is nothing at that path, or it is not what this algorithm has: the message names the arrays.
     """
     init = getattr(init, "store", init)  # of a `daskrl.Run`
-    found = _found(init, version, algorithm, digest)
+    fits, learner = _tried(_found(init, version, algorithm, digest), algorithm, setup)
+    if not replay:
+        return fits
+    return dataclasses.replace(fits, replay=_replay(init, algorithm, setup, learner))
+
+
+def standing(store: Store, version: int, algorithm: Algorithm) -> Initial:
+    """What another run is to begin with to go on where this one stands: its newest version, of which it wrote a
+    checkpoint. What its optimizers keep is among the others.
+    """
+    _, weights = store.weights(version)
+    return Initial(weights, _others(store, version, algorithm, optimizer=True), {})
+
+
+def handed_over(found: Initial, algorithm: Algorithm, setup: Setup, store: Store | None, rounds: int) -> Initial:
+    """What `standing` gave, tried on a learner.
+
+    Parameters
+    ----------
+    store : of the run that stood there, to begin with its replay, too: that of its first ``rounds``.
+    """
+    fits, learner = _tried(found, algorithm, setup)
+    if store is None:
+        return fits
+    return dataclasses.replace(fits, replay=_replay(store, algorithm, setup, learner, rounds))
+
+
+def without_optimizers(found: Initial) -> Initial:
+    """What `standing` gave, but for what optimizers keep."""
+    others = {name: value for name, value in found.others.items() if not name.startswith(_OPTIMIZER)}
+    return dataclasses.replace(found, others=others)
+
+
+def _tried(found: Initial, algorithm: Algorithm, setup: Setup) -> tuple[Initial, Any]:
+    """In the types of the algorithm's weights; and a learner that began with it."""
     with pinned(), undrawn():
         learner = algorithm.learner(setup, seeding.generator(0, "initialise"))
         fits = Initial(_fitting(found.weights, learner.weights()), found.others, found.origin)
@@ -66,13 +101,11 @@ def take(
             f"init: after begin_with, {type(learner).__name__}.weights() has other values of {', '.join(differ)} than "
             "it was given. A run's first weights are those it was given: mend begin_with."
         )
-    if not replay:
-        return fits
-    return dataclasses.replace(fits, replay=_replay(init, algorithm, setup, learner))
+    return fits, learner
 
 
-def _replay(init: Init, algorithm: Algorithm, setup: Setup, learner: Any) -> FirstReplay:
-    """The newest rounds that are committed whole, as far as the learner looks back."""
+def _replay(init: Init, algorithm: Algorithm, setup: Setup, learner: Any, rounds: int | None = None) -> FirstReplay:
+    """The newest rounds that are committed whole, of the first ``rounds``, as far as the learner looks back."""
     from daskrl.algorithms.actor_critic import RoundLearner
 
     if isinstance(learner, RoundLearner) or learner.memory < 1:
@@ -103,7 +136,7 @@ def _replay(init: Init, algorithm: Algorithm, setup: Setup, learner: Any) -> Fir
         )
     fragments = {record["slot"]: record for record in store.fragments()}
     complete = 0
-    while all(shape.slot(stream, complete) in fragments for stream in range(shape.streams)):
+    while complete != rounds and all(shape.slot(stream, complete) in fragments for stream in range(shape.streams)):
         complete += 1
     slots = range(shape.slot(0, max(0, complete - learner.memory)), shape.slot(0, complete))
     return FirstReplay(store.storage, store.columns, [_as_read(fragments[slot]) for slot in slots])
@@ -141,7 +174,7 @@ def _found(init: Init, version: int | str | None, algorithm: Algorithm, digest: 
     origin: dict[str, Any] = {"run_id": init.run_id, "version": found}
     if digest:
         origin["digest"] = init.digest()
-    return Initial(weights, _others(init, found, algorithm), origin)
+    return Initial(weights, _others(init, found, algorithm, optimizer=False), origin)
 
 
 def _file(path: Path) -> dict[str, Array]:
@@ -155,7 +188,7 @@ def _file(path: Path) -> dict[str, Array]:
     return arrays
 
 
-def _others(store: Store, version: int, algorithm: Algorithm) -> dict[str, Array]:
+def _others(store: Store, version: int, algorithm: Algorithm, optimizer: bool) -> dict[str, Array]:
     """What the checkpoint of that version holds beside the weights, where it is one of the same algorithm."""
     from safetensors.numpy import load
 
@@ -164,7 +197,8 @@ def _others(store: Store, version: int, algorithm: Algorithm) -> dict[str, Array
     for record, written in checkpoints(store.records()):
         if record["version"] == version and store.storage.exists(written[0]):
             arrays: dict[str, Array] = aligned_all(load(read_checked(store.storage, written)))
-            return {name: value for name, value in arrays.items() if not name.startswith(_NOT_OTHERS)}
+            left_out = _NOT_OTHERS if optimizer else (*_NOT_OTHERS, _OPTIMIZER)
+            return {name: value for name, value in arrays.items() if not name.startswith(left_out)}
     return {}
 
 

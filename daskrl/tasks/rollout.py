@@ -339,7 +339,8 @@ def make_policy(session: Session, weights: ByLearner, stream: int, round_: int, 
 
     config, schedule, act = session.config, session.config.schedule, session.algorithm.act
     policy = acting_policy(session, weights[session.layout.agents[agent]])
-    before, lanes = round_ * schedule.round_steps, schedule.lanes
+    # A run that goes on where another stood goes on with its count: what changes by that does not begin anew.
+    before, lanes = round_ * schedule.round_steps + (config.init or {}).get("env_steps", 0), schedule.lanes
     moment = Moment({}, seeding.generator(config.seed, "act", stream, round_, key=agent))
 
     def choose(observation: Mapping[str, Array], state: dict[str, Array], t: int) -> tuple[Action, Mapping[str, Array]]:
