@@ -8,6 +8,8 @@ from daskrl.names import lazily
 
 if TYPE_CHECKING:
     from daskrl.study.population import Population
+    from daskrl.study.pruned import Pruned
+    from daskrl.study.rungs import ASHA, MedianStopping, SuccessiveHalving
     from daskrl.study.samplers import Optuna
     from daskrl.study.scores import AreaUnderCurve, Greedy, StepsTo
     from daskrl.study.search import Grid, Random
@@ -15,13 +17,16 @@ if TYPE_CHECKING:
     from daskrl.study.study import Study
 
 __all__ = [
-    "AreaUnderCurve", "Greedy", "Grid", "Optuna", "Population", "Random", "Range", "StepsTo", "Study", "When",
+    "ASHA", "AreaUnderCurve", "Greedy", "Grid", "MedianStopping", "Optuna", "Population", "Pruned", "Random", "Range",
+    "StepsTo", "Study", "SuccessiveHalving", "When",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
         "daskrl.study.population": ["Population"],
+        "daskrl.study.pruned": ["Pruned"],
+        "daskrl.study.rungs": ["ASHA", "MedianStopping", "SuccessiveHalving"],
         "daskrl.study.samplers": ["Optuna"],
         "daskrl.study.scores": ["AreaUnderCurve", "Greedy", "StepsTo"],
         "daskrl.study.search": ["Grid", "Random"],

@@ -125,8 +125,12 @@ def define(
     suits = getattr(decided, "check_algorithms", None)
     if suits is not None:
         suits(algorithms)
+    environments = _environments(env)
+    alone = getattr(decided, "one_environment", None)
+    if alone and len(environments) > 1:
+        raise ConfigError(f"search: {type(decided).__name__} takes one environment, got {len(environments)}: {alone}.")
     return Definition(
-        algorithms, _environments(env), checked, decided, _seeds(seeds), env_steps, scores.score_of(score), study_seed,
+        algorithms, environments, checked, decided, _seeds(seeds), env_steps, scores.score_of(score), study_seed,
         {name: value for name, value in given.items() if name in _SHAPE},
         Options(**{name: value for name, value in given.items() if name in _OPTIONS}),
     )  # fmt: skip

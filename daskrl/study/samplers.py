@@ -96,7 +96,7 @@ class Optuna:
         if number >= self.settings:
             return None
         with quiet() as optuna:
-            study = _study(optuna, self._made(seed, number))
+            study = new_study(optuna, self._made(seed, number))
             before = _fill(optuna, study, space, env_steps, asked, told)
             trial = study.ask()
             found = _suggested(trial, space)
@@ -165,7 +165,8 @@ def quiet() -> Iterator[Any]:
         optuna.logging.set_verbosity(before)
 
 
-def _study(optuna: Any, sampler: Any = None) -> Any:
+def new_study(optuna: Any, sampler: Any = None) -> Any:
+    """A study of Optuna's, in memory."""
     made: Any = optuna.create_study(
         storage=optuna.storages.InMemoryStorage(), study_name=_NAME, direction="maximize", sampler=sampler
     )

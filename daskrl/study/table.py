@@ -25,10 +25,14 @@ def rows(log: StudyLog) -> list[dict[str, Any]]:
     Of a population a row for each round of a member, in the order of rounds and members.
     """
     found: dict[str, dict[str, Any]] = {}
+    whole, stops = log.definition["env_steps"], log.definition["search"].get("stops")
+    seconds: dict[str, float] = {}
+    for (trial, _), one in log.results.items():
+        seconds[trial] = seconds.get(trial, 0.0) + one["seconds"]
     for number, setting, environment, seed, trial, env_steps, segment in _asked(log):
         result = log.results.get((trial, env_steps))
         key = trial if segment is None else f"{trial}-{env_steps}"
-        if result is None and key in found:
+        if key in found and (result is None or env_steps < found[key]["env_steps"]):
             continue  # it goes on: what it gave so far stands
         found[key] = {
             **({} if segment is None else _of_segment(log, segment)),
@@ -38,7 +42,8 @@ def rows(log: StudyLog) -> list[dict[str, Any]]:
             **{name: setting.get(name) for name in log.definition["space"] if name != "algorithm"},
             "seed": seed,
             "env_steps": env_steps,
-            **_of_result(result),
+            **_of_result(result, seconds.get(trial) if segment is None or result is None else result["seconds"]),
+            **({"stopped": _stopped(env_steps, whole, stops, result)} if stops else {}),
             "run": f"runs/{trial}",
         }
     labels = {label: place for place, label in enumerate(log.definition["environments"])}
@@ -65,7 +70,11 @@ def _asked(log: StudyLog) -> Iterator[tuple[int, dict[str, Any], str, int, str, 
                 yield asked["number"], setting, environment, seed, trial, asked["env_steps"], asked.get("segment")
 
 
-def _of_result(result: TrialRecord | None) -> dict[str, Any]:
+def _stopped(env_steps: int, whole: int, stops: str, result: TrialRecord | None) -> str | None:
+    return f"at {env_steps:,}: {stops}" if env_steps < whole and result and "error" not in result else None
+
+
+def _of_result(result: TrialRecord | None, seconds: float | None) -> dict[str, Any]:
     if result is None:
         return {
             "state": "waiting", "score": None, "return_last_100": None, "episodes": None, "learner_updates": None,
@@ -80,7 +89,7 @@ def _of_result(result: TrialRecord | None) -> dict[str, Any]:
         "digest": result.get("digest"),
         "promise": "; ".join(result["promise"]) if "promise" in result else "kept",
         "error": result.get("error"),
-        "seconds": result["seconds"],
+        "seconds": seconds,
         "worker": result["worker"],
     }
 
@@ -90,10 +99,11 @@ def table(log: StudyLog) -> pandas.DataFrame:
 
     Columns: ``setting`` (its number), ``algorithm``, ``environment``, one for each setting of the space, ``seed``,
     ``env_steps`` (asked), ``state`` (finished, failed, waiting), ``score``, ``return_last_100``, ``episodes``,
-    ``learner_updates``, ``digest``, ``promise``, ``error``, ``seconds`` and ``worker`` (of the execution that finished
-    the run), ``run`` (its store, below the study's directory). Of a population a row for each round of a member, with
-    ``round``, ``member`` and ``parent`` (the member that was copied before that round, or None) first, and with
-    ``env_steps`` that are those of the member's present run.
+    ``learner_updates``, ``digest``, ``promise``, ``error``, ``seconds`` (of all executions with a result), ``worker``
+    (of the last), ``run`` (its store, below the study's directory). Where a search stops runs early: ``stopped``, at
+    which env steps a run did and why, as far as the search is; None where it has all env steps. Of a population a row
+    for each round of a member, with ``round``, ``member`` and ``parent`` (the member that was copied before that round,
+    or None) first, with ``env_steps`` that are those of the member's present run, and the ``seconds`` of the round.
     """
     with extras.needed("study", "a study's table needs pandas"):
         import pandas
