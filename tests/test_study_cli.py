@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shlex
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ import daskrl
 from daskrl.cli.study import run
 from daskrl.cli.studyfile import StudyFile
 from daskrl.errors import ConfigError
+from daskrl.store.pack import pack, unpack
 from daskrl.study import Greedy, Random, Study
 from daskrl.study.definition import define
-from tests.typed import Here, daskrl_
+from daskrl.study.log import StudyLog
+from tests.typed import Here, Terminal, daskrl_
 
 FILE = """
 env = "CartPole-v1"
@@ -265,6 +270,11 @@ def test_runs_lists_runs_and_studies_wherever_they_are(
     assert daskrl.runs("*").empty
     with pytest.raises(ConfigError, match="nowhere is no directory"):
         daskrl.runs("nowhere")
+    pack(run.store)
+    assert not (tmp_path / "single" / "one").exists()
+    for pattern in ("single", "single/*", "single/one"):
+        assert daskrl.runs(pattern).to_dict("records") == [{**row, "packed": True}]
+    unpack("single/one")
     (tmp_path / "single" / "one" / "zarr.json").write_text("{")
     with pytest.warns(UserWarning, match="single/one cannot be read"):
         assert daskrl.runs("single").state.tolist() == ["unreadable"]
@@ -278,3 +288,107 @@ def test_info_shows_a_study_with_its_newest_runs_and_lists_a_directory_of_many(m
     assert f"lr/{run}" in here("info", "**", cwd=made).stdout
     listed = json.loads(here("info", ".", "--json", cwd=made).stdout)
     assert f"lr/{run}" in [row["path"] for row in listed]
+
+
+LONG = "2_000"
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of a study of longer runs, never stopped."""
+    place = tmp_path_factory.mktemp("long")
+    write(place, path=f'"{place}/lr"', env_steps=LONG)
+    return StudyFile(str(place / "lr.toml")).study().run(progress=False).digest()
+
+
+@pytest.mark.parametrize(
+    ("workers", "harm", "code", "said"),
+    [
+        ("0", "SIGTERM", 75, "Stopped by a signal; everything committed is kept. Type: daskrl study run lr.toml"),
+        ("0", "Ctrl-C", 130, "Interrupted; everything committed is kept. Type: daskrl study run lr.toml"),
+        ("2", "SIGUSR1", 75, "Stopped by a signal; everything committed is kept. Type: daskrl study run lr.toml"),
+    ],
+)
+def test_a_signal_or_ctrl_c_stops_a_study_and_the_same_line_goes_on(
+    tmp_path: Path, here: Here, long: str, workers: str, harm: str, code: int, said: str
+) -> None:
+    write(tmp_path, env_steps=LONG)
+    terminal = Terminal("study", "run", "lr.toml", "--workers", workers, cwd=tmp_path)
+    terminal.until(r"1/4")
+    if harm == "Ctrl-C":
+        terminal.press_ctrl_c()
+    else:
+        os.kill(terminal.pid, getattr(signal, harm))
+    assert terminal.exit_code() == code, terminal.text
+    assert said in terminal.text
+    assert "Traceback" not in terminal.text
+    before = {row["run"]: row["seconds"] for row in shown(tmp_path, here) if row["state"] == "finished"}
+    assert 1 <= len(before) < 4
+    begun = {path.name: daskrl.Store.open(path).run_id for path in (tmp_path / "lr" / "runs").iterdir()}
+    done = json.loads(here("study", "run", "lr.toml", "--workers", "0", "--json", cwd=tmp_path).stdout)
+    assert done["digest"] == long
+    assert {row["run"]: row["seconds"] for row in done["rows"] if row["run"] in before} == before
+    after = {path.name: daskrl.Store.open(path).run_id for path in (tmp_path / "lr" / "runs").iterdir()}
+    assert {name: after[name] for name in begun} == begun  # those on their way went on
+
+
+def shown(place: Path, here: Here) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(here("study", "show", "lr", "--json", cwd=place).stdout)["rows"]
+    return rows
+
+
+MINE = """
+import daskrl, gymnasium
+
+def make(length=500):
+    return gymnasium.make("CartPole-v1", max_episode_steps=length)
+
+class Mine(daskrl.DQN):
+    "The same as DQN."
+"""
+
+
+def test_verify_and_best_say_what_to_type_where_a_study_has_the_users_own(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    write(tmp_path, name='"mine.py:Mine"', env='"mine.py:make"', env_kwargs="{length = 20}", seeds="1")
+    rows = json.loads(here("study", "run", "lr.toml", "--workers", "0", "--json", cwd=tmp_path).stdout)["rows"]
+    given = ["--algorithm", "mine.py:Mine", "--env", "mine.py:make", "--env-kwargs", "length=20"]
+    for command in ("verify", "best"):
+        said = here("study", command, "lr", cwd=tmp_path, code=2).stderr
+        assert f"Type: daskrl study {command} lr --algorithm FILE.py:Mine" in said
+        said = here("study", command, "lr", *given[:2], cwd=tmp_path, code=2).stderr
+        assert f"Type: daskrl study {command} lr --algorithm mine.py:Mine --env FILE.py:make" in said
+        said = here("study", command, "lr", *given[:4], cwd=tmp_path, code=2).stderr
+        assert "what differs: " in said  # the length
+    assert "2 runs again, 0 differ" in here("study", "verify", "lr", "--sample", "100%", *given, cwd=tmp_path).stdout
+    line = here("study", "best", "lr", *given, cwd=tmp_path).stdout.strip()
+    here(*shlex.split(line)[1:], "--workers", "0", "--episodes", "0", cwd=tmp_path)
+    best = max(rows, key=lambda row: row["score"])
+    assert here("digest", "lr-best", cwd=tmp_path).stdout.strip() == best["digest"]
+
+
+def test_verify_finds_a_run_whose_bits_are_others(made: Path, tmp_path: Path, here: Here) -> None:
+    shutil.copytree(made / "lr", tmp_path / "lr")
+    log = StudyLog.open(tmp_path / "lr")
+    record = next(iter(log.results.values()))
+    log.lock()
+    log.append([{**record, "digest": "0" * 64}])
+    log.unlock()
+    done = here("study", "verify", "lr", "--sample", "100%", cwd=tmp_path, code=1).stdout
+    assert f"DIFFERS: {record['digest']} (study: {'0' * 64})" in done
+    assert "4 runs again, 1 differ" in done
+
+
+def test_a_study_whose_runs_failed_says_so_and_tries_them_again_when_asked(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "luck.py").write_text(
+        "import pathlib\n\ndef score(store):\n"
+        "    if store.config.seed == 1 and not pathlib.Path(store.root.parents[2] / 'mended').exists():\n"
+        "        raise RuntimeError('out of luck')\n    return 1.0\n"
+    )
+    write(tmp_path, score='"luck.py:score"', env_steps="64")
+    done = here("study", "run", "lr.toml", "--workers", "0", cwd=tmp_path, code=1)
+    assert "2 runs failed. To try them again, type: daskrl study run lr.toml --retry-failed" in done.stderr
+    assert "RuntimeError: out of luck" in done.stdout
+    (tmp_path / "mended").touch()
+    here("study", "run", "lr.toml", "--workers", "0", cwd=tmp_path, code=1)
+    here("study", "run", "lr.toml", "--workers", "0", "--retry-failed", cwd=tmp_path)

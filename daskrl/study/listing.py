@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskrl import extras
 from daskrl.errors import ConfigError, DaskrlError
+from daskrl.store.packed import SUFFIX, Packed
 from daskrl.store.places import place
 from daskrl.store.posix import Posix
 from daskrl.store.storage import Storage
@@ -27,7 +28,6 @@ COLUMNS = (
 )  # fmt: skip
 _WILD = re.compile(r"[*?\[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_PACK = ".zip"
 
 
 def runs(pattern: str | os.PathLike[str] = "**") -> pandas.DataFrame:
@@ -63,10 +63,10 @@ def rows(pattern: str | os.PathLike[str] = "**") -> list[dict[str, Any]]:
     parts = Path(text).parts
     fixed = next((number for number, part in enumerate(parts) if _WILD.search(part)), len(parts))
     root, wanted = Path(*parts[:fixed]), parts[fixed:] or ("**",)
+    if fixed == len(parts) and not root.is_dir() and Store.exists(root):
+        return [_of_run(root)]  # it is packed
     if not root.is_dir():
-        pack = root.with_name(root.name + _PACK)
-        if root.suffix != _PACK and not pack.is_file():
-            raise ConfigError(f"runs: {root} is no directory. Expected one, or a pattern like 'studies/**'.")
+        raise ConfigError(f"runs: {root} is no directory. Expected one, or a pattern like 'studies/**'.")
     found: list[dict[str, Any]] = []
     for kind, path in _below(root, None if "**" in wanted else len(wanted), set()):
         below = path.relative_to(root).parts
@@ -127,9 +127,11 @@ def _below(folder: Path, depth: int | None, seen: set[tuple[int, int]]) -> Itera
             if entry.is_dir():
                 yield from _below(Path(entry.path), None if depth is None else depth - 1, seen)
             elif (
-                entry.name.endswith(_PACK) and entry.name.removesuffix(_PACK) not in names and Store.exists(entry.path)
+                entry.name.endswith(SUFFIX)
+                and entry.name.removesuffix(SUFFIX) not in names
+                and Store.exists(entry.path)
             ):
-                yield "run", folder / entry.name.removesuffix(_PACK)
+                yield "run", folder / entry.name.removesuffix(SUFFIX)
 
 
 def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -155,7 +157,7 @@ def _of_run(path: str | Path) -> dict[str, Any]:
             "seed": config.seed,
             "env_steps": steps,
             "state": "finished" if finished else "unfinished",
-            "packed": type(store.storage).__name__ == "Packed",
+            "packed": isinstance(store.storage, Packed),
             "return_last_100": sum(progress.returns) / len(progress.returns) if progress.returns else None,
         }
     except (DaskrlError, OSError, KeyError, ValueError) as error:
@@ -167,7 +169,7 @@ def _of_run(path: str | Path) -> dict[str, Any]:
 def _of_study(storage: Storage, path: str) -> list[dict[str, Any]]:
     """Out of the study's log alone, and the names of what is packed."""
     log = StudyLog.open(storage)
-    packed = {name.removesuffix(_PACK) for name in storage.names("runs") if name.endswith(_PACK)}
+    packed = {name.removesuffix(SUFFIX) for name in storage.names("runs") if name.endswith(SUFFIX)}
     states = {"finished": "finished", "failed": "failed"}
     return [
         {
