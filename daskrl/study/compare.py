@@ -96,22 +96,23 @@ class Comparison:
         return profiles.draw(self.groups, self.thresholds, ax, title=title, unit=self.unit)
 
     def __repr__(self) -> str:
-        parts = [f"{self._title()}\n", words.text_table(self._group_rows())]
+        parts = [f"{self._title()}\n", words.text_table(self.group_rows())]
         if self.pairs:
-            parts += ["\ndifference in score, A minus B\n", words.text_table(self._pair_rows())]
+            parts += ["\ndifference in score, A minus B\n", words.text_table(self.pair_rows())]
         return "\n".join([*parts, *(f"\n! {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        parts = [f"<strong>{html.escape(self._title())}</strong>", words.html_table(self._group_rows())]
+        parts = [f"<strong>{html.escape(self._title())}</strong>", words.html_table(self.group_rows())]
         if self.pairs:
-            parts += ["<strong>difference in score, A minus B</strong>", words.html_table(self._pair_rows())]
+            parts += ["<strong>difference in score, A minus B</strong>", words.html_table(self.pair_rows())]
         parts += [f"<p>&#9888; {html.escape(note)}</p>" for note in self.notes]
         return f"<div>{''.join(parts)}</div>"
 
     def _title(self) -> str:
         return f"comparison by {', '.join(self.by)}: {self.scale}; [95 % bootstrap intervals]"
 
-    def _group_rows(self) -> list[dict[str, str]]:
+    def group_rows(self) -> list[dict[str, str]]:
+        """What tables for people show of each group."""
         return [
             {"group": group.label, "runs": f"{group.runs:,}", "seeds": words.seeds(group.seeds),
              "failed": f"{group.failed:,}",
@@ -121,7 +122,8 @@ class Comparison:
             for group in self.groups
         ]  # fmt: skip
 
-    def _pair_rows(self) -> list[dict[str, str]]:
+    def pair_rows(self) -> list[dict[str, str]]:
+        """What tables for people show of each two groups."""
         return [
             {"A": pair.a, "B": pair.b, "pairs": f"{pair.pairs:,}", "seeds": words.seeds(pair.seeds),
              "mean": words.shown(pair.difference), "IQM": words.shown(pair.difference_iqm),

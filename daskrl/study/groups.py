@@ -199,6 +199,11 @@ def lowest(groups: Groups) -> dict[str, float]:
     return found
 
 
+def label(names: Sequence[str], values: Sequence[Any]) -> str:
+    """What a group of these settings is called."""
+    return _labelled(names, [_value(value) for value in values])
+
+
 def _rows(table: Any, columns: tuple[str, ...], others: tuple[str, ...]) -> tuple[list[_Row], int]:
     """The rows of a table, and how many of them are there already."""
     with extras.needed("study", "comparisons need pandas"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,15 @@ def to_json(score: Score) -> dict[str, Any]:
         return {"function": name, "source_sha256": source_sha256(score), "captured": Captured({name: score}).table}
     fields: Any = score
     return {"kind": type(score).__name__, **dataclasses.asdict(fields)}
+
+
+def unit_of(said: Mapping[str, Any]) -> str:
+    """`unit`, of what a study keeps of its score."""
+    if "function" in said:
+        return str(said["function"]).rpartition(".")[2].strip("<>")
+    kinds = {kind.__name__: kind for kind in (Greedy, AreaUnderCurve, StepsTo)}
+    made: Any = kinds[said["kind"]]
+    return unit(made(**{name: value for name, value in said.items() if name != "kind"}))
 
 
 def scored(score: Score, store: Store, algorithm: Any, source: EnvironmentSource) -> float:

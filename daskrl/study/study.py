@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from daskrl.codec import decoded, encoded
 from daskrl.errors import ConfigError
+from daskrl.records import Array
 from daskrl.shown import html_table
 from daskrl.store.places import Place
 from daskrl.study import definition as definitions
-from daskrl.study import scores
+from daskrl.study import exports, scores
 from daskrl.study import table as tables
 from daskrl.study.compare import Comparison, compare
 from daskrl.study.definition import Preparing
@@ -26,6 +28,7 @@ from daskrl.study.space import shown
 from daskrl.study.trial import Job, trial_key
 
 if TYPE_CHECKING:
+    import optuna
     import pandas
     from distributed import Client
 
@@ -335,6 +338,38 @@ class Study:
         """
         axes = list(self.definition.space.axes)
         return compare(self.table(), by, **{"settings": axes, "unit": scores.unit(self.definition.score), **given})
+
+    def report(self, path: str | os.PathLike[str] | None = None, **given: Any) -> str:
+        """Write one self-contained HTML page, or a PDF, of this study, finished or not; gives the path.
+
+        Parameters
+        ----------
+        path : of the file; by default ``report.html`` in the study's directory. One that ends with ``.pdf`` is a PDF.
+        given : as of `daskrl.study.report.report`: ``episodes``.
+        """
+        from daskrl.study.report import report
+
+        return report(self.log, path, **given)
+
+    def to_optuna(self, storage: Any = None, *, name: str | None = None) -> optuna.Study:
+        """One of Optuna's studies, a trial for each setting; see `daskrl.study.exports.to_optuna`."""
+        return exports.to_optuna(self.log, storage, name=name)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write the table to a Parquet file; see `daskrl.study.exports.to_parquet`."""
+        exports.to_parquet(self.log, path)
+
+    def to_rliable(self, by: str | Sequence[str] | None = None) -> dict[str, Array]:
+        """Scores as rliable takes them: group -> ``[runs, environments]``; see `daskrl.study.exports.to_rliable`."""
+        return exports.to_rliable(self.log, by)
+
+    def to_mlflow(self, experiment: str | None = None, *, tracking_uri: str | None = None) -> int:
+        """Log runs to MLflow; see `daskrl.study.exports.to_mlflow`."""
+        return exports.to_mlflow(self.log, experiment, tracking_uri=tracking_uri)
+
+    def to_wandb(self, project: str = "daskrl", **given: Any) -> int:
+        """Log runs to Weights & Biases; see `daskrl.study.exports.to_wandb`."""
+        return exports.to_wandb(self.log, project, **given)
 
     def digest(self) -> str:
         """SHA-256 over the table without what a pool decides: seconds, workers."""
