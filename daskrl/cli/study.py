@@ -198,6 +198,30 @@ def newest(log: StudyLog, as_json: bool, most: int = 10) -> None:
 
 
 @study.command
+def report(
+    directory: Directory,
+    *,
+    output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
+    episodes: int = 100,
+) -> None:
+    """Write the report of a study, finished or not: one HTML page that needs no network, or a PDF.
+
+    Needs daskrl[study].
+
+    Parameters
+    ----------
+    output
+        File to write, that ends with .html or .pdf; report.html in the study's directory unless said.
+    episodes
+        How many the mean return of learning curves is of.
+    """
+    from daskrl.study.log import StudyLog
+    from daskrl.study.report import report as written
+
+    console.print(written(StudyLog.open(directory), output, episodes=episodes), highlight=False, soft_wrap=True)
+
+
+@study.command
 def compare(
     *directories: str,
     by: Annotated[list[str] | None, Parameter(negative="")] = None,
