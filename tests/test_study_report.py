@@ -15,9 +15,10 @@ import pytest
 import daskrl
 from daskrl.errors import ConfigError
 from daskrl.study import Greedy, Random, Range, Study, When
+from daskrl.study.contents import Content, contents
 from daskrl.study.curves import curves
-from daskrl.study.report import Content, contents
 from tests.read_back import logged
+from tests.typed import Here
 
 QUICK = daskrl.DQN(hidden=(8,), learning_starts=64, batch_size=16, window=1024)
 SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 16}
@@ -219,7 +220,7 @@ def test_a_run_whose_store_is_gone_is_named_and_the_rest_is_drawn(tmp_path: Path
     made = make(tmp_path / "study", env_steps=128, space=None).run(progress=False)
     shutil.rmtree(tmp_path / "study" / made.table().run[0])
     said = contents(made.log)
-    assert f"Without 1 runs whose stores cannot be read: {made.table().run[0]}" in said.curves_said
+    assert f"Without those whose stores cannot be read: {made.table().run[0]}" in said.curves_said
     assert len(said.learned) == 1
 
 
@@ -374,3 +375,11 @@ def test_wandb_has_a_run_for_each_in_the_group_of_the_study(failing: Study, offl
     scores = sorted(values["score"] for run in runs for values in run["history"] if "score" in values)
     assert scores == sorted(table.score.dropna())
     assert {run["config"]["n_step"] for run in runs} == {1, 3}
+
+
+def test_the_command_line_writes_a_report(study: Study, tmp_path: Path, here: Here) -> None:
+    said = here("study", "report", str(study.log.storage), "-o", "lr.html", "--episodes", "5", cwd=tmp_path)
+    assert said.out.strip() == "lr.html"
+    assert "return, mean of 5 episodes" in (tmp_path / "lr.html").read_text()
+    refused = here("study", "report", str(study.log.storage), "-o", "lr.txt", cwd=tmp_path, code=2)
+    assert "ends with .html or .pdf" in refused.err

@@ -66,7 +66,7 @@ class Picture:
         text = re.sub(r"url\(#", f"url(#{key}-", text)
         width, height = (72 * inches for inches in self.figure.get_size_inches())
         text = re.sub(
-            r'width="[^"]*pt" height="[^"]*pt"', f'role="img" style="min-width:{0.6 * width:.0f}px"', text, count=1
+            r'width="[^"]*pt" height="[^"]*pt"', f'role="img" style="min-width:{0.8 * width:.0f}px"', text, count=1
         )
         text = re.sub(r"<svg ", f'<svg aria-label="{html.escape(self.heading)}" ', text, count=1)
         dots = []
@@ -202,6 +202,8 @@ def of_slices(study: optuna.Study, names: Sequence[str], unit: str) -> list[Pict
             pyplot.close(figure)
         figure.set_size_inches(5.2, 3.4)
         figure.set_layout_engine("tight")
+        for points in ax.collections:
+            points.set_edgecolor(_INK)  # some are as dark as a dark page
         for each in figure.axes:
             each.set_title("")
             each.grid(color="#888888", alpha=0.3)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from daskrl.study import pictures, words
-from daskrl.study.report import Content, cell
+from daskrl.study.contents import Content, cell
 
 _SIZE = (11.7, 8.3)  # inches: A4, landscape
 _LINES, _WIDE = 58, 160  # of a page of text
