@@ -379,7 +379,7 @@ def test_wandb_has_a_run_for_each_in_the_group_of_the_study(failing: Study, offl
 
 def test_the_command_line_writes_a_report(study: Study, tmp_path: Path, here: Here) -> None:
     said = here("study", "report", str(study.log.storage), "-o", "lr.html", "--episodes", "5", cwd=tmp_path)
-    assert said.out.strip() == "lr.html"
+    assert said.stdout.strip() == "lr.html"
     assert "return, mean of 5 episodes" in (tmp_path / "lr.html").read_text()
     refused = here("study", "report", str(study.log.storage), "-o", "lr.txt", cwd=tmp_path, code=2)
-    assert "ends with .html or .pdf" in refused.err
+    assert "ends with .html or .pdf" in refused.stderr
