@@ -72,7 +72,6 @@ ROOMS = {
     "imageio_ffmpeg": {"envs.video"},
     "obstore": {"store.client"},
     "onnx": {"analysis.export"},
-    "optuna": {"study"},
     "onnxruntime": {"analysis.export"},
 }
 
