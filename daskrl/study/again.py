@@ -28,8 +28,6 @@ def code(log: StudyLog) -> str:
     space = ", ".join(
         f"{name!r}: {_axis(value)}" for name, value in said["space"].items() if not (others and name == "algorithm")
     )
-    search = {**said["search"]}
-    kind = search.pop("kind")
     score = {**said["score"]}
     judged = f"{score['function']}" if "function" in score else _call(f"daskrl.study.{score.pop('kind')}", score)
     options = {name: value for name, value in said["options"].items() if value != _options().get(name)}
@@ -48,7 +46,7 @@ def code(log: StudyLog) -> str:
         f"    seeds={f'range({len(seeds)})' if seeds == list(range(len(seeds))) else seeds},",
         f"    env_steps={said['env_steps']},",
         f"    score={judged},",
-        f"    search={_call(f'daskrl.study.{kind}', search)},",
+        f"    search={_search(said['search'])},",
         f"    study_seed={said['study_seed']},",
         *(f"    {name}={value!r}," for name, value in given.items()),
         ")",
@@ -59,6 +57,16 @@ def code(log: StudyLog) -> str:
 
 def _options() -> dict[str, Any]:
     return dataclasses.asdict(Options())
+
+
+def _search(said: Mapping[str, Any]) -> str:
+    of = {**said}
+    kind = of.pop("kind")
+    given = (
+        f"{name}={_search(value) if isinstance(value, dict) and 'kind' in value else _literal(value)}"
+        for name, value in of.items()
+    )
+    return f"daskrl.study.{kind}({', '.join(given)})"
 
 
 def _call(name: str, given: Mapping[str, Any]) -> str:

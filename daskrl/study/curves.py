@@ -55,9 +55,9 @@ def curves(
     """
     read: dict[tuple[str, int], list[tuple[LearningCurve, int]]] = {}
     missing: list[str] = []
-    for row in rows:
-        if row["state"] != "finished" or row["setting"] not in labels:
-            continue
+    wanted = [row for row in rows if row["state"] == "finished" and row["setting"] in labels]
+    # Of a population a run has a row for each round; the one that was taken furthest has them all.
+    for row in {row["run"]: row for row in sorted(wanted, key=lambda row: int(row["env_steps"]))}.values():
         trial = row["run"].rpartition("/")[2]
         try:
             curve = learning_curve(Store.open(runs.folder(trial)))

@@ -126,7 +126,7 @@ def _told(log: StudyLog) -> dict[int, dict[int, float]]:
             result = log.results.get((trial, asked["env_steps"]))
             score = None if result is None else result["score"]
             by_environment.setdefault(environment, []).append(math.nan if score is None else score)
-        if by_environment and math.isfinite(number := mean_score(list(by_environment.values()))):
+        if by_environment and math.isfinite(number := float(mean_score(list(by_environment.values())))):
             mine[asked["env_steps"]] = number
     return found
 
@@ -176,7 +176,7 @@ def to_parquet(log: StudyLog, path: str | os.PathLike[str]) -> None:
     for column in ("digest", "promise", "error", "worker", "state", "environment", "algorithm", "run"):
         if column in frame:
             frame[column] = frame[column].astype("string")
-    for column in ("setting", "seed", "env_steps", "episodes", "learner_updates"):
+    for column in ("round", "member", "parent", "setting", "seed", "env_steps", "episodes", "learner_updates"):
         if column in frame:
             frame[column] = frame[column].astype("Int64")
     made = pyarrow.Table.from_pandas(frame, preserve_index=False)
