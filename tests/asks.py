@@ -54,7 +54,7 @@ class Numbers:
         self.lives -= 1
         job = self.jobs.pop(self.random.randrange(len(self.jobs)))
         score = self.scored(job.given[0], job.seed, job.env_steps)
-        record = {"kind": "trial", "trial": job.trial, "env_steps": job.env_steps, "score": score, "seconds": 0.0,
+        record = {"kind": "trial", "trial": job.trial, "env_steps": job.env_steps, "score": score, "seconds": 1.0,
                   "worker": "none", "digest": f"{job.trial} at {job.env_steps}"}  # fmt: skip
         return [record if score == score else {**record, "score": None, "error": "it is NaN"}]
 
@@ -67,14 +67,14 @@ class Numbers:
 
 def carried(
     monkeypatch: pytest.MonkeyPatch, path: Path, scored: Callable[[Any, int, int], float], *, workers: int = 1,
-    order: int = 0, lives: int = 10**9, **given: Any,
+    order: int = 0, lives: int = 10**9, spending: dict[str, Any] | None = None, **given: Any,
 ) -> Study:  # fmt: skip
     """A study carried on by `Numbers` to its end, or until the driver died."""
     made: dict[str, Any] = {"env": "CartPole-v1", "algorithm": daskrl.DQN(hidden=(8,), learning_starts=64), **given}
     study = Study(path, **{"env_steps": 900, "seeds": 1, "streams": 1, "envs_per_stream": 1, **made})
     executor = Numbers(scored, workers, order, lives)
     monkeypatch.setattr("daskrl.study.study.InProcess", lambda: executor)
-    return study.run(progress=False)
+    return study.run(progress=False, **(spending or {}))
 
 
 def played(search: Search, space: dict[str, Any], scored: Scored, env_steps: int, seed: int = 0) -> list[Ask]:

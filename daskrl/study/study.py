@@ -18,6 +18,7 @@ from daskrl.store.places import Place
 from daskrl.study import definition as definitions
 from daskrl.study import exports, scores
 from daskrl.study import table as tables
+from daskrl.study.budget import Budget
 from daskrl.study.compare import Comparison, compare
 from daskrl.study.definition import Preparing
 from daskrl.study.executors import Executor, InProcess, OnWorkers
@@ -124,8 +125,9 @@ class Study:
     # -- carrying on ---------------------------------------------------------------------------------------
 
     def run(
-        self, client: Client | None = None, *, progress: bool = True, retry_failed: bool = False, grain: str = "auto"
-    ) -> Study:
+        self, client: Client | None = None, *, progress: bool = True, retry_failed: bool = False, grain: str = "auto",
+        seconds: float | None = None, worker_hours: float | None = None, updates: int | None = None,
+    ) -> Study:  # fmt: skip
         """Carry the study on to its end, or until `stop`; it may be interrupted and gone on with, anywhere.
 
         Parameters
@@ -137,6 +139,10 @@ class Study:
         grain : with a client, ``"task"``: each run is one task of a worker. ``"spread"``: each run's rollouts are
             spread over the workers, as those of `daskrl.train`. ``"auto"``: a run of 200,000 env steps or more is
             spread where fewer are left than workers have threads. The results are the same.
+        seconds, worker_hours, updates : once so much is spent no run is begun and nothing is asked for any more; runs
+            that were begun are finished. ``seconds`` are of this call; ``worker_hours`` and ``updates`` (of learners)
+            are of all results of the study. Running it again goes on. A budget decides how far the study comes, never
+            what is asked for or what a run gives: those results that are there are the ones it has without a budget.
 
         Raises
         ------
@@ -145,6 +151,7 @@ class Study:
         """
         if grain not in ("auto", "task", "spread"):
             raise ConfigError(f"grain: expected 'auto', 'task' or 'spread', got {grain!r}.")
+        budget = Budget(seconds, worker_hours, updates)
         self._stop.clear()
         self.log.lock()
         try:
@@ -162,7 +169,7 @@ class Study:
                     executor.want(1)  # of a cluster that has no worker yet
                     self.log.append([executor.introduce(packages, device)])
                 with _bar(self, progress) as bar:
-                    self._drive(executor, bar)
+                    self._drive(executor, bar, budget)
             finally:
                 self._executor = None
                 executor.close()
@@ -176,7 +183,7 @@ class Study:
         if self._executor is not None:
             self._executor.wake()
 
-    def _drive(self, executor: Executor, bar: Any) -> None:
+    def _drive(self, executor: Executor, bar: Any, budget: Budget) -> None:
         """The loop: decide what is asked, have its runs carried out, commit what they gave."""
         definition, search, log = self.definition, self.definition.search, self.log
         asked: list[Ask | Wait] = []
@@ -221,7 +228,8 @@ class Study:
         bar.update(len(log.results) - bar.n)
         while not self._stop.is_set():
             settle()
-            while not over and len(ready) < _AHEAD and decidable(search, len(asked), complete):
+            spent = budget.spent(log.results.values())
+            while not (over or spent) and len(ready) < _AHEAD and decidable(search, len(asked), complete):
                 number = len(asked)
                 ask = search.next(
                     definition.space, definition.env_steps, definition.study_seed, asked, counting(search, number, told)
@@ -235,12 +243,12 @@ class Study:
                 log.asks.append(record["asked"])
                 take(ask, [] if record["asked"] is None else record["asked"]["trials"], given)
                 settle()
-            while ready and executor.room() > 0:
+            while ready and not spent and executor.room() > 0:
                 job = ready.popleft()
                 executor.submit(job, len(ready))
                 in_flight += 1
-            executor.want(len(ready))
-            if not in_flight and not ready:
+            executor.want(0 if spent else len(ready))
+            if not in_flight and (spent or not ready):
                 break
             results = executor.wait()
             in_flight -= len(results)
