@@ -392,3 +392,20 @@ def test_a_study_whose_runs_failed_says_so_and_tries_them_again_when_asked(tmp_p
     (tmp_path / "mended").touch()
     here("study", "run", "lr.toml", "--workers", "0", cwd=tmp_path, code=1)
     here("study", "run", "lr.toml", "--workers", "0", "--retry-failed", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("search", "runs"),
+    [
+        ('{kind = "asha", inner = {kind = "random", settings = 3}, rungs = 128, reduction = 2}', 3),
+        ('{kind = "population", members = 2, interval = 128}', 3),
+    ],
+    ids=["rungs", "population"],
+)
+def test_runs_that_were_paused_and_runs_that_copied_another_are_verified(
+    tmp_path: Path, here: Here, search: str, runs: int
+) -> None:
+    write(tmp_path, search=search, seeds="1", learning_rate="{low = 1e-4, high = 1e-3, log = true}")
+    here("study", "run", "lr.toml", "--workers", "0", cwd=tmp_path)
+    said = here("study", "verify", "lr", "--sample", "100%", cwd=tmp_path).stdout
+    assert f"{runs} runs again, 0 differ" in said

@@ -33,11 +33,16 @@ def train_line(store: Store, again: Again, path: str, *, env_kwargs: list[str] |
     Raises
     ------
     ConfigError
-        A setting cannot be typed.
+        A setting cannot be typed, or the run began with the weights of another, as members of a population do.
     """
     from daskrl.cli.running import train
 
     config, budget = store.config, store.budget()
+    if config.init is not None:
+        raise ConfigError(
+            f"{store.storage} began with the weights of another run: no line makes it anew. To begin where that run "
+            f"ended, type: daskrl train ... --init {store.storage.typed}"
+        )
     defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
     defaults["lag"] = getattr(again.algorithm, "lag", 1)
     environment = config.environment

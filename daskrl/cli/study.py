@@ -160,7 +160,7 @@ def _show(log: StudyLog, as_json: bool) -> None:
 
 
 def _settings(log: StudyLog, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a setting, that with the best mean score first."""
+    """A row a setting: of those that went furthest that with the best mean score first."""
     several = [name for name in ("algorithm", "environment") if len(log.definition[f"{name}s"]) > 1]
     axes = [name for name in log.definition["space"] if name != "algorithm"]
     groups: dict[Any, list[dict[str, Any]]] = {}
@@ -178,7 +178,7 @@ def _settings(log: StudyLog, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
             "lowest": min(scores, default=None),
             "highest": max(scores, default=None),
         })  # fmt: skip
-    return sorted(found, key=lambda row: (row["score"] is None, -(row["score"] or 0.0)))
+    return sorted(found, key=lambda row: (row["score"] is None, -row["env_steps"], -(row["score"] or 0.0)))
 
 
 def newest(log: StudyLog, as_json: bool, most: int = 10) -> None:

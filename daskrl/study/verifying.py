@@ -7,6 +7,7 @@ import functools
 import hashlib
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from daskrl.envs import source as sources
 from daskrl.errors import ConfigError, WorkerMismatchError
 from daskrl.identity import same_algorithm, same_environment, stored_settings
 from daskrl.prepared import Prepared
+from daskrl.store.initial import Initial
 from daskrl.store.places import Place, place
 from daskrl.store.store import Store
 from daskrl.study import table
@@ -151,7 +153,8 @@ def sampled(trials: list[str], sample: str) -> list[str]:
 def verified(path: Place, sample: str = "5%", *, own: Own | None = None, command: str = "") -> Iterator[Verified]:
     """Carry out some finished runs of a study again, in this process, in a temporary directory.
 
-    Runs that do not keep the promise (``strict=False``) are not among them.
+    Runs that do not keep the promise (``strict=False``) are not among them, nor are members of a population that began
+    with another's replay, which a warning says. Those that began with another's weights begin with their copy of them.
 
     Parameters
     ----------
@@ -174,6 +177,10 @@ def verified(path: Place, sample: str = "5%", *, own: Own | None = None, command
         raise ConfigError(f"{log.storage} has no finished run to verify.")
     chosen = sampled(list(found), sample)
     stores = {trial: Store.open(log.storage.folder(RUNS).folder(trial)) for trial in chosen}
+    taught = [trial for trial, store in stores.items() if "replay" in (store.config.init or {})]
+    if taught:
+        chosen = [trial for trial in chosen if trial not in taught]
+        warnings.warn(f"{len(taught):,} runs of the sample began with another run's replay: left out.", stacklevel=2)
     again = {trial: made_with(store, own or Own(), command) for trial, store in stores.items()}
     return (_verified(log, trial, found[trial], stores[trial], again[trial]) for trial in chosen)
 
@@ -182,11 +189,12 @@ def _verified(log: StudyLog, trial: str, row: Mapping[str, Any], store: Store, a
     assert log.arithmetic is not None, "of a study with a finished run"
     options = Options(**{**known_keys(Options, store.budget()["options"]), "evaluate_every": 0})
     prepared = Prepared(
-        store.config, again.algorithm, again.source, options, row["env_steps"], versions(store.config.packages)
-    )
+        store.config, again.algorithm, again.source, options, row["env_steps"], versions(store.config.packages),
+        None if store.config.init is None else Initial.from_bytes(store.layout.initial()),
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="daskrl-verify-") as here:
         given = prepared, _no_score
-        job = Job(trial, place(Path(here) / trial), row["seed"], row["env_steps"], log.arithmetic, given)
+        job = Job(trial, place(Path(here) / trial), store.config.seed, row["env_steps"], log.arithmetic, given)
         outcome = carry_out(job)
     if outcome["kind"] == "refused":
         raise WorkerMismatchError(outcome["reason"])
