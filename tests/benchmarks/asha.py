@@ -65,7 +65,7 @@ def main() -> None:
             seconds = time.perf_counter() - began
             number, mean, steps = found[name]
             share = 100 * steps / found["grid"][2]
-            rows.append([name, number, f"{mean:.2f}", f"{steps:,}", f"{share:.1f} %", f"{seconds:.0f}"])
+            rows.append([name, f"{number}", f"{mean:.2f}", f"{steps:,}", f"{share:.1f} %", f"{seconds:.0f}"])
             print(name, rows[-1], flush=True)
     show(
         f"8 settings x {given.seeds} seeds x {given.env_steps:,} env steps, rungs {rungs}",
