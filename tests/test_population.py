@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +204,24 @@ def test_a_population_on_workers_is_that_of_one_process(here: Study, tmp_path: P
     study = make(tmp_path / "study").run(client, progress=False)
     assert study.digest() == here.digest()
     assert study.lineage().equals(here.lineage())
+
+
+def test_a_killed_worker_changes_nothing(here: Study, tmp_path: Path, client: Client) -> None:
+    killed = tmp_path / "killed"
+    killed.mkdir()
+
+    def score(store: daskrl.Store) -> float:
+        kind = killed / ("founder" if store.config.init is None else "copy")
+        if not kind.exists():  # one of each; the run goes on where it was
+            kind.write_text(store.run_id)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return daskrl.study.AreaUnderCurve()(store, None, None)  # type: ignore[arg-type]
+
+    study = make(tmp_path / "study", score=score).run(client, progress=False)
+    columns = ["round", "member", "parent", "learning_rate", "state", "score", "digest"]
+    assert study.table()[columns].equals(here.table()[columns])
+    ids = {daskrl.Store.open(tmp_path / "study" / run).run_id for run in study.table().run}
+    assert {path.name for path in killed.iterdir() if path.read_text() in ids} == {"founder", "copy"}
 
 
 def test_a_population_stopped_after_every_run_is_the_same(here: Study, tmp_path: Path) -> None:
