@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from distributed import Client, LocalCluster
 
 import daskrl
 from daskrl import clusters
-from daskrl.errors import ConfigError, StoreLockedError, StoreMismatchError
+from daskrl.errors import ConfigError, FewSeedsWarning, StoreLockedError, StoreMismatchError
 from daskrl.study import Greedy, Random, Range, Study, When
 from daskrl.study.executors import LONG, spread
 
@@ -113,7 +115,7 @@ def test_a_killed_worker_changes_nothing_and_no_run_begins_again(here: Study, tm
     study = make(tmp_path / "study", score=score).run(client, progress=False)
     columns = ["setting", "seed", "state", "score", "digest"]
     assert study.table()[columns].equals(here.table()[columns])
-    ids = {daskrl.Store.open(path).run_id for path in (tmp_path / "study" / "runs").iterdir()}
+    ids = {daskrl.Store.open(path).run_id for path in (tmp_path / "study" / "runs").glob("*.zip")}
     assert killed.read_text() in ids  # the run that lost its worker went on
 
 
@@ -181,6 +183,14 @@ def test_more_seeds_values_and_env_steps_extend_a_study_and_run_nothing_again(tm
     assert set(ids) == {row.run for row in larger.table().itertuples()}  # they went on
 
 
+def test_each_finished_run_is_one_file(here: Study, tmp_path: Path) -> None:
+    files = [path for path in Path(str(here.log.storage), "runs").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in files) == sorted(f"{run[5:]}.zip" for run in here.table().run)
+    whole = make(tmp_path / "study").run(progress=False, pack=False)
+    assert whole.digest() == here.digest()
+    assert (tmp_path / "study" / whole.table().run[0]).is_dir()
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -225,6 +235,36 @@ def test_what_cannot_work_is_refused_before_there_is_a_study(
     with pytest.raises(ConfigError, match=said):
         make(tmp_path / "study", **changed)
     assert not (tmp_path / "study").exists()
+
+
+def test_the_winner_is_tested_again_on_seeds_that_were_not_seen(here: Study, tmp_path: Path) -> None:
+    shutil.copytree(str(here.log.storage), tmp_path / "study")
+    study = make(tmp_path / "study")
+    with pytest.warns(FewSeedsWarning):
+        found = study.confirm(seeds=2, progress=False)
+    table = here.table()
+    best = table.groupby("learning_rate").score.mean().idxmax()
+    assert found.settings["learning_rate"] == best
+    (again,) = (tmp_path / "study" / "confirmed").iterdir()
+    played = Study(again, algorithm={"DQN": QUICK}, env="CartPole-v1", space={"learning_rate": [best]}, seeds=[2, 3],
+                   env_steps=256, score=Greedy(2), **SHAPE).table()  # fmt: skip
+    assert played.state.tolist() == ["finished"] * 2
+    mine = table[table.learning_rate == best].score.mean()
+    assert found.optimism.value == pytest.approx(mine - played.score.mean())
+
+
+def test_a_setting_that_is_drawn_twice_is_run_once(tmp_path: Path) -> None:
+    study = make(tmp_path / "study", seeds=1, env_steps=64, search=Random(5)).run(progress=False)  # of two values
+    assert study.summary()["runs"] == 2
+    assert len(list((tmp_path / "study" / "runs").iterdir())) == 2
+
+
+def test_a_study_lies_in_an_object_store_too(here: Study) -> None:
+    pytest.importorskip("obstore")
+    study = make(f"memory://{uuid.uuid4().hex}/studies/lr").run(progress=False)
+    assert study.digest() == here.digest()
+    again = make(str(study.log.storage))
+    assert again.run(progress=False).digest() == here.digest()
 
 
 def test_a_second_driver_is_refused(here: Study) -> None:

@@ -126,7 +126,7 @@ class OnWorkers:
         self._deaths: dict[str, int] = {}
         self._refused: dict[str, str] = {}
         self._threads: dict[str, int] = {}
-        self._looked, self._asked = -math.inf, 0
+        self._looked, self._told, self._asked = -math.inf, -math.inf, 0
         self._count = itertools.count()
         self._offered: list[bytes] = []
         from daskrl.pools import scaling
@@ -166,9 +166,10 @@ class OnWorkers:
         return max(0, sum(self._free().values()) - len(self._spread))
 
     def want(self, runs: int) -> None:
-        slots = runs + len(self._jobs) + self._waiting
-        if slots != self._asked and self.client.status == "running":
-            self._asked = slots
+        slots, now = runs + len(self._jobs) + self._waiting, time.monotonic()
+        new = slots != self._asked and (now - self._told > _LOOK_EVERY or not self._asked or not slots)
+        if new and self.client.status == "running":
+            self._asked, self._told = slots, now
             asked = {"slots": slots, "learners": [], "refused": sorted(self._refused)}
             self.client.log_event(ASKED, {"client": self.client.id, "run": self._token, **asked})
 

@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
-from daskrl.errors import DamagedError, StoreMismatchError
-from daskrl.records import ArithmeticRecord, Record
+from daskrl.codec import decoded
+from daskrl.errors import DamagedError, StoreLockedError, StoreMismatchError
+from daskrl.records import ArithmeticRecord, DriverRecord, Record
 from daskrl.store.log import CommitLog
 from daskrl.store.places import Place, place
 from daskrl.store.storage import Lock, Storage
@@ -50,6 +51,11 @@ class Asked(TypedDict):
     segment: NotRequired[dict[str, Any]]
 
 
+def setting_of(asked: Asked) -> dict[str, Any]:
+    """The setting of an ask."""
+    return {name: decoded(value) for name, value in asked["setting"].items()}
+
+
 class RetryRecord(TypedDict):
     """Failed runs are to be tried again: their records count no more."""
 
@@ -57,7 +63,7 @@ class RetryRecord(TypedDict):
     trials: list[str]
 
 
-Entry = StudyRecord | AskRecord | TrialRecord | RetryRecord | ArithmeticRecord
+Entry = StudyRecord | AskRecord | TrialRecord | RetryRecord | ArithmeticRecord | DriverRecord
 
 
 class StudyLog:
@@ -73,17 +79,21 @@ class StudyLog:
 
     def __init__(self, storage: Storage) -> None:
         self.storage, self._log = storage, CommitLog(storage)
+        self._lock: Lock | None = None
+        self._forget()
+
+    def _forget(self) -> None:
         self._head = 0
         self.definition: dict[str, Any] = {}
         self.arithmetic: ArithmeticRecord | None = None
         self.asks: list[Asked | None] = []
         self.results: dict[tuple[str, int], TrialRecord] = {}
-        self._lock: Lock | None = None
 
     @staticmethod
     def exists(path: Place) -> bool:
         """Whether there is a study."""
-        return place(path).exists(MARK)
+        storage = place(path)
+        return storage.holds_store() and storage.exists(MARK)  # else a prefix may hold what was never finished
 
     @classmethod
     def make(cls, path: Place, definition: Mapping[str, Any]) -> StudyLog:
@@ -161,7 +171,14 @@ class StudyLog:
         lock.acquire()
         self._lock = lock
         try:
+            self._forget()  # what was decided and never committed too
             self.refresh()
+            while lock.took_over:  # who had the study before is believed dead, and must not commit any more
+                try:
+                    self.append([{"kind": "driver"}])
+                    break
+                except StoreLockedError:  # that was not dead, and this is its last commit
+                    self.refresh()
         except BaseException:
             self.unlock()
             raise

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from daskrl.codec import decoded, encoded
+from daskrl.codec import encoded
+from daskrl.config import plain, require_integer
 from daskrl.errors import ConfigError
 from daskrl.records import Array
 from daskrl.shown import html_table
@@ -23,17 +25,18 @@ from daskrl.study.compare import Comparison, compare
 from daskrl.study.definition import Preparing
 from daskrl.study.executors import Executor, InProcess, OnWorkers
 from daskrl.study.handing import Begins
-from daskrl.study.log import Asked, AskRecord, Entry, StudyLog
+from daskrl.study.log import Asked, AskRecord, Entry, StudyLog, setting_of
 from daskrl.study.search import WAIT, Ask, Segment, Wait, counting, decidable, mean_score
-from daskrl.study.space import shown
+from daskrl.study.space import ALGORITHM, key, shown
 from daskrl.study.trial import Job, trial_key
+from daskrl.study.winner import Optimism, optimism, winner
 
 if TYPE_CHECKING:
     import optuna
     import pandas
     from distributed import Client
 
-RUNS, HANDED = "runs", "handed"
+RUNS, HANDED, CONFIRMED = "runs", "handed", "confirmed"
 _AHEAD = 256  # runs that are looked at before there is room for them
 
 
@@ -127,6 +130,7 @@ class Study:
     def run(
         self, client: Client | None = None, *, progress: bool = True, retry_failed: bool = False, grain: str = "auto",
         seconds: float | None = None, worker_hours: float | None = None, updates: int | None = None,
+        pack: bool = True,
     ) -> Study:  # fmt: skip
         """Carry the study on to its end, or until `stop`; it may be interrupted and gone on with, anywhere.
 
@@ -143,6 +147,7 @@ class Study:
             that were begun are finished. ``seconds`` are of this call; ``worker_hours`` and ``updates`` (of learners)
             are of all results of the study. Running it again goes on. A budget decides how far the study comes, never
             what is asked for or what a run gives: those results that are there are the ones it has without a budget.
+        pack : each run that went all its env steps becomes one file, see `daskrl.pack`; a study has many.
 
         Raises
         ------
@@ -169,7 +174,7 @@ class Study:
                     executor.want(1)  # of a cluster that has no worker yet
                     self.log.append([executor.introduce(packages, device)])
                 with _bar(self, progress) as bar:
-                    self._drive(executor, bar, budget)
+                    self._drive(executor, bar, budget, pack)
             finally:
                 self._executor = None
                 executor.close()
@@ -183,13 +188,13 @@ class Study:
         if self._executor is not None:
             self._executor.wake()
 
-    def _drive(self, executor: Executor, bar: Any, budget: Budget) -> None:
+    def _drive(self, executor: Executor, bar: Any, budget: Budget, pack: bool) -> None:
         """The loop: decide what is asked, have its runs carried out, commit what they gave."""
         definition, search, log = self.definition, self.definition.search, self.log
         asked: list[Ask | Wait] = []
         missing: list[int] = []  # of each ask, runs without a result
         told: dict[int, float] = {}
-        of_job: dict[tuple[str, int], list[int]] = {}  # asks: a setting may be suggested again while it is tried
+        awaited: dict[tuple[str, int], list[int]] = {}  # of each run on its way, the asks that are for it
         ready: deque[Job] = deque()
         entries: list[Entry] = []
         complete, in_flight, over = 0, 0, False
@@ -204,15 +209,16 @@ class Study:
             for environment, seed, trial in trials:
                 if (trial, ask.env_steps) in log.results:
                     continue
+                missing[number] += 1
+                awaiting = awaited.setdefault((trial, ask.env_steps), [])
+                awaiting.append(number)
+                if len(awaiting) > 1:
+                    continue
                 if given is None:
                     given = self._given(ask, executor)
-                missing[number] += 1
-                waiting = of_job.setdefault((trial, ask.env_steps), [])
-                waiting.append(number)
-                if len(waiting) > 1:
-                    continue
                 runs = log.storage.folder(RUNS).folder(trial)
-                job = Job(trial, runs, seed, ask.env_steps, log.arithmetic, given[environment])
+                whole = pack and ask.env_steps == definition.env_steps  # else it may go on
+                job = Job(trial, runs, seed, ask.env_steps, log.arithmetic, whole, given[environment])
                 ready.append(job if ask.segment is None else self._of_member(job, ask.segment, environment))
 
         def settle() -> None:
@@ -257,7 +263,7 @@ class Study:
                 entries.clear()
                 bar.update(len(results))
             for result in results:
-                for number in of_job.pop((result["trial"], result["env_steps"])):
+                for number in awaited.pop((result["trial"], result["env_steps"])):
                     missing[number] -= 1
         if entries:
             log.append(entries)
@@ -379,6 +385,44 @@ class Study:
         """Log runs to Weights & Biases; see `daskrl.study.exports.to_wandb`."""
         return exports.to_wandb(self.log, project, **given)
 
+    def confirm(self, client: Client | None = None, *, seeds: int = 10, **given: Any) -> Optimism:
+        """Run the winner again from seeds that the study has not seen, and say how much better it looked before.
+
+        The best of many settings looks better than it is, as it was chosen by the luck of its seeds, too. The runs are
+        a study of their own, in ``confirmed/`` below this one's directory: it goes on where it was interrupted.
+
+        Parameters
+        ----------
+        client, given : as of `run`.
+        seeds : how many, those that follow the study's largest.
+        """
+        seeds = plain(seeds)
+        require_integer("seeds", seeds, 1)
+        table, axes = self.table(), self.definition.space.axes
+        if not len(table) or not (table.state == "finished").any():
+            raise ConfigError(f"{self.log.storage} has no finished run yet, so there is no winner. Type: study.run()")
+        best = int(winner(table).settings["setting"])
+        test = self._from_unseen_seeds(best, seeds).run(client, **given).table()
+        columns = [ALGORITHM, *(name for name in axes if name != ALGORITHM)]
+        for name in columns:
+            if name not in test:
+                test[name] = None  # a setting that the winner does not have
+        return optimism(table, test, by=columns)
+
+    def _from_unseen_seeds(self, number: int, seeds: int) -> Study:
+        """The study of one setting of this, from seeds that follow its own."""
+        setting = setting_of(next(ask for ask in self.log.asks if ask is not None and ask["number"] == number))
+        definition = self.definition
+        label = setting.get(ALGORITHM, next(iter(definition.algorithms)))
+        first = max(definition.seeds) + 1
+        place = self.log.storage.folder(CONFIRMED).folder(hashlib.sha256(key(setting).encode()).hexdigest()[:12])
+        return Study(
+            place, algorithm={label: definition.algorithms[label]}, env=definition.environments,
+            space={name: [value] for name, value in setting.items() if name != ALGORITHM},
+            seeds=range(first, first + seeds), env_steps=definition.env_steps, score=definition.score,
+            **definition.shape, **vars(definition.options),
+        )  # fmt: skip
+
     def digest(self) -> str:
         """SHA-256 over the table without what a pool decides: seconds, workers."""
         return tables.digest(self.log)
@@ -407,9 +451,8 @@ class Study:
 def _ask(kept: Asked | None) -> Ask | Wait:
     if kept is None:
         return WAIT
-    setting = {name: decoded(value) for name, value in kept["setting"].items()}
     segment = Segment(**kept["segment"]) if "segment" in kept else None
-    return Ask(kept["number"], setting, kept["env_steps"], kept.get("note", {}), segment)
+    return Ask(kept["number"], setting_of(kept), kept["env_steps"], kept.get("note", {}), segment)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from daskrl import extras
-from daskrl.codec import decoded
-from daskrl.study.log import StudyLog
+from daskrl.study.log import StudyLog, setting_of
 from daskrl.study.trial import TrialRecord
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def _of_segment(log: StudyLog, segment: Mapping[str, Any]) -> dict[str, Any]:
 def _asked(log: StudyLog) -> Iterator[tuple[int, dict[str, Any], str, int, str, int, dict[str, Any] | None]]:
     for asked in log.asks:
         if asked is not None:
-            setting = {name: decoded(value) for name, value in asked["setting"].items()}
+            setting = setting_of(asked)
             for environment, seed, trial in asked["trials"]:
                 yield asked["number"], setting, environment, seed, trial, asked["env_steps"], asked.get("segment")
 

@@ -58,6 +58,7 @@ class Job:
     ----------
     trial : what the run is known by, see `trial_key`.
     place : of the run's store.
+    pack : whether the run is packed into one file once it is there.
     given : the run and its score, for other processes packed by `packed`; the seed is the job's own.
     arithmetic : what the runs of the study compute with.
     begins : what the run begins with, where it is not drawn.
@@ -69,6 +70,7 @@ class Job:
     seed: int
     env_steps: int
     arithmetic: ArithmeticRecord
+    pack: bool
     given: bytes | tuple[Prepared, Score] = field(repr=False)
     begins: Begins | None = None
     hands_to: Storage | None = None
@@ -140,12 +142,16 @@ def spread_out(job: Job, client: Client | None, began: Callable[[Run], None] = l
     began : is told of the run before it goes on, so that it can be stopped.
     """
     from daskrl.errors import StoreFullError, StoreLockedError, StoreUnreachableError, WorkerMismatchError
+    from daskrl.store.pack import pack
 
     start = time.monotonic()
     prepared, score = _unpacked(job.given) if isinstance(job.given, bytes) else job.given
     try:
         store = carried_on(prepared.with_seed(job.seed), job, client, began)
-        return record_of(store, prepared, score, job, start)
+        record = record_of(store, prepared, score, job, start)
+        if job.pack and "error" not in record:
+            pack(store)
+        return record
     except StoreLockedError:
         return {"kind": "busy"}
     except WorkerMismatchError as error:
@@ -164,6 +170,8 @@ def carried_on(prepared: Prepared, job: Job, client: Client | None, began: Calla
     """Make the run's store or open it, and carry the run on to the job's env steps."""
     from daskrl.errors import StoreMismatchError
     from daskrl.run import Run
+    from daskrl.store.pack import unpack
+    from daskrl.store.packed import Packed
     from daskrl.store.store import Store
 
     if Store.exists(job.place):
@@ -171,6 +179,11 @@ def carried_on(prepared: Prepared, job: Job, client: Client | None, began: Calla
         if job.begins is not None:
             prepared = require_begun(store, prepared, job.begins)
         _require_same(store, prepared)
+        rounds = prepared.config.schedule.rounds(job.env_steps)
+        there = store.budget()["env_steps"] == job.env_steps and store.published() == rounds
+        if isinstance(store.storage, Packed) and there:
+            return store  # whoever carried it on was lost before its record was committed
+        store = unpack(store)
     else:
         made = prepared if job.begins is None else begun(prepared, job.begins)
         store = dataclasses.replace(made, env_steps=job.env_steps).create(job.place)

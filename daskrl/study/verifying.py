@@ -194,7 +194,7 @@ def _verified(log: StudyLog, trial: str, row: Mapping[str, Any], store: Store, a
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="daskrl-verify-") as here:
         given = prepared, _no_score
-        job = Job(trial, place(Path(here) / trial), store.config.seed, row["env_steps"], log.arithmetic, given)
+        job = Job(trial, place(Path(here) / trial), store.config.seed, row["env_steps"], log.arithmetic, False, given)
         outcome = carry_out(job)
     if outcome["kind"] == "refused":
         raise WorkerMismatchError(outcome["reason"])
