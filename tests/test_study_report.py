@@ -5,18 +5,22 @@ from __future__ import annotations
 import html.parser
 import re
 import shutil
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 import daskrl
 from daskrl.errors import ConfigError
-from daskrl.study import Greedy, Random, Range, Study, When
+from daskrl.study import ASHA, Greedy, Random, Range, Study, When
 from daskrl.study.contents import Content, contents
 from daskrl.study.curves import curves
+from daskrl.study.live import page as page_of
 from tests.read_back import logged
 from tests.typed import Here
 
@@ -255,6 +259,20 @@ def test_a_report_of_another_kind_is_refused(study: Study, tmp_path: Path) -> No
         study.report(tmp_path / "report.docx")
 
 
+def test_a_study_that_stops_runs_early_has_a_report_and_its_code_makes_it_again(tmp_path: Path) -> None:
+    from optuna.trial import TrialState
+
+    space = {"learning_rate": Range(1e-4, 1e-2, log=True)}
+    search = ASHA(Random(3), rungs=64)
+    made = make(tmp_path / "study", space=space, search=search, seeds=1, env_steps=128).run(progress=False)
+    said = contents(made.log)
+    assert said.left_out == "2 settings were stopped after fewer env steps."
+    assert said.asked["search"].startswith("ASHA(inner=Random(settings=3), rungs=64")
+    states = [trial.state for trial in made.to_optuna().trials]
+    assert sorted(states) == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
+    exec(said.code.replace("study.run()", "study.run(progress=False)"), {})
+
+
 # -- exports ----------------------------------------------------------------------------------------------
 
 
@@ -383,3 +401,33 @@ def test_the_command_line_writes_a_report(study: Study, tmp_path: Path, here: He
     assert "return, mean of 5 episodes" in (tmp_path / "lr.html").read_text()
     refused = here("study", "report", str(study.log.storage), "-o", "lr.txt", cwd=tmp_path, code=2)
     assert "ends with .html or .pdf" in refused.stderr
+
+
+# -- while it runs ----------------------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_one_table_of_settings_that_is_kept_up_to_date(tmp_path: Path) -> None:
+    code = f"""
+        import daskrl
+        daskrl.Study(
+            {str(tmp_path / "study")!r}, algorithm=daskrl.DQN(hidden=(8,)), env="CartPole-v1", seeds=2,
+            space={{"learning_rate": [0.1, 0.2]}}, env_steps=64, streams=1, envs_per_stream=1, fragment_steps=16,
+            score=lambda store: 10.0 * store.config.algorithm["settings"]["learning_rate"],
+        ).run();
+    """
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(code))])
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    pages = [
+        output["data"]["text/html"]
+        for output in notebook.cells[0].outputs
+        if output["output_type"] == "display_data" and "runs asked for" in output["data"].get("text/html", "")
+    ]
+    assert len(pages) == 1
+    read = Page(pages[0])
+    assert "study: 4 of 4 runs asked for are over" in read.text
+    assert read.cells == ["1", "0.2", "2", "0", "0", "2", "0", "0.1", "2", "0", "0", "1"]
+
+
+def test_the_table_escapes_names_and_counts_failures(failing: Study) -> None:
+    read = Page(page_of(failing.log))
+    assert read.cells == ["1", "3", "1", "1", "0", "1", "0", "1", "2", "0", "0", "0.5"]

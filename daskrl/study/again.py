@@ -46,7 +46,7 @@ def code(log: StudyLog) -> str:
         f"    seeds={f'range({len(seeds)})' if seeds == list(range(len(seeds))) else seeds},",
         f"    env_steps={said['env_steps']},",
         f"    score={judged},",
-        f"    search={_search(said['search'])},",
+        f"    search={search(said['search'])},",
         f"    study_seed={said['study_seed']},",
         *(f"    {name}={value!r}," for name, value in given.items()),
         ")",
@@ -59,12 +59,16 @@ def _options() -> dict[str, Any]:
     return dataclasses.asdict(Options())
 
 
-def _search(said: Mapping[str, Any]) -> str:
-    of = {**said}
-    kind = of.pop("kind")
+def search(said: Mapping[str, Any]) -> str:
+    """The call that makes a search, of what a study keeps of it."""
+    import daskrl.study
+
+    kind = said["kind"]
+    fields = {field.name for field in dataclasses.fields(getattr(daskrl.study, kind))}
     given = (
-        f"{name}={_search(value) if isinstance(value, dict) and 'kind' in value else _literal(value)}"
-        for name, value in of.items()
+        f"{name}={search(value) if isinstance(value, dict) and 'kind' in value else _literal(value)}"
+        for name, value in said.items()
+        if name in fields  # some searches say more, for people
     )
     return f"daskrl.study.{kind}({', '.join(given)})"
 

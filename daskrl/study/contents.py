@@ -241,9 +241,6 @@ def _importance(log: StudyLog, unit: str) -> tuple[Picture | None, str, list[Pic
 def _asked(log: StudyLog, unit: str) -> dict[str, str]:
     said = log.definition
     space = {name: axis(value) for name, value in said["space"].items()}
-    search = {**said["search"]}
-    kind = search.pop("kind")
-    of = ", ".join(f"{name}={value!r}" for name, value in search.items())
     seeds = said["seeds"]
     row = seeds == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 2
     shown = f"{seeds[0]} to {seeds[-1]}" if row else ", ".join(map(str, seeds))
@@ -251,7 +248,7 @@ def _asked(log: StudyLog, unit: str) -> dict[str, str]:
         "algorithms": ", ".join(said["algorithms"]),
         "environments": ", ".join(said["environments"]),
         **{f"space: {name}": value for name, value in space.items()},
-        "search": f"{kind}({of})",
+        "search": again.search(said["search"]).replace("daskrl.study.", ""),
         "seeds": f"{len(seeds):,} ({shown})",
         "env steps a run": f"{said['env_steps']:,}",
         "score": unit,

@@ -37,7 +37,8 @@ def to_optuna(log: StudyLog, storage: Any = None, *, name: str | None = None) ->
     """The study as one of Optuna's: a trial for each setting, in their order; higher is better.
 
     The value of a trial is the mean over environments of the mean over seeds, which is what a search is told. A setting
-    of which a run failed has failed, one with runs to come is waiting. Where a setting was scored after fewer env steps
+    of which a run failed has failed, one with runs to come is waiting, and one that has no score after all env steps is
+    pruned (while the study goes on, it may yet be taken further). Where a setting was scored after fewer env steps
     before, those scores are its intermediate values, by env steps. What Optuna's trials have no place for is in their
     user attributes: ``env_steps``, ``seeds``, ``scores``, ``digests``, ``seconds``, each a list with an entry a run.
 
@@ -101,6 +102,8 @@ def _trials(log: StudyLog) -> list[Any]:
         }  # fmt: skip
         whole = states == {"finished"} and bool(told)
         state = TrialState.FAIL if "failed" in states else TrialState.COMPLETE if whole else TrialState.WAITING
+        if whole and max(told) < log.definition["env_steps"]:
+            state = TrialState.PRUNED
         trials.append(
             create_trial(
                 state=state,
@@ -190,6 +193,7 @@ def to_rliable(log: StudyLog, by: str | Sequence[str] | None = None) -> dict[str
 
     Rows are runs with the same seed (and the same settings beyond ``by``), columns are environments, in the study's
     order. rliable needs a whole rectangle: a row counts where each environment has its score after all env steps.
+    Groups without a row, as those that were stopped early, are left out.
 
     Parameters
     ----------
@@ -198,7 +202,7 @@ def to_rliable(log: StudyLog, by: str | Sequence[str] | None = None) -> dict[str
     Raises
     ------
     ConfigError
-        A group has no row that is whole, or there is no such setting.
+        No group has a row that is whole, or there is no such setting.
     """
     axes = list(log.definition["space"])
     columns = ([by] if isinstance(by, str) else list(by)) if by is not None else axes or ["algorithm"]
@@ -217,12 +221,13 @@ def to_rliable(log: StudyLog, by: str | Sequence[str] | None = None) -> dict[str
         whole = [
             [scores[name] for name in environments] for scores in group.values() if len(scores) == len(environments)
         ]
-        if not whole:
-            raise ConfigError(
-                f"rliable: {label} has no seed with a score in each of {', '.join(environments)} after "
-                f"{env_steps:,} env steps. Finish the study, or give other groups with by=."
-            )
-        made[label] = np.array(whole, np.float64)
+        if whole:
+            made[label] = np.array(whole, np.float64)
+    if not made:
+        raise ConfigError(
+            f"rliable: no setting has a seed with a score in each of {', '.join(environments)} after {env_steps:,} env "
+            "steps. Finish the study."
+        )
     return made
 
 

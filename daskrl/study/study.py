@@ -8,7 +8,7 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from daskrl.codec import encoded
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import optuna
     import pandas
     from distributed import Client
+
+    from daskrl.study.live import Live
 
 RUNS, HANDED, CONFIRMED = "runs", "handed", "confirmed"
 _AHEAD = 256  # runs that are looked at before there is room for them
@@ -138,7 +140,7 @@ class Study:
         ----------
         client : of Dask; each run is one task of a worker. None carries out one after the other in this process. The
             results are the same.
-        progress : show a bar of runs.
+        progress : show a bar of runs, and in Jupyter a table of settings, updated once a second at most.
         retry_failed : runs that failed are tried again.
         grain : with a client, ``"task"``: each run is one task of a worker. ``"spread"``: each run's rollouts are
             spread over the workers, as those of `daskrl.train`. ``"auto"``: a run of 200,000 env steps or more is
@@ -188,7 +190,7 @@ class Study:
         if self._executor is not None:
             self._executor.wake()
 
-    def _drive(self, executor: Executor, bar: Any, budget: Budget, pack: bool) -> None:
+    def _drive(self, executor: Executor, bar: Live, budget: Budget, pack: bool) -> None:
         """The loop: decide what is asked, have its runs carried out, commit what they gave."""
         definition, search, log = self.definition, self.definition.search, self.log
         asked: list[Ask | Wait] = []
@@ -455,14 +457,11 @@ def _ask(kept: Asked | None) -> Ask | Wait:
     return Ask(kept["number"], setting_of(kept), kept["env_steps"], kept.get("note", {}), segment)
 
 
-@contextlib.contextmanager
-def _bar(study: Study, shown_: bool) -> Iterator[Any]:
-    from daskrl.watching.bar import tqdm
+def _bar(study: Study, shown_: bool) -> contextlib.AbstractContextManager[Live]:
+    from daskrl.study.live import live
 
     definition = study.definition
     total = None
     if definition.search.width is None and definition.space.is_grid and type(definition.search).__name__ == "Grid":
         total = sum(1 for _ in definition.space.grid()) * len(definition.environments) * len(definition.seeds)
-    with tqdm()(total=total, unit="run", disable=None if shown_ else True) as bar:
-        bar.set_description(study.log.storage.name)
-        yield bar
+    return live(study.log, total, shown_)

@@ -250,7 +250,7 @@ class _Display(NamedTuple):
 
 def _display(title: str, bar: bool) -> _Display:
     """An output of the notebook's cell, else lines on standard error; nothing on a terminal that has a bar."""
-    if _in_a_kernel():
+    if in_a_kernel():
         from IPython.display import HTML, DisplayHandle
 
         handle = DisplayHandle()  # type: ignore[no-untyped-call]
@@ -267,7 +267,8 @@ def _display(title: str, bar: bool) -> _Display:
     return _Display(lambda figures: print(line(figures), file=sys.stderr, flush=True), _LINE_EVERY, False)
 
 
-def _in_a_kernel() -> bool:
+def in_a_kernel() -> bool:
+    """Whether this is a notebook's process: what is displayed is shown in the cell."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython
