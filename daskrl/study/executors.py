@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from daskrl.errors import SchedulerLostError, StoreLockedError, WorkerMismatchError
@@ -120,12 +120,13 @@ class OnWorkers:
         self.client, self._grain = client, grain
         self._token = uuid.uuid4().hex[:8]
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._jobs: dict[Any, tuple[Job, str]] = {}  # by future: the job, and the worker that got it
+        self._jobs: dict[Any, tuple[Job, frozenset[str]]] = {}  # by future: the job, where it may go
         self._spread: dict[str, tuple[threading.Thread, list[Run]]] = {}  # by trial: the run, once it is made
         self._waiting = 0  # for a process that has their store
         self._deaths: dict[str, int] = {}
         self._refused: dict[str, str] = {}
-        self._threads: dict[str, int] = {}
+        self._threads: dict[str, int] = {}  # of the workers that take part
+        self._apart: set[str] = set()  # workers that take none: they are about to be closed, or refused
         self._looked, self._told, self._asked = -math.inf, -math.inf, 0
         self._count = itertools.count()
         self._offered: list[bytes] = []
@@ -152,18 +153,19 @@ class OnWorkers:
             return
         self._looked = time.monotonic()
         draining = {address for _, event in self.client.get_events(DRAINING) or () for address in event["workers"]}
-        self._threads = {
-            address: count for address, count in self.client.nthreads().items()
-            if address not in draining and address not in self._refused
-        }  # fmt: skip
-
-    def _free(self) -> dict[str, int]:
-        busy = Counter(address for _, address in self._jobs.values())
-        return {address: count - busy[address] for address, count in self._threads.items() if count > busy[address]}
+        there = self.client.nthreads()
+        self._apart = (draining | set(self._refused)) & set(there)
+        self._threads = {address: count for address, count in there.items() if address not in self._apart}
+        # Dask keeps a task for the workers it was given, also when all of them are gone.
+        for future, (job, only) in list(self._jobs.items()):
+            if only and only.isdisjoint(there):
+                del self._jobs[future]
+                self.client.cancel([future], force=True)
+                self._place(job)
 
     def room(self) -> int:
         self._look()
-        return max(0, sum(self._free().values()) - len(self._spread))
+        return max(0, sum(self._threads.values()) - len(self._jobs) - self._waiting - len(self._spread))
 
     def want(self, runs: int) -> None:
         slots, now = runs + len(self._jobs) + self._waiting, time.monotonic()
@@ -187,18 +189,13 @@ class OnWorkers:
         self._place(job)
 
     def _place(self, job: Job) -> None:
-        free = self._free()
-        address = max(free, key=lambda one: free[one]) if free else ""
-        workers = [address] if address else None
-        if not address and self._refused:
-            workers = [one for one in self.client.nthreads() if one not in self._refused]
-            if not workers:
-                raise WorkerMismatchError(f"no worker can carry on the study: {next(iter(self._refused.values()))}")
-        future = self.client.submit(
-            carry_out, job, key=("study", job.trial, job.env_steps, self._token, next(self._count)), pure=False,
-            workers=workers, allow_other_workers=bool(address) and not self._refused,
-        )  # fmt: skip
-        self._jobs[future] = job, address
+        # No more runs are given out than there are threads, and Dask gives each to a worker that has none.
+        only = frozenset(self._threads) if self._apart else frozenset()
+        if self._refused and not only and not set(self.client.nthreads()) - set(self._refused):
+            raise WorkerMismatchError(f"no worker can carry on the study: {next(iter(self._refused.values()))}")
+        key = ("study", job.trial, job.env_steps, self._token, next(self._count))
+        future = self.client.submit(carry_out, job, key=key, pure=False, workers=sorted(only) or None)
+        self._jobs[future] = job, only
         future.add_done_callback(self._events.put)
 
     def _carry_spread(self, job: Job, runs: list[Run]) -> None:
@@ -249,7 +246,8 @@ class OnWorkers:
             if worker not in self._refused:
                 warnings.warn(f"worker {worker} takes no part in the study: {outcome['reason']}", stacklevel=2)
             self._refused[worker] = outcome["reason"]
-            self._threads.pop(worker, None)
+            self._looked = -math.inf
+            self._look()
             self._place(job)
             return None
         self._waiting += 1
