@@ -37,7 +37,7 @@ def best(study: Study) -> tuple[int, float, int]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=2)
-    options.add_argument("--env-steps", type=int, default=10000)
+    options.add_argument("--env-steps", type=int, default=6000)
     options.add_argument("--workers", type=int, default=0, help="of a cluster on this machine; 0: in this process")
     given = options.parse_args()
     rungs = (given.env_steps // 5, given.env_steps // 2)
@@ -59,7 +59,8 @@ def main() -> None:
             began = time.perf_counter()
             study = Study(
                 Path(made) / name, algorithm=daskrl.DQN(learning_starts=500), env="CartPole-v1", space=SPACE,
-                seeds=given.seeds, env_steps=given.env_steps, score="auc", search=search,
+                seeds=given.seeds, env_steps=given.env_steps, score="auc", search=search, streams=2, envs_per_stream=2,
+                fragment_steps=16,  # rounds of 64: with the 1,024 of `train` all settings score the same at a rung
             ).run(client, progress=False)  # fmt: skip
             found[name] = best(study)
             seconds = time.perf_counter() - began
