@@ -65,6 +65,7 @@ def naive_projection(p: np.ndarray, reward: np.ndarray, discount: np.ndarray, z:
     for row in range(len(p)):
         for j in range(len(z)):
             place = (min(max(reward[row] + discount[row] * z[j], z[0]), z[-1]) - z[0]) / step
+            place = min(place, len(z) - 1)  # where rounding takes the last atom beyond itself
             low, up = math.floor(place), math.ceil(place)
             if low == up:
                 result[row, low] += p[row, j]

@@ -25,6 +25,7 @@ import daskrl
 from daskrl import records
 from daskrl.errors import StoreMismatchError
 from daskrl.store.store import Store
+from daskrl.study import log as study_log
 from tests.data.make_store import FRAGMENTS, STORE
 from tests.oracles import Sampled, reset_seed
 
@@ -232,9 +233,18 @@ def test_format_md_names_every_key_of_the_attributes(root):
     assert set(found["spec"]["action"][0]) <= words
 
 
+def _named(text):
+    return re.findall(r"^\*\*`(\w+)`\*\*:", text, re.MULTILINE)
+
+
 def test_format_md_names_every_kind_of_record_the_code_makes():
-    named = re.findall(r"^\*\*`(\w+)`\*\*:", FORMAT, re.MULTILINE)
-    assert sorted(named) == sorted(RECORDS)
+    of_a_run, of_a_study = FORMAT.split("\n## 12. A study\n")
+    assert sorted(_named(of_a_run)) == sorted(RECORDS)
+    kinds = {typing.get_args(typing.get_type_hints(record)["kind"])[0] for record in typing.get_args(study_log.Entry)}
+    assert set(_named(of_a_study)) == kinds
+    for record in (*typing.get_args(study_log.Entry), study_log.Asked):
+        for key in typing.get_type_hints(record):
+            assert f"`{key}`" in FORMAT, key
     words = set(re.findall(r"\w+", FORMAT))
     assert {key for hints in RECORDS.values() for key in hints} <= words
 

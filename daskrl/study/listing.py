@@ -82,8 +82,9 @@ def rows(pattern: str | os.PathLike[str] = "**") -> list[dict[str, Any]]:
     return found
 
 
-def many(path: str) -> bool:
+def many(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a pattern, or a directory that is neither a run nor a study but holds something."""
+    path = os.fspath(path)
     if _URL.match(path):
         return False
     if _WILD.search(path):
