@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -290,9 +290,8 @@ def _goes_on(name: str, old: Any, new: Any) -> bool:
         return all(new.get(label) == identity for label, identity in old.items())
     if name == "space":
         return list(old) == list(new) and all(
-            _is_list(old[axis]) and _is_list(new[axis]) and all(value in new[axis] for value in old[axis])
-            if old[axis] != new[axis]
-            else True
+            old[axis] == new[axis]
+            or (isinstance(old[axis], list) and isinstance(new[axis], list) and all(v in new[axis] for v in old[axis]))
             for axis in old
         )
     if name == "search":
@@ -301,10 +300,6 @@ def _goes_on(name: str, old: Any, new: Any) -> bool:
         same = apart[0] == apart[1] and (inner[0] == inner[1] or _goes_on("search", *inner))
         return same and bool(old.get("settings", 0) <= new.get("settings", 0))
     return False
-
-
-def _is_list(axis: Any) -> bool:
-    return isinstance(axis, list)
 
 
 def _difference(name: str, old: Any, new: Any) -> str:
@@ -321,8 +316,3 @@ def _difference(name: str, old: Any, new: Any) -> str:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 120 else f"{text[:120]}…"
-
-
-def labels(space: Space) -> Sequence[str]:
-    """The names of a table's columns that say a setting."""
-    return list(space.axes)

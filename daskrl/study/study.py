@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from daskrl.codec import encoded
 from daskrl.config import plain, require_integer
 from daskrl.errors import ConfigError
+from daskrl.prepared import Prepared
 from daskrl.records import Array
 from daskrl.shown import html_table
 from daskrl.store.places import Place
@@ -217,7 +218,7 @@ class Study:
                 if len(awaiting) > 1:
                     continue
                 if given is None:
-                    given = self._given(ask, executor)
+                    given = self._given(self._prepared(ask), executor)
                 runs = log.storage.folder(RUNS).folder(trial)
                 whole = pack and ask.env_steps == definition.env_steps  # else it may go on
                 job = Job(trial, runs, seed, ask.env_steps, log.arithmetic, whole, given[environment])
@@ -270,22 +271,21 @@ class Study:
         if entries:
             log.append(entries)
 
-    def _given(self, ask: Ask, executor: Executor) -> dict[str, Any]:
+    def _prepared(self, ask: Ask) -> dict[str, Prepared]:
+        """The run of an ask in each environment."""
+        return {label: self._preparing.prepared(ask.setting, label) for label in self.definition.environments}
+
+    def _given(self, prepared: Mapping[str, Prepared], executor: Executor) -> dict[str, Any]:
         score = self.definition.score
-        return {
-            environment: executor.given(self._preparing.prepared(ask.setting, environment), score)
-            for environment in self.definition.environments
-        }
+        return {environment: executor.given(run, score) for environment, run in prepared.items()}
 
     def _record(self, number: int, ask: Ask | Wait, executor: Executor) -> tuple[AskRecord, dict[str, Any] | None]:
         """What the log keeps of an ask; and its runs, as jobs take them."""
         if isinstance(ask, Wait):
             return {"kind": "ask", "ask": number, "asked": None}, None
         trials: list[list[Any]] = []
-        given: dict[str, Any] = {}
-        for environment in self.definition.environments:
-            prepared = self._preparing.prepared(ask.setting, environment)
-            given[environment] = executor.given(prepared, self.definition.score)
+        runs = self._prepared(ask)
+        for environment, prepared in runs.items():
             for seed in self.definition.seeds:
                 its, begins = seed, None
                 if ask.segment is not None:
@@ -298,7 +298,7 @@ class Study:
             asked["note"] = dict(ask.note)
         if ask.segment is not None:
             asked["segment"] = dataclasses.asdict(ask.segment)
-        return {"kind": "ask", "ask": number, "asked": asked}, given
+        return {"kind": "ask", "ask": number, "asked": asked}, self._given(runs, executor)
 
     def _begins(self, segment: Segment, environment: str, seed: int) -> Begins | None:
         """What a member's run begins with."""
