@@ -154,6 +154,17 @@ def test_the_file_in_the_help_is_one_that_works(tmp_path: Path) -> None:
     assert {**definition.search.next(definition.space, 50_000, 0, [], {}).setting}.keys() >= {"learning_rate"}
 
 
+def test_none_in_a_file_is_pythons_none(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        'env = "CartPole-v1"\nenv_steps = 100\nlearner_timeout = "none"\n'
+        '[algorithm]\nname = "dqn"\nmax_grad_norm = "none"\n[space]\npriority_alpha = ["none", 0.6]\n'
+    )
+    arguments = StudyFile(str(tmp_path / "a.toml")).arguments()
+    assert arguments["algorithm"].max_grad_norm is None
+    assert arguments["space"] == {"priority_alpha": [None, 0.6]}
+    assert arguments["learner_timeout"] is None
+
+
 def test_a_file_says_all_that_a_study_takes(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "import daskrl, gymnasium\n\n"

@@ -79,6 +79,7 @@ def run(
         [space]                       # values, or a range
         learning_rate = {low = 1e-4, high = 1e-2, log = true}
         double = [true, false]
+        priority_alpha = ["none", 0.6]  # None: TOML has no null
         n_step = {when = {double = true}, values = [1, 3]}
         fragment_steps = [16, 32]     # of the run; env.NAME of the environment
 

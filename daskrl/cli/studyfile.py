@@ -46,7 +46,7 @@ class StudyFile:
         self.file = file
         try:
             self._text = Path(file).read_text()
-            self.said: dict[str, Any] = tomllib.loads(self._text)
+            self.said: dict[str, Any] = _with_none(tomllib.loads(self._text))
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
@@ -288,6 +288,15 @@ def _kinds(role: str) -> dict[str, Any]:
     classes = [one for one in found if isinstance(one, type) and dataclasses.is_dataclass(one)]
     method = "next" if role == "search" else "__call__"
     return {_plain(one.__name__): one for one in classes if any(method in vars(base) for base in one.__mro__)}
+
+
+def _with_none(said: Any) -> Any:
+    """TOML has no null: the word "none" is None, as it is on the command line."""
+    if isinstance(said, dict):
+        return {name: _with_none(value) for name, value in said.items()}
+    if isinstance(said, list):
+        return [_with_none(value) for value in said]
+    return None if said == "none" else said
 
 
 def _plain(name: str) -> str:
