@@ -130,14 +130,21 @@ class OnWorkers:
         self._looked, self._told, self._asked = -math.inf, -math.inf, 0
         self._count = itertools.count()
         self._offered: list[bytes] = []
+        self._warming: list[Any] = []
         from daskrl.pools import scaling
 
         scaling.install(client)
 
     def introduce(self, packages: list[str], device: str) -> ArithmeticRecord:
         key = ("study-introduce", self._token)
-        said: ArithmeticRecord = self.client.submit(introduce, packages, device, key=key, pure=False).result()
-        return said
+        said = self.client.submit(introduce, packages, device, key=key, pure=False, priority=1)
+        # Importing torch takes a worker seconds: all of them begin now, not each with its first run.
+        self._warming = [
+            self.client.submit(introduce, packages, device, key=(*key, address), pure=False, workers=[address])
+            for address in self.client.nthreads()
+        ]
+        result: ArithmeticRecord = said.result()
+        return result
 
     def given(self, prepared: Prepared, score: Score) -> bytes | tuple[Prepared, Score]:
         payload = packed(prepared, score)
@@ -277,7 +284,7 @@ class OnWorkers:
                     run.stop()
                 thread.join(0.2)
         with contextlib.suppress(Exception):  # whatever goes wrong here must not hide how the study ended
-            self.client.cancel(list(self._jobs), force=True)
+            self.client.cancel([*self._jobs, *self._warming], force=True)
             self.want(0)
             ended = {"slots": 0, "learners": [], "refused": [], "ended": True}
             self.client.log_event(ASKED, {"client": self.client.id, "run": self._token, **ended})
