@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from daskrl.analysis.curve import learning_curve, plot_learning_curve
     from daskrl.analysis.evaluate import Evaluation, evaluate
     from daskrl.analysis.policies import Policy, PolicyState
+    from daskrl.analysis.replay import Replay
     from daskrl.analysis.reproduce import reproduce
     from daskrl.config import Schedule
     from daskrl.records import Report
@@ -55,6 +56,7 @@ __all__ = [
     "PolicyState",
     "QLearning",
     "Rainbow",
+    "Replay",
     "Report",
     "Run",
     "Schedule",
@@ -92,6 +94,7 @@ __getattr__, __dir__ = lazily(
         "daskrl.analysis.curve": ["learning_curve", "plot_learning_curve"],
         "daskrl.analysis.evaluate": ["Evaluation", "evaluate"],
         "daskrl.analysis.policies": ["Policy", "PolicyState", "Store"],  # which gives a store its method `policy`
+        "daskrl.analysis.replay": ["Replay"],
         "daskrl.analysis.reproduce": ["reproduce"],
         "daskrl.config": ["Schedule"],
         "daskrl.records": ["Report"],

@@ -22,7 +22,8 @@ DaskrlError
 ├── WorkerMismatchError(RuntimeError)      workers with other packages or other arithmetic
 └── SchedulerLostError(ConnectionError)    the Dask scheduler is gone; resume from the store
 
-Warnings of their own, to be filtered by class, are FewSeedsWarning and FailedTrialsWarning, both a UserWarning.
+Warnings of their own, to be filtered by class, are FewSeedsWarning, FailedTrialsWarning and DamagedWarning, each a
+UserWarning.
 
 Each message says what was expected, what came, and what to type. All of them survive pickling.
 """
@@ -120,3 +121,7 @@ class FewSeedsWarning(UserWarning):
 
 class FailedTrialsWarning(UserWarning):
     """Runs that failed are left out of statistics."""
+
+
+class DamagedWarning(UserWarning):
+    """Something of a run cannot be read, and what is made of the rest goes without it."""

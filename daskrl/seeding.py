@@ -45,7 +45,7 @@ def generator(seed: int, purpose: Purpose, *place: int, key: str = "") -> np.ran
 
 def environment_seed(seed: int, stream: int, env: int, episode: int, purpose: Purpose = "environment") -> int:
     """The seed given to ``env.reset`` at the start of one episode, in ``[0, 2**31)``."""
-    block, place = divmod(episode, _BLOCK)
+    block, place = divmod(episode, BLOCK)
     return _environment_seeds(seed, purpose, stream, env, block)[place]
 
 
@@ -56,10 +56,15 @@ def environment_seeds(seed: int, stream: int, first_episode: Sequence[int]) -> l
 
 # Seeds of many episodes from one sequence: short episodes need one every few steps, and a sequence costs as much
 # as those steps. Part of every stored result, like the purposes.
-_BLOCK = 64
+BLOCK = 64
 
 
 @functools.lru_cache(maxsize=4096)
 def _environment_seeds(seed: int, purpose: Purpose, stream: int, env: int, block: int) -> tuple[int, ...]:
-    state = sequence(seed, purpose, stream, env, block).generate_state(_BLOCK, np.uint32)
+    state = sequence(seed, purpose, stream, env, block).generate_state(BLOCK, np.uint32)
     return tuple((state >> np.uint32(1)).tolist())
+
+
+def environment_seed_block(seed: int, stream: int, env: int, block: int) -> tuple[int, ...]:
+    """The seeds of the episodes from ``block * BLOCK`` on, `BLOCK` of them, as `environment_seed` has each."""
+    return _environment_seeds(seed, "environment", stream, env, block)

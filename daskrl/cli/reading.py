@@ -120,8 +120,9 @@ def info(store: str, *, as_json: AsJson = False) -> None:
         Directory of the run, which may be being written, of a study, or of many; or a pattern, 'studies/**'.
     """
     from daskrl.cli.study import newest
+    from daskrl.store.finding import many
     from daskrl.store.store import Store
-    from daskrl.study.listing import many, rows
+    from daskrl.study.listing import rows
     from daskrl.study.log import StudyLog
 
     if many(store):

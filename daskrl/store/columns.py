@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,6 +129,33 @@ def decode(column: Column, data: bytes, where: str) -> Array:
     if len(raw) != size:
         raise DamagedError(f"{where} holds {len(raw)} bytes, expected {size}.")
     return np.frombuffer(raw, column.dtype).reshape(column.shape)
+
+
+def decode_into(column: Column, data: bytes, crc: int, out: Array, where: Callable[[], str]) -> None:
+    """Decode one committed chunk into an array of its shape and type, which lies in one piece.
+
+    Parameters
+    ----------
+    crc : what the commit record says.
+    where : what messages call the chunk.
+
+    Raises
+    ------
+    DamagedError
+        The chunk is not the one that was committed.
+    """
+    body = np.frombuffer(data, np.uint8)[:-SUFFIX]
+    if int.from_bytes(data[-SUFFIX:], "little") != crc:
+        raise DamagedError(f"{where()} is not the chunk that was committed: CRC-32C differs.")
+    if crc32c(body) != crc:
+        raise DamagedError(f"{where()} fails its CRC-32C.")
+    try:
+        raw = np.frombuffer(_ZSTD.decode(body), np.uint8) if column.compressed else body
+    except RuntimeError as error:
+        raise DamagedError(f"{where()} is not what its column's codecs write: {error}") from None
+    if raw.size != out.nbytes:
+        raise DamagedError(f"{where()} holds {raw.size} bytes, expected {out.nbytes}.")
+    out.reshape(-1).view(np.uint8)[:] = raw
 
 
 def write_fragment(

@@ -125,6 +125,11 @@ class Storage(ABC):
         """What ``do`` returns for each item, in order. Where an answer takes long, several are waited for at once."""
         return map(do, items)
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Callable[[str], bytes]]:
+        """`get`, for many objects within the block: what they lie in may be kept open meanwhile. Any threads may."""
+        yield self.get
+
     # -- a store ------------------------------------------------------------------------------------------
 
     @abstractmethod

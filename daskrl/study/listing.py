@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskrl import extras
 from daskrl.errors import ConfigError, DaskrlError
+from daskrl.store import finding
+from daskrl.store.finding import is_url, is_wild, matches, split
 from daskrl.store.packed import SUFFIX, Packed
 from daskrl.store.places import place
 from daskrl.store.posix import Posix
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 COLUMNS = (
     "path", "study", "algorithm", "environment", "seed", "env_steps", "state", "packed", "return_last_100",
 )  # fmt: skip
-_WILD = re.compile(r"[*?\[]")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def runs(pattern: str | os.PathLike[str] = "**") -> pandas.DataFrame:
@@ -58,89 +55,34 @@ def rows(pattern: str | os.PathLike[str] = "**") -> list[dict[str, Any]]:
     text = os.fspath(pattern)
     if not isinstance(text, str):
         raise ConfigError(f"runs: expected a directory or a pattern like 'studies/**', got {pattern!r:.200}.")
-    if _URL.match(text):
+    if is_url(text):
         return _at_url(text)
-    parts = Path(text).parts
-    fixed = next((number for number, part in enumerate(parts) if _WILD.search(part)), len(parts))
-    root, wanted = Path(*parts[:fixed]), parts[fixed:] or ("**",)
-    if fixed == len(parts) and not root.is_dir() and Store.exists(root):
+    root, wanted, wild = split(text)
+    if not wild and not root.is_dir() and Store.exists(root):
         return [_of_run(root)]  # it is packed
     if not root.is_dir():
         raise ConfigError(f"runs: {root} is no directory. Expected one, or a pattern like 'studies/**'.")
     found: list[dict[str, Any]] = []
-    for kind, path in _below(root, None if "**" in wanted else len(wanted), set()):
+    for kind, path in finding.below(root, wanted):
         below = path.relative_to(root).parts
         if kind == "run":
-            if _matches(below, wanted):
+            if matches(below, wanted):
                 found.append(_of_run(path))
         else:
             of_study = _of_study(Posix(path.absolute()), str(path))
-            every = _matches(below, wanted)
+            every = matches(below, wanted)
             found += [
-                row for row in of_study if every or _matches(Path(row["path"]).relative_to(root).parts, wanted)
+                row for row in of_study if every or matches(Path(row["path"]).relative_to(root).parts, wanted)
             ]  # fmt: skip
     return found
-
-
-def many(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a pattern, or a directory that is neither a run nor a study but holds something."""
-    path = os.fspath(path)
-    if _URL.match(path):
-        return False
-    if _WILD.search(path):
-        return not os.path.exists(path)
-    folder = Path(path)
-    return folder.is_dir() and not (folder / ".commits").exists() and any(folder.iterdir())
 
 
 def _at_url(text: str) -> list[dict[str, Any]]:
     if StudyLog.exists(text):
         return _of_study(place(text), text)
-    if _WILD.search(text) or not Store.exists(text):
+    if is_wild(text) or not Store.exists(text):
         raise ConfigError(f"runs: expected the URL of a run or a study, without a pattern, got {text!r}.")
     return [_of_run(text)]
-
-
-def _below(folder: Path, depth: int | None, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Path]]:
-    """``("run" or "study", path)`` of all that lies in a folder, itself among it; what is within them is not looked at.
-
-    Parameters
-    ----------
-    depth : how many folders deep, None for any.
-    """
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        about = os.stat(folder)
-    except OSError:  # not ours to read, or gone since
-        return
-    if (about.st_dev, about.st_ino) in seen:  # a link to a folder above
-        return
-    seen.add((about.st_dev, about.st_ino))
-    names = {entry.name for entry in entries}
-    if ".commits" in names and "study.json" in names:
-        yield "study", folder
-    elif ".commits" in names:
-        yield "run", folder
-    elif depth is None or depth > 0:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _below(Path(entry.path), None if depth is None else depth - 1, seen)
-            elif (
-                entry.name.endswith(SUFFIX)
-                and entry.name.removesuffix(SUFFIX) not in names
-                and Store.exists(entry.path)
-            ):
-                yield "run", folder / entry.name.removesuffix(SUFFIX)
-
-
-def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    if not wanted:
-        return not parts
-    if wanted[0] == "**":
-        return any(_matches(parts[skipped:], wanted[1:]) for skipped in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
 
 
 def _of_run(path: str | Path) -> dict[str, Any]:

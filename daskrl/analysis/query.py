@@ -1,0 +1,101 @@
+"""Questions to a replay in SQL: its tables as DuckDB reads them, which asks for the columns and rows that it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from daskrl import extras
+from daskrl.analysis import arrow, scan
+from daskrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import duckdb
+
+Read = Callable[[Sequence[str], Any], Any]
+"""Columns and a condition (an Arrow ``Expression`` or None) to a ``RecordBatchReader`` of these columns."""
+
+
+def dataset(schema: Any, read: Read) -> Any:
+    """A table that is read when it is asked, as a ``pyarrow.dataset.Dataset``: DuckDB, polars and others scan it."""
+    arrow.library()
+    import pyarrow.dataset
+
+    class Scanner(pyarrow.dataset.Scanner):  # type: ignore[misc]
+        def __init__(self, columns: Sequence[str] | None, condition: Any) -> None:
+            self.columns, self.condition = list(schema.names if columns is None else columns), condition
+
+        @property
+        def projected_schema(self) -> Any:
+            return arrow.library().schema([schema.field(name) for name in self.columns])
+
+        def to_reader(self) -> Any:
+            return read(self.columns, self.condition)
+
+    class Asked(pyarrow.dataset.Dataset):  # type: ignore[misc]
+        def __init__(self) -> None:
+            """The base class has nothing to keep: this one answers all that is asked."""
+
+        @property
+        def schema(self) -> Any:
+            return schema
+
+        def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **_: Any) -> Scanner:
+            return Scanner(columns, filter)
+
+    return Asked()
+
+
+def of_transitions(table: scan.Table, report: scan.Report, numbered: bool = False) -> Any:
+    """The transitions as a dataset; ``numbered`` with the numbers of its rows."""
+    of = {**table.kinds, **({scan.ROW.name: scan.ROW} if numbered else {})}
+
+    def read(columns: Sequence[str], condition: Any) -> Any:
+        return scan.reader(table, columns, table.blocks(columns, report, condition))
+
+    return dataset(arrow.schema(list(of.values())), read)
+
+
+def of_table(schema: Any, make: Callable[[], Any]) -> Any:
+    """A small table, made when it is first asked for, as a dataset."""
+    made: list[Any] = []
+
+    def read(columns: Sequence[str], condition: Any) -> Any:
+        if not made:
+            made.append(make())
+        table = made[0] if condition is None else made[0].filter(condition)
+        return table.select(columns).to_reader()
+
+    return dataset(schema, read)
+
+
+def connect(tables: Mapping[str, Any], memory: int) -> duckdb.DuckDBPyConnection:
+    """A connection of DuckDB in which the tables are known by their names.
+
+    Parameters
+    ----------
+    memory : bytes that DuckDB may take; what is beyond goes to files in the directory for temporary ones.
+    """
+    with extras.needed("analysis", "SQL needs duckdb"):
+        import duckdb
+    connection = duckdb.connect(":memory:")
+    connection.execute(f"SET memory_limit = '{memory // 2**20}MiB'")
+    connection.execute("SET autoinstall_known_extensions = false")
+    for name, table in tables.items():
+        connection.register(name, table)
+    return connection
+
+
+@contextlib.contextmanager
+def explained(what: str, tables: Mapping[str, Any]) -> Iterator[None]:
+    """Around what DuckDB does: its errors become `ConfigError`, with the tables' columns."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        said = str(error).strip()
+        known = "".join(f"{os.linesep}{name}: {', '.join(table.schema.names)}" for name, table in tables.items())
+        raise ConfigError(f"{what}: {said}{os.linesep}The tables and their columns are{known}") from error

@@ -1,0 +1,75 @@
+"""Columns of many committed fragments at once, each chunk checked against its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from daskrl.analysis.catalog import Catalog, Damage
+from daskrl.errors import DamagedError
+from daskrl.records import Array
+from daskrl.store.columns import Column, decode_into
+
+Report = Callable[[Damage], None]
+
+
+def read(catalog: Catalog, rows: Array, names: Iterable[str], report: Report) -> tuple[dict[str, Array], Array]:
+    """Some columns of some fragments.
+
+    Parameters
+    ----------
+    rows : ``[F]`` of the catalog.
+    report : is told of each chunk that cannot be read.
+
+    Returns
+    -------
+    name -> ``[F, *shape of a fragment]``, and ``[F]`` whether all of the fragment's chunks were read; the values of
+    others mean nothing.
+    """
+    arrays, good = {}, np.ones(len(rows), np.bool_)
+    for name in names:
+        arrays[name], read_ = column(catalog, rows, name, report)
+        good &= read_
+    return arrays, good
+
+
+def column(catalog: Catalog, rows: Array, name: str, report: Report) -> tuple[Array, Array]:
+    """One column of some fragments, as of `read`."""
+    store, column_ = catalog.store, catalog.store.columns[name]
+    number = list(store.columns).index(name)
+    values = np.empty((len(rows), *column_.shape), column_.dtype)
+    good = np.ones(len(rows), np.bool_)
+    slots, nbytes, crcs = (array[rows].tolist() for array in (catalog.slot, catalog.nbytes[:, number], catalog.crc[:, number]))  # fmt: skip  # noqa: E501
+    with store.storage.reading() as get:
+
+        def one(place: int) -> DamagedError | None:
+            if column_.optional and not nbytes[place]:
+                values[place] = 0
+                return None
+            key = f"{name}/{column_.chunk_name(slots[place])}"
+            try:
+                _take(get, key, column_, nbytes[place], crcs[place], values[place], store.storage.where)
+            except DamagedError as error:
+                return error
+            return None
+
+        for place, problem in enumerate(store.storage.at_once(one, range(len(rows)))):
+            if problem is not None:
+                good[place] = False
+                where = store.storage.where(f"{name}/{column_.chunk_name(slots[place])}")
+                report(Damage(catalog.label, where, slots[place], name, str(problem)))
+    return values, good
+
+
+def _take(
+    get: Callable[[str], Any], key: str, column_: Column, nbytes: int, crc: int, out: Array, where: Callable[[str], str]
+) -> None:
+    try:
+        data = get(key)
+    except OSError as error:
+        raise DamagedError(f"{where(key)} is committed but cannot be read: {error.strerror or error}.") from None
+    if len(data) != nbytes:
+        raise DamagedError(f"{where(key)} has {len(data)} bytes, {nbytes} were committed.")
+    decode_into(column_, data, crc, out, lambda: where(key))

@@ -1,0 +1,299 @@
+"""`daskrl.Replay`: episodes and transitions against loops that step the environments again, views, SQL and damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import daskrl
+from daskrl.config import Schedule
+from daskrl.envs.spaces import Leaf
+from daskrl.errors import ConfigError, DamagedError, DamagedWarning, StoreMismatchError
+from tests.oracles import Scripted
+from tests.written import episodes_of, leaf_of, stepped, write
+
+SCHEDULE = Schedule(streams=3, envs_per_stream=2, fragment_steps=4, lag=1)
+CUT = [(1, 2), (2, 1)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> daskrl.Store:
+    return write(tmp_path_factory.mktemp("mixed") / "run", schedule=SCHEDULE, rounds=5, cut=CUT)
+
+
+@pytest.fixture(scope="module")
+def wanted(store: daskrl.Store) -> list[dict[str, Any]]:
+    return list(stepped(store))
+
+
+@pytest.fixture(scope="module")
+def replay(store: daskrl.Store) -> daskrl.Replay:
+    return daskrl.Replay(store)
+
+
+def compare(replay: daskrl.Replay, leaves: tuple[tuple[Leaf, ...], tuple[Leaf, ...]], wanted: Any) -> None:
+    """All columns of all rows with those that a loop found."""
+    given = replay.transitions(
+        [*replay.transitions().columns, "stream", "env", "fragment", "time", "worker", "wall_time"]
+    ).to_pandas()
+    assert len(given) == len(wanted) > 0
+    for name in (
+        "episode", "step", "terminated", "truncated", "weights_version", "policy_lag", "stream", "env", "fragment",
+        "time", "worker", "wall_time", "behavior_log_prob",
+    ):  # fmt: skip
+        assert given[name].tolist() == [row[name] for row in wanted], name
+    assert given["reward"].tolist() == [np.float32(row["reward"]) for row in wanted]
+    assert given["discount"].tolist() == [0.0 if row["terminated"] else 0.75 for row in wanted]
+    observation, action = leaves
+    for leaf in observation:
+        for name, key in ((leaf.name, "seen"), (f"next_{leaf.name}", "following")):
+            np.testing.assert_array_equal(np.stack(given[name]), np.stack([leaf_of(row[key], leaf) for row in wanted]))
+    for leaf in action:
+        np.testing.assert_array_equal(
+            np.stack(given[leaf.name]), np.stack([leaf_of(row["action"], leaf) for row in wanted])
+        )
+
+
+def compare_episodes(given: Any, wanted: Any) -> None:
+    expected = episodes_of(wanted)
+    assert len(given) == len(expected) > 0
+    for name in (
+        "episode", "stream", "env", "seed", "length", "terminated", "truncated", "first_version", "weights_version",
+        "worker", "wall_time",
+    ):  # fmt: skip
+        assert given[name].tolist() == [row[name] for row in expected], name
+    np.testing.assert_allclose(given["return"], [row["return"] for row in expected], rtol=1e-6)
+
+
+def test_transitions_are_those_of_the_environments_stepped_again(replay, store, wanted) -> None:
+    assert sum(row["truncated"] for row in wanted) > 5
+    compare(replay, (store.spec.observation, store.spec.action), wanted)
+
+
+def test_episodes_are_those_of_a_loop_over_the_transitions(replay, wanted) -> None:
+    given = replay.episodes()
+    compare_episodes(given, wanted)
+    assert (~given.terminated & ~given.truncated).sum() > 3, "some were cut, and some go on"
+    assert (given.length > 4).any(), "some lie in several fragments"
+
+
+def test_columns_are_named_as_documented(replay) -> None:
+    assert list(replay.episodes()) == [
+        "run", "episode", "stream", "env", "seed", "return", "length", "terminated", "truncated", "first_version",
+        "weights_version", "worker", "wall_time",
+    ]  # fmt: skip
+    assert replay.transitions().columns == (
+        "run", "episode", "step", "observation.camera", "observation.place", "observation.speed", "action.push",
+        "action.turn", "reward", "next_observation.camera", "next_observation.place", "next_observation.speed",
+        "terminated", "truncated", "discount", "weights_version", "policy_lag", "behavior_log_prob",
+    )  # fmt: skip
+
+
+def test_stacked_frames_are_given_one_by_one(tmp_path: Path) -> None:
+    schedule = Schedule(streams=2, envs_per_stream=2, fragment_steps=3)
+    store = write(tmp_path / "run", Scripted, schedule=schedule, rounds=4, frame_stack=3)
+    rows = list(stepped(store, Scripted))
+    compare(daskrl.Replay(store), (store.spec.observation, store.spec.action), rows)
+    compare_episodes(daskrl.Replay(store).episodes(), rows)
+
+
+def test_a_run_that_was_stopped_and_resumed_has_the_episodes_of_one_that_was_not(tmp_path: Path) -> None:
+    def train(env_steps: int, resume: bool) -> daskrl.Store:
+        return daskrl.train(
+            daskrl.DQN(hidden=(8,), learning_starts=0, batch_size=4, window=64), "CartPole-v1", store=tmp_path / "run",
+            env_steps=env_steps, streams=2, envs_per_stream=2, fragment_steps=8, progress=False, resume=resume,
+        ).wait().store  # fmt: skip
+
+    train(128, False)
+    first = daskrl.Replay(tmp_path / "run")
+    train(256, True)
+    whole = first.refresh()
+    rows = list(stepped(whole.stores[whole.runs[0]], lambda: gymnasium.make("CartPole-v1")))
+    compare_episodes(whole.episodes(), rows)
+    done = first.episodes().query("terminated or truncated").set_index("episode")
+    after = whole.episodes().set_index("episode").loc[done.index]
+    assert done.equals(after), "an episode keeps its number as the run goes on"
+    assert len(first.transitions()) == 128
+    assert len(whole.transitions()) == 256
+
+
+# -- views --------------------------------------------------------------------------------------------------
+
+
+def test_views_compose(replay, wanted) -> None:
+    view = replay.between(1, 3).of(streams=[0, 2], envs=1)
+    assert len(view.transitions()) == sum(
+        1 <= row["weights_version"] <= 3 and row["stream"] in (0, 2) and row["env"] == 1 for row in wanted
+    )
+    assert set(replay.at(2).transitions("weights_version").to_pandas()["weights_version"]) == {2}
+    worker = replay.of(workers="worker-1")
+    assert worker.episodes().equals(replay.episodes().query("worker == 'worker-1'").reset_index(drop=True))
+    every = replay.transitions(["episode", "step", "reward"]).to_pandas()
+    some = replay.of(episodes=[3, 7]).transitions(["episode", "step", "reward"]).to_pandas()
+    assert some.equals(every[every.episode.isin([3, 7])].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("memory", ["1MiB", "1GiB"])
+def test_rows_are_the_same_whatever_is_read_at_once(store, memory, wanted) -> None:
+    replay = daskrl.Replay(store, memory=memory)
+    rows = [row for block in replay.transitions(["episode", "step"]) for row in zip(*block.values(), strict=True)]
+    assert rows == [(row["episode"], row["step"]) for row in wanted]
+
+
+def test_a_condition_leaves_the_rows_for_which_it_holds(replay, wanted) -> None:
+    some = replay.transitions(["episode", "step", "observation.speed"], where="truncated AND reward > 0").to_pandas()
+    rows = [row for row in wanted if row["truncated"] and np.float32(row["reward"]) > 0]
+    assert some["episode"].tolist() == [row["episode"] for row in rows] != []
+    np.testing.assert_array_equal(np.stack(some["observation.speed"]), [row["seen"]["speed"] for row in rows])
+
+
+def test_pandas_arrow_dask_and_torch_have_the_same_rows(replay) -> None:
+    asked = replay.transitions(["run", "episode", "observation.camera", "observation.speed", "reward", "terminated"])
+    frame = asked.to_pandas()
+    table = asked.to_arrow().read_all()
+    assert table.schema == asked.schema
+    assert table["episode"].to_pylist() == frame["episode"].tolist()
+    assert np.array_equal(np.array(table["observation.camera"].to_pylist()), np.stack(frame["observation.camera"]))
+    dask = asked.to_dask(rows=16)
+    assert dask.npartitions > 3
+    dask = dask.compute(scheduler="sync").reset_index(drop=True)
+    assert np.array_equal(np.stack(dask["observation.speed"]), np.stack(frame["observation.speed"]))
+    assert dask.drop(columns=["observation.speed", "observation.camera"]).equals(
+        frame.drop(columns=["observation.speed", "observation.camera"])
+    )
+    batches = list(asked.to_torch(batch_size=50))
+    assert [len(batch["reward"]) for batch in batches] == [50, 50, 28]
+    assert np.array_equal(np.concatenate([batch["reward"].numpy() for batch in batches]), frame["reward"])
+    assert batches[0]["observation.camera"].shape == (50, 3, 2)
+
+
+# -- SQL ----------------------------------------------------------------------------------------------------
+
+
+def test_sql_answers_what_pandas_does(replay) -> None:
+    episodes, every = replay.episodes(), replay.transitions(["weights_version", "reward", "step"]).to_pandas()
+    given = replay.sql("SELECT weights_version, avg(return) AS mean FROM episodes GROUP BY 1 ORDER BY 1")
+    np.testing.assert_allclose(given["mean"], episodes.groupby("weights_version")["return"].mean())
+    given = replay.sql(
+        "SELECT weights_version, sum(reward) AS total FROM transitions WHERE step > ? GROUP BY 1 ORDER BY 1", [2]
+    )
+    np.testing.assert_allclose(given["total"], every[every.step > 2].groupby("weights_version")["reward"].sum(), 1e-5)
+    given = replay.sql('SELECT count(*) AS n, max("observation.camera"[3][2]) AS most FROM transitions')
+    assert given["n"].item() == len(every)
+    joined = replay.sql(
+        "SELECT r.seed, v.learner_updates FROM runs r JOIN versions v USING (run) WHERE v.weights_version = 4"
+    )
+    assert joined.values.tolist() == [[3, 8]]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["weights_version = 2", "weights_version IN (1, 3) AND stream = 1", "worker = 'worker-2' OR reward > 0.5",
+     "NOT (reward IS NULL)", "reward IS NOT NULL AND fragment < 5", "weights_version <> 2 AND NOT terminated",
+     "run = 'nothing'", "worker IN ('worker-1', 'worker-3') AND episode BETWEEN 4 AND 20", "run LIKE '%run'"],
+)  # fmt: skip
+def test_a_condition_that_only_some_fragments_can_fulfil_gives_what_duckdb_gives_of_all(replay, condition) -> None:
+    import duckdb
+
+    every = replay.transitions(["run", *_SIMPLE]).to_arrow().read_all()  # noqa: F841
+    wanted = duckdb.sql(f"SELECT {', '.join(_SIMPLE)} FROM every WHERE {condition}").fetchall()
+    given = replay.sql(f"SELECT {', '.join(_SIMPLE)} FROM transitions WHERE {condition}")
+    assert given.values.tolist() == [list(row) for row in wanted]
+
+
+_SIMPLE = ("episode", "step", "reward", "weights_version", "stream", "fragment", "worker", "terminated")
+
+
+def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    store = write(tmp_path / "run", schedule=SCHEDULE, rounds=2)
+    for name in ("observation.camera", "observation.speed", "action.push", "terminated", "truncated"):
+        for chunk in (tmp_path / "run" / name).glob("c.*"):
+            chunk.unlink()
+    replay = daskrl.Replay(store)
+    assert len(replay.sql("SELECT weights_version, avg(reward) FROM transitions GROUP BY 1")) == 2
+    assert len(replay.damaged) == 0
+
+
+# -- many runs, errors --------------------------------------------------------------------------------------
+
+
+def test_runs_are_found_by_directory_pattern_list_and_as_packs(tmp_path: Path) -> None:
+    schedule = Schedule(streams=1, envs_per_stream=1, fragment_steps=4)
+    for number, name in enumerate(("a/one", "a/two", "b/three")):
+        write(tmp_path / name, Scripted, schedule=schedule, rounds=2, seed=number, ahead=False)
+    daskrl.pack(tmp_path / "a" / "two")
+    paths = [str(tmp_path / name) for name in ("a/one", "a/two", "b/three")]
+    assert daskrl.Replay(tmp_path).runs == tuple(paths)
+    assert daskrl.Replay(f"{tmp_path}/a/*").runs == tuple(paths[:2])
+    assert daskrl.Replay([paths[2], paths[0]]).runs == (paths[2], paths[0])
+    several = daskrl.Replay(f"{tmp_path}/**")
+    assert several.episodes().groupby("run", observed=True)["length"].sum().to_dict() == dict.fromkeys(paths, 8)
+    one = daskrl.Replay(paths[1])
+    assert (
+        several.of(runs=paths[1])
+        .transitions(["episode", "reward"])
+        .to_pandas()
+        .equals(one.transitions(["episode", "reward"]).to_pandas())
+    )
+    assert several.sql("SELECT run, packed FROM runs ORDER BY 1")["packed"].tolist() == [False, True, False]
+
+
+def test_what_is_not_there_is_an_error_that_says_what_is(replay, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"behavior_log_prob.*got 'rewards'. Did you mean reward"):
+        replay.transitions("rewards")
+    with pytest.raises(ConfigError, match=r"0 … 4|0, 1, 2, 3, 4"):
+        replay.at(9)
+    with pytest.raises(ConfigError, match=r"worker-0, worker-1, worker-2, worker-3"):
+        replay.of(workers="worker-7")
+    with pytest.raises(ConfigError, match="nearest are"):
+        replay.of(episodes=10_000)
+    with pytest.raises(ConfigError, match=r"(?s)foo.*transitions: run, episode, step.*versions: run, weights_version"):
+        replay.sql("SELECT foo FROM transitions")
+    with pytest.raises(ConfigError, match=r"(?s)foo.*transitions: run, episode"):
+        replay.transitions(where="foo = 1")
+    with pytest.raises(StoreMismatchError):
+        daskrl.Replay(tmp_path / "nothing")
+    with pytest.raises(StoreMismatchError, match="no run lies"):
+        daskrl.Replay(f"{tmp_path}/**")
+    large = write(tmp_path / "large", Scripted, schedule=Schedule(1, 8, 1000), rounds=1, ahead=False)
+    with pytest.raises(ConfigError, match="memory= is 1 MiB"):
+        daskrl.Replay(large, memory=1 << 20).transitions().to_pandas()
+
+
+def test_of_a_damaged_run_the_rest_is_read_and_what_is_not_has_a_name(tmp_path: Path) -> None:
+    store = write(tmp_path / "run", schedule=SCHEDULE, rounds=4, ahead=False)
+    rows = list(stepped(store))
+    chunk = tmp_path / "run" / "reward" / "c.4.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[3] ^= 1
+    chunk.write_bytes(bytes(data))
+    commit = next(
+        path for path in sorted((tmp_path / "run" / ".commits").glob("0*.json")) if '"slot":6,' in path.read_text()
+    )
+    commit.write_text(commit.read_text().replace('"slot":6,', '"slot":7,'))
+    with pytest.warns(DamagedWarning, match=commit.name):
+        replay = daskrl.Replay(tmp_path / "run")
+    with pytest.warns(DamagedWarning, match=r"c\.4\.0\.0"):
+        given = replay.transitions(["episode", "step", "reward"]).to_pandas()
+    left = [row for row in rows if row["fragment"] not in (4, 6)]
+    assert given[["episode", "step"]].values.tolist() == [[row["episode"], row["step"]] for row in left]
+    ended = {row["episode"]: row for row in episodes_of(rows) if row["terminated"] or row["truncated"]}
+    for row in replay.episodes().query("terminated or truncated").to_dict("records"):
+        assert row["length"] == ended[row["episode"]]["length"]
+        assert row["return"] == pytest.approx(ended[row["episode"]]["return"])
+    assert [Path(file).name for file in replay.damaged["file"]] == [commit.name, "c.4.0.0"]
+    assert replay.damaged["fragment"].tolist()[1] == 4
+    with pytest.raises(DamagedError):
+        store.read(store.fragments()[0]) and store.digest()
+
+
+def test_a_replay_says_what_it_holds_and_how_fresh_it_is(replay) -> None:
+    said = repr(replay)
+    assert "transitions 128" in said
+    assert f"episodes {len(replay.episodes())}" in said
+    assert "unfinished" not in said
+    assert "<table>" in replay._repr_html_()
