@@ -240,6 +240,7 @@ def test_what_cannot_work_is_refused_before_there_is_a_study(
 def test_the_winner_is_tested_again_on_seeds_that_were_not_seen(here: Study, tmp_path: Path) -> None:
     shutil.copytree(str(here.log.storage), tmp_path / "study")
     study = make(tmp_path / "study")
+    assert study.confirmed() is None
     with pytest.warns(FewSeedsWarning):
         found = study.confirm(seeds=2, progress=False)
     table = here.table()
@@ -251,6 +252,21 @@ def test_the_winner_is_tested_again_on_seeds_that_were_not_seen(here: Study, tmp
     assert played.state.tolist() == ["finished"] * 2
     mine = table[table.learning_rate == best].score.mean()
     assert found.optimism.value == pytest.approx(mine - played.score.mean())
+    assert study.digest() == here.digest()
+    # A later process has it, and a study that goes on since then says so.
+    later = make(tmp_path / "study")
+    assert repr(later.confirmed()) == repr(found)
+    page = Path(later.report(tmp_path / "report.html")).read_text()
+    assert "The winner on unseen seeds" in page
+    assert str(found.rows()["IQM on unseen seeds"]) in page
+    more = make(tmp_path / "study", seeds=3).run(progress=False)
+    earlier = more.confirmed()
+    assert earlier is not None
+    assert earlier.notes[0].startswith("Of an earlier state of the study")
+    with pytest.warns(FewSeedsWarning):
+        newer = more.confirm(seeds=1, progress=False)  # seed 3 alone, as 2 is one of the study's now
+    assert newer.seeds == (3, 1)
+    assert repr(more.confirmed()) == repr(newer)
 
 
 def test_a_setting_that_is_drawn_twice_is_run_once(tmp_path: Path) -> None:

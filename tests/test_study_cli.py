@@ -247,6 +247,28 @@ def test_the_line_that_best_prints_makes_the_run_of_the_study(made: Path, python
     assert digest == expected
 
 
+def test_the_best_setting_is_confirmed_on_unseen_seeds_and_whoever_looks_later_sees_it(
+    made: Path, tmp_path: Path, here: Here
+) -> None:
+    for name in ("lr.toml", "lr"):
+        (shutil.copytree if (made / name).is_dir() else shutil.copy)(made / name, tmp_path / name)
+    assert "Not tested on seeds that it was not chosen by" in here("study", "best", "lr", cwd=tmp_path).stderr
+    assert json.loads(here("study", "show", "lr", "--json", cwd=tmp_path).stdout)["confirmed"] is None
+    typed = ("study", "confirm", "lr.toml", "--seeds", "1", "--workers", "0", "--json")
+    found = json.loads(here(*typed, cwd=tmp_path).stdout)
+    (again,) = (tmp_path / "lr" / "confirmed").iterdir()
+    (row,) = json.loads(here("study", "show", str(again), "--json", cwd=tmp_path).stdout)["rows"]
+    assert (row["seed"], row["score"]) == (2, found["test"][0])
+    assert found["optimism"][0] == found["search"][0] - found["test"][0]
+    for command in ("show", "best"):
+        assert json.loads(here("study", command, "lr", "--json", cwd=tmp_path).stdout)["confirmed"] == found
+        said = here("study", command, "lr", cwd=tmp_path)
+        assert "IQM on unseen seeds" in said.stdout + said.stderr
+    before = [*again.rglob("*")]
+    assert json.loads(here(*typed, cwd=tmp_path).stdout) == found
+    assert [*again.rglob("*")] == before
+
+
 def test_runs_lists_runs_and_studies_wherever_they_are(
     made: Path, python: Study, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, Parameter
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from daskrl.study import verifying
     from daskrl.study.log import StudyLog
     from daskrl.study.study import Study
+    from daskrl.study.winner import Optimism
 
 study = App(name="study", help="Studies: many runs that answer one question, and what they say.")
 app.command(study)
@@ -139,25 +142,68 @@ def _left(command: str) -> NoReturn:
 
 
 @study.command
+def confirm(
+    file: str,
+    *,
+    seeds: int = 10,
+    workers: Annotated[int | None, Parameter(help="As of daskrl study run.")] = None,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the best setting of a file's study again from seeds that it was not chosen by, and say how lucky it was.
+
+    What was found stands in the study's log, its report, and in what show and best print. Interrupted, it goes on when
+    the same is typed again. Needs daskrl[study].
+
+    Parameters
+    ----------
+    seeds
+        How many, those that follow the study's largest.
+    """
+    from daskrl.cli.studyfile import StudyFile
+    from daskrl.study import confirming
+
+    made = StudyFile(file).study()
+    threads = made.definition.shape.get("torch_threads", 1)
+    with connected(workers, scheduler, cluster, threads, beside=False) as client, _warned_in_notes():
+        found = made.confirm(client, seeds=seeds)
+    if as_json:
+        print(json.dumps(confirming.to_json(found), default=str))
+    else:
+        _show_confirmed(found)
+
+
+@study.command
 def show(directory: Directory, *, as_json: AsJson = False) -> None:
-    """Show a study: how far it is, a row a setting, best first, and what failed."""
+    """Show a study: how far it is, a row a setting, best first, the winner on unseen seeds, and what failed."""
     from daskrl.study.log import StudyLog
 
     _show(StudyLog.open(directory), as_json)
 
 
 def _show(log: StudyLog, as_json: bool) -> None:
+    from daskrl.study import confirming
     from daskrl.study import table as tables
 
-    summary, rows = tables.summary(log), tables.rows(log)
+    summary, rows, confirmed = tables.summary(log), tables.rows(log), confirming.confirmed(log)
     if as_json:
-        print(json.dumps({**summary, "digest": tables.digest(log), "rows": rows}, default=str))
+        said = {"confirmed": confirmed and confirming.to_json(confirmed), "rows": rows}
+        print(json.dumps({**summary, "digest": tables.digest(log), **said}, default=str))
         return
     table("study", summary)
     print_rows(f"settings of {log.storage}, best first", _settings(log, rows))
+    if confirmed:
+        _show_confirmed(confirmed)
     failed = [row for row in rows if row["state"] == "failed"]
     if failed:
         print_rows("failed", [{"run": row["run"], "error": row["error"]} for row in failed[:10]])
+
+
+def _show_confirmed(found: Optimism) -> None:
+    table("the winner on unseen seeds", found.rows())
+    for note in found.notes:
+        say(f"! {note}")
 
 
 def _settings(log: StudyLog, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -222,6 +268,15 @@ def report(
     console.print(written(StudyLog.open(directory), output, episodes=episodes), highlight=False, soft_wrap=True)
 
 
+@contextlib.contextmanager
+def _warned_in_notes() -> Iterator[None]:
+    """What there is to warn of stands among the notes that are printed."""
+    with warnings.catch_warnings():
+        for kind in (FewSeedsWarning, FailedTrialsWarning):
+            warnings.simplefilter("ignore", kind)
+        yield
+
+
 @study.command
 def compare(
     *directories: str,
@@ -243,9 +298,7 @@ def compare(
     from daskrl.study.compare import Comparison
 
     found: Comparison
-    with warnings.catch_warnings():
-        for kind in (FewSeedsWarning, FailedTrialsWarning):  # they are among its notes
-            warnings.simplefilter("ignore", kind)
+    with _warned_in_notes():
         found = comparing.compared(directories, by or [])
     if as_json:
         groups, pairs = (json.loads(one.to_json(orient="records")) for one in (found.table(), found.pair_table()))
@@ -304,11 +357,12 @@ def best(
     """Print what to type to train with the best setting of a study: a line for each environment.
 
     The best is the setting with the highest interquartile mean, see daskrl.study.winner. A line has the study's first
-    seed: typed as it is, it makes the run that the study has, with the same digest. Needs daskrl[study].
+    seed: typed as it is, it makes the run that the study has, with the same digest. It also says how good that setting
+    is on seeds that it was not chosen by, see daskrl study confirm. Needs daskrl[study].
     """
     from daskrl.cli.lines import train_line
     from daskrl.store.store import Store
-    from daskrl.study import space
+    from daskrl.study import confirming, space
     from daskrl.study import table as tables
     from daskrl.study.log import StudyLog
     from daskrl.study.verifying import made_with
@@ -330,9 +384,11 @@ def best(
         path = log.storage.beside(f"{log.storage.name}-best{several}")
         path = os.path.relpath(path) if os.path.isabs(path) else path
         lines[label] = train_line(store, made_with(store, own, command), path, env_kwargs=env_kwargs)
+    confirmed = confirming.confirmed(log)
     if as_json:
         said = {"setting": number, "settings": settings, "iqm": found.iqm, "runs": found.runs, "seeds": found.seeds}
-        print(json.dumps({**said, "ties": found.ties, "left_out": found.left_out, "commands": lines}, default=str))
+        said |= {"ties": found.ties, "left_out": found.left_out, "commands": lines}
+        print(json.dumps({**said, "confirmed": confirmed and confirming.to_json(confirmed)}, default=str))
         return
     for line in lines.values():
         print(line)
@@ -340,6 +396,13 @@ def best(
     for what, labels in (("As good", found.ties), ("Could not win, without a score everywhere", found.left_out)):
         if labels:
             say(f"{what}: {', '.join(labels)}.")
+    if confirmed is None:
+        say(confirming.UNTESTED)
+        return
+    for name, value in confirmed.rows().items():
+        say(f"{name}: {value}")
+    for note in confirmed.notes:
+        say(f"! {note}")
 
 
 def _own(algorithms: list[str] | None, envs: list[str] | None, env_kwargs: list[str] | None) -> verifying.Own:

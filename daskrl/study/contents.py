@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskrl.codec import decoded
 from daskrl.errors import ConfigError, DaskrlError, FailedTrialsWarning, FewSeedsWarning
-from daskrl.study import again, curves, exports, groups, pictures, scores, statistics, words
+from daskrl.study import again, confirming, curves, exports, groups, pictures, scores, statistics, words
 from daskrl.study import table as tables
 from daskrl.study.compare import MOST, Comparison, compare
 from daskrl.study.log import StudyLog
@@ -34,6 +34,8 @@ class Content:
     asked, cost, versions : name -> value.
     warnings : what to know before concluding anything.
     best, best_said : the best setting, and what that rests on; empty where none has a score.
+    confirmed : the winner on unseen seeds, name -> value; empty where it was not run there.
+    confirmed_said : what to know of that, or that there is none.
     settings : the comparison of settings, of the best ones where there are many; None where no run has a score.
     left_out : why some are not in there; empty where all are.
     values : a comparison of each setting's values.
@@ -56,6 +58,8 @@ class Content:
     warnings: Sequence[str]
     best: str
     best_said: str
+    confirmed: Mapping[str, str]
+    confirmed_said: Sequence[str]
     settings: Comparison | None
     left_out: str
     values: Sequence[Comparison]
@@ -96,6 +100,7 @@ def contents(log: StudyLog, episodes: int = 100) -> Content:
         log.storage.folder("runs"), rows, {number: labels[number] for number in sorted(chosen)}, episodes=episodes
     )
     importance, importance_said, slices = _importance(log, unit)
+    confirmed, confirmed_said = _confirmed(log, best, said)
     return Content(
         title=log.storage.name,
         state=_state(said),
@@ -105,6 +110,8 @@ def contents(log: StudyLog, episodes: int = 100) -> Content:
         warnings=notes,
         best=best,
         best_said=best_said,
+        confirmed=confirmed,
+        confirmed_said=confirmed_said,
         settings=found,
         left_out=left_out,
         values=values,
@@ -140,6 +147,15 @@ def _warned(said: Mapping[str, Any], found: Comparison) -> list[str]:
             f"{said['failed']:,} runs failed: comparisons leave them out, and the best setting counts them as lowest."
         )
     return notes
+
+
+def _confirmed(log: StudyLog, best: str, said: Mapping[str, Any]) -> tuple[Mapping[str, str], Sequence[str]]:
+    """The winner on unseen seeds, and what to know of that."""
+    found = confirming.confirmed(log)
+    if found is None:
+        several = best and said["settings"] > 1 and log.definition["search"]["kind"] != "Population"
+        return {}, [confirming.UNTESTED] if several else []
+    return found.rows(), [f"{found.scale}; [95 % bootstrap intervals].".capitalize(), *found.notes]
 
 
 def _labels(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dict[int, str]:

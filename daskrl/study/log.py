@@ -63,7 +63,21 @@ class RetryRecord(TypedDict):
     trials: list[str]
 
 
-Entry = StudyRecord | AskRecord | TrialRecord | RetryRecord | ArithmeticRecord | DriverRecord
+class ConfirmedRecord(TypedDict):
+    """The winner was run again from unseen seeds; the newest counts.
+
+    ``digest`` is that of the table whose winner it is, ``setting`` the winner's number, ``study`` where its runs are,
+    ``found`` the `daskrl.study.winner.Optimism`.
+    """
+
+    kind: Literal["confirmed"]
+    digest: str
+    setting: int
+    study: str
+    found: dict[str, Any]
+
+
+Entry = StudyRecord | AskRecord | TrialRecord | RetryRecord | ConfirmedRecord | ArithmeticRecord | DriverRecord
 
 
 class StudyLog:
@@ -75,6 +89,7 @@ class StudyLog:
     arithmetic : what runs compute with; None before the first.
     asks : of that definition, in order.
     results : hash of a run, and env steps that it was taken to -> its record.
+    confirmed : what the winner gave from unseen seeds, last; None where it was not run there.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -88,6 +103,7 @@ class StudyLog:
         self.arithmetic: ArithmeticRecord | None = None
         self.asks: list[Asked | None] = []
         self.results: dict[tuple[str, int], TrialRecord] = {}
+        self.confirmed: ConfirmedRecord | None = None
 
     @staticmethod
     def exists(path: Place) -> bool:
@@ -157,6 +173,8 @@ class StudyLog:
             elif record["kind"] == "ask":
                 del self.asks[record["ask"] :]
                 self.asks.append(record["asked"])
+            elif record["kind"] == "confirmed":
+                self.confirmed = record
             elif record["kind"] == "arithmetic":
                 self.arithmetic = record
             elif record["kind"] == "retry":

@@ -41,6 +41,7 @@ def _said(content: Content) -> Iterator[str]:
         "",
     )
     yield from (f"! {note}" for note in content.warnings)
+    yield from ("", *(f"{name:<40}{value}" for name, value in content.confirmed.items()), *content.confirmed_said)
     for heading, rows in (("WHAT WAS ASKED", content.asked), ("COST", content.cost), ("VERSIONS", content.versions)):
         yield from ("", heading, *(f"{name:<28}{value}" for name, value in rows.items()))
     yield from ("", content.left_out, content.curves_said, content.importance_said)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import threading
 from collections import deque
@@ -12,14 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from daskrl.codec import encoded
-from daskrl.config import plain, require_integer
 from daskrl.errors import ConfigError
 from daskrl.prepared import Prepared
 from daskrl.records import Array
 from daskrl.shown import html_table
 from daskrl.store.places import Place
+from daskrl.study import confirming, exports, scores
 from daskrl.study import definition as definitions
-from daskrl.study import exports, scores
 from daskrl.study import table as tables
 from daskrl.study.budget import Budget
 from daskrl.study.compare import Comparison, compare
@@ -28,9 +26,9 @@ from daskrl.study.executors import Executor, InProcess, OnWorkers
 from daskrl.study.handing import Begins
 from daskrl.study.log import Asked, AskRecord, Entry, StudyLog, setting_of
 from daskrl.study.search import WAIT, Ask, Segment, Wait, counting, decidable, mean_score
-from daskrl.study.space import ALGORITHM, key, shown
+from daskrl.study.space import shown
 from daskrl.study.trial import Job, trial_key
-from daskrl.study.winner import Optimism, optimism, winner
+from daskrl.study.winner import Optimism
 
 if TYPE_CHECKING:
     import optuna
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
     from daskrl.study.live import Live
 
-RUNS, HANDED, CONFIRMED = "runs", "handed", "confirmed"
+RUNS, HANDED = "runs", "handed"
 _AHEAD = 256  # runs that are looked at before there is room for them
 
 
@@ -391,39 +389,26 @@ class Study:
         """Run the winner again from seeds that the study has not seen, and say how much better it looked before.
 
         The best of many settings looks better than it is, as it was chosen by the luck of its seeds, too. The runs are
-        a study of their own, in ``confirmed/`` below this one's directory: it goes on where it was interrupted.
+        a study of their own, in ``confirmed/`` below this one's directory: it goes on where it was interrupted. What
+        was found stands in this study's log and report; `confirmed` has it in any later process.
 
         Parameters
         ----------
         client, given : as of `run`.
-        seeds : how many, those that follow the study's largest.
-        """
-        seeds = plain(seeds)
-        require_integer("seeds", seeds, 1)
-        table, axes = self.table(), self.definition.space.axes
-        if not len(table) or not (table.state == "finished").any():
-            raise ConfigError(f"{self.log.storage} has no finished run yet, so there is no winner. Type: study.run()")
-        best = int(winner(table).settings["setting"])
-        test = self._from_unseen_seeds(best, seeds).run(client, **given).table()
-        columns = [ALGORITHM, *(name for name in axes if name != ALGORITHM)]
-        for name in columns:
-            if name not in test:
-                test[name] = None  # a setting that the winner does not have
-        return optimism(table, test, by=columns)
+        seeds : how many, those that follow the study's largest; more where more were run before.
 
-    def _from_unseen_seeds(self, number: int, seeds: int) -> Study:
-        """The study of one setting of this, from seeds that follow its own."""
-        setting = setting_of(next(ask for ask in self.log.asks if ask is not None and ask["number"] == number))
-        definition = self.definition
-        label = setting.get(ALGORITHM, next(iter(definition.algorithms)))
-        first = max(definition.seeds) + 1
-        place = self.log.storage.folder(CONFIRMED).folder(hashlib.sha256(key(setting).encode()).hexdigest()[:12])
-        return Study(
-            place, algorithm={label: definition.algorithms[label]}, env=definition.environments,
-            space={name: [value] for name, value in setting.items() if name != ALGORITHM},
-            seeds=range(first, first + seeds), env_steps=definition.env_steps, score=definition.score,
-            **definition.shape, **vars(definition.options),
-        )  # fmt: skip
+        Raises
+        ------
+        ConfigError
+            Nothing is finished yet, or the study is a population.
+        StoreLockedError
+            Another process carries the study on.
+        """
+        return confirming.confirm(self.log, self.definition, type(self), client, seeds, given)
+
+    def confirmed(self) -> Optimism | None:
+        """What the last `confirm` found, in whichever process; None where there was none."""
+        return confirming.confirmed(self.log)
 
     def digest(self) -> str:
         """SHA-256 over the table without what a pool decides: seconds, workers."""
