@@ -22,9 +22,8 @@ from daskrl.study.winner import Optimism, optimism, winner
 if TYPE_CHECKING:
     from distributed import Client
 
-    from daskrl.study.study import Study
-
-Made = Callable[..., "Study"]
+Made = Callable[..., Any]
+"""`daskrl.Study`, which imports this module."""
 CONFIRMED = "confirmed"
 UNTESTED = (
     "Not tested on seeds that it was not chosen by: the best of many settings looks better than it is. Type: "
@@ -67,7 +66,7 @@ def confirm(
         log.unlock()
 
 
-def _study(log: StudyLog, definition: Definition, make: Made, number: int, seeds: int) -> Study:
+def _study(log: StudyLog, definition: Definition, make: Made, number: int, seeds: int) -> Any:
     """The study of one setting, from seeds that follow those of all."""
     setting = setting_of(next(ask for ask in log.asks if ask is not None and ask["number"] == number))
     label = setting.get(ALGORITHM, next(iter(definition.algorithms)))
