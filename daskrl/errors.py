@@ -22,8 +22,8 @@ DaskrlError
 ├── WorkerMismatchError(RuntimeError)      workers with other packages or other arithmetic
 └── SchedulerLostError(ConnectionError)    the Dask scheduler is gone; resume from the store
 
-Warnings of their own, to be filtered by class, are FewSeedsWarning, FailedTrialsWarning and DamagedWarning, each a
-UserWarning.
+Warnings of their own, to be filtered by class, are FewSeedsWarning, FailedTrialsWarning, EarlyRungsWarning and
+DamagedWarning, each a UserWarning.
 
 Each message says what was expected, what came, and what to type. All of them survive pickling.
 """
@@ -121,6 +121,10 @@ class FewSeedsWarning(UserWarning):
 
 class FailedTrialsWarning(UserWarning):
     """Runs that failed are left out of statistics."""
+
+
+class EarlyRungsWarning(UserWarning):
+    """A study's search compares runs when they have hardly learned."""
 
 
 class DamagedWarning(UserWarning):

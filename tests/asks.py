@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -71,10 +72,21 @@ def carried(
 ) -> Study:  # fmt: skip
     """A study carried on by `Numbers` to its end, or until the driver died."""
     made: dict[str, Any] = {"env": "CartPole-v1", "algorithm": daskrl.DQN(hidden=(8,), learning_starts=64), **given}
-    study = Study(path, **{"env_steps": 900, "seeds": 1, "streams": 1, "envs_per_stream": 1, **made})
+    shape = {"streams": 1, "envs_per_stream": 1, "fragment_steps": 8}
+    study = Study(path, **{"env_steps": 900, "seeds": 1, **shape, **made})
     executor = Numbers(scored, workers, order, lives)
     monkeypatch.setattr("daskrl.study.study.InProcess", lambda: executor)
     return study.run(progress=False, **(spending or {}))
+
+
+def killed(
+    monkeypatch: pytest.MonkeyPatch, path: Path, scored: Callable[[Any, int, int], float], *, lives: int, **given: Any
+) -> tuple[Study, int]:
+    """The same by drivers that die after so many results each, one after the other; and how many died."""
+    for deaths in range(100):
+        with contextlib.suppress(Killed):
+            return carried(monkeypatch, path, scored, order=deaths, lives=lives, **given), deaths
+    raise AssertionError("the study does not end")
 
 
 def played(search: Search, space: dict[str, Any], scored: Scored, env_steps: int, seed: int = 0) -> list[Ask]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,24 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskrl
-from daskrl.errors import ConfigError
-from daskrl.study import ASHA, Greedy, MedianStopping, Optuna, Pruned, Random, Range, Study, SuccessiveHalving
+from daskrl.errors import ConfigError, EarlyRungsWarning
+from daskrl.study import (
+    ASHA,
+    Greedy,
+    MedianStopping,
+    Optuna,
+    Population,
+    Pruned,
+    Random,
+    Range,
+    Study,
+    SuccessiveHalving,
+)
+from daskrl.study.log import StudyLog
 from daskrl.study.search import WAIT, Result
 from daskrl.study.space import Space
-from tests.asks import Killed, carried, played
+from daskrl.study.ties import doubts
+from tests.asks import carried, killed, played
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -146,14 +161,9 @@ def test_what_goes_on_depends_neither_on_workers_nor_on_arrival_nor_on_kills(
     many = carried(monkeypatch, tmp_path / "many", of_run, workers=8, order=1, **given)
     assert many.digest() == one.digest()
     assert many.log.asks == one.log.asks
-    for order in range(40):
-        try:
-            killed = carried(monkeypatch, tmp_path / "killed", of_run, workers=3, order=order, lives=3, **given)
-            break
-        except Killed:
-            pass
-    assert order > 3
-    assert killed.digest() == one.digest()
+    again, deaths = killed(monkeypatch, tmp_path / "killed", of_run, workers=3, lives=3, **given)
+    assert deaths > 3
+    assert again.digest() == one.digest()
 
 
 def test_the_table_has_each_run_once_as_far_as_it_was_taken_and_says_why_it_stopped(
@@ -260,6 +270,7 @@ def make(path: Path, search: Any) -> Study:
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::daskrl.errors.EarlyRungsWarning")
 def test_a_run_that_waited_at_rungs_has_the_bits_of_one_that_never_did_here_and_on_workers(tmp_path: Path) -> None:
     asha = ASHA(rungs=64, reduction=2, width=2)
     here = make(tmp_path / "asha", asha).run(progress=False)
@@ -276,6 +287,87 @@ def test_a_run_that_waited_at_rungs_has_the_bits_of_one_that_never_did_here_and_
         there = make(tmp_path / "there", asha).run(client, progress=False)
     assert there.digest() == here.digest()
     assert [ask is None for ask in there.log.asks] == [ask is None for ask in here.log.asks]
+
+
+# Rounds of 2 x 2 x 16 = 64 transitions; the first that has updates is the one in which the 101st transition comes: the
+# second. So a run has had updates in none after 64, and in two after 192; of three, after 256.
+EARLY = (
+    "rungs: after 64 and 192 env steps a run (learning_rate=0.001) has had updates in 0 and 2 rounds of 64 transitions "
+    "(streams x envs_per_stream x fragment_steps), the first of them at 128. Settings hardly differ so early: choose "
+    "rungs from 256 on, or smaller rounds."
+)
+
+
+def test_rungs_after_a_few_rounds_are_warned_of_when_the_study_is_made_and_in_all_that_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> Study:
+        return carried(
+            monkeypatch, tmp_path / "study", lambda *_: 1.0, algorithm=daskrl.DQN(hidden=(8,), learning_starts=100),
+            space={"learning_rate": [1e-3]}, search=ASHA(rungs=(64, 192, 256)), streams=2, envs_per_stream=2,
+            fragment_steps=16, env_steps=640,
+        )  # fmt: skip
+
+    for _ in range(2):  # made, and opened again
+        with pytest.warns(EarlyRungsWarning) as warned:
+            study = made()
+        assert [str(one.message) for one in warned] == [EARLY]
+        assert doubts(study.log) == [EARLY]
+        assert doubts(StudyLog.open(tmp_path / "study")) == [EARLY]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"search": ASHA(rungs=256)}, ""),
+        ({"search": ASHA(rungs=256), "space": {"fragment_steps": [8, 32]}}, "256 env steps a run .fragment_steps=32"),
+        ({"search": MedianStopping(Random(2), rungs=256), "space": {"learning_starts": Range(0, 600)}}, "after 256"),
+        ({"search": SuccessiveHalving(rungs=128), "algorithm": daskrl.PPO(hidden=(8,))}, "2 rounds of 64 .*from 192"),
+        ({"search": SuccessiveHalving(rungs=192), "algorithm": daskrl.PPO(hidden=(8,))}, ""),
+        ({"search": Population(2, interval=128)}, "interval: after 128 env steps"),
+        ({"search": ASHA(rungs=128), "env_steps": 200}, "choose more env_steps"),
+        ({"search": Random(2)}, ""),
+    ],
+)
+def test_which_rungs_are_early_rests_on_the_rounds_of_the_settings(
+    changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "algorithm": daskrl.DQN(hidden=(8,), learning_starts=100), "env": "CartPole-v1", "streams": 2,
+        "space": {"learning_rate": [1e-3, 1e-2]}, "seeds": 1, "env_steps": 640, "envs_per_stream": 2, **changed,
+    }  # fmt: skip
+    if "fragment_steps" not in given["space"]:
+        given["fragment_steps"] = 16
+    with warnings.catch_warnings(record=True) as warned:
+        Study(tmp_path / "study", **given)
+    assert len(warned) == bool(said)
+    if said:
+        assert re.search(said, str(warned[0].message))
+
+
+def test_where_all_settings_of_a_rung_have_one_score_the_table_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alike_at_first(prepared: Any, seed: int, env_steps: int) -> float:
+        return 9.0 if env_steps == 100 else prepared.algorithm.n_step + env_steps
+
+    def table(scored: Any, name: str) -> tuple[Any, list[str]]:
+        study = carried(
+            monkeypatch, tmp_path / name, scored, space={"n_step": [1, 2, 3, 4]}, env_steps=800,
+            search=SuccessiveHalving(rungs=(100, 200), reduction=2),
+        )  # fmt: skip
+        return study.table(), doubts(study.log)
+
+    found, said = table(alike_at_first, "alike")
+    assert found.env_steps.tolist() == [200, 800, 100, 100]  # of those alike the first two went on
+    assert found.tied.tolist() == ["all 4 at 100"] * 4
+    assert said == [
+        "Settings that were compared had the same score (all 4 at 100 env steps): those of lower numbers count as "
+        "better there, which says nothing of them."
+    ]
+    others, said = table(lambda prepared, *_: prepared.algorithm.n_step, "others")
+    assert "tied" not in others
+    assert said == []
 
 
 def test_waiting_is_no_ask() -> None:

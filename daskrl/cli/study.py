@@ -185,14 +185,17 @@ def show(directory: Directory, *, as_json: AsJson = False) -> None:
 def _show(log: StudyLog, as_json: bool) -> None:
     from daskrl.study import confirming
     from daskrl.study import table as tables
+    from daskrl.study.ties import doubts
 
     summary, rows, confirmed = tables.summary(log), tables.rows(log), confirming.confirmed(log)
     if as_json:
-        said = {"confirmed": confirmed and confirming.to_json(confirmed), "rows": rows}
+        said = {"doubts": doubts(log), "confirmed": confirmed and confirming.to_json(confirmed), "rows": rows}
         print(json.dumps({**summary, "digest": tables.digest(log), **said}, default=str))
         return
     table("study", summary)
     print_rows(f"settings of {log.storage}, best first", _settings(log, rows))
+    for sentence in doubts(log):
+        say(f"! {sentence}")
     if confirmed:
         _show_confirmed(confirmed)
     failed = [row for row in rows if row["state"] == "failed"]

@@ -14,6 +14,7 @@ from daskrl.study import table as tables
 from daskrl.study.compare import MOST, Comparison, compare
 from daskrl.study.log import StudyLog
 from daskrl.study.pictures import Picture
+from daskrl.study.ties import doubts
 from daskrl.study.winner import winner
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def contents(log: StudyLog, episodes: int = 100) -> Content:
         ranked, best, best_said = _ranked(table, axes)
         found, left_out = _settings(table, axes, ranked, unit)
         values = _values(table, axes, unit)
-        notes = _warned(said, found)
+        notes = [*doubts(log), *_warned(said, found)]
     labels = _labels(rows, axes)
     chosen = [number for label in ranked for number, known in labels.items() if known == label][:CURVES]
     of, missing = curves.curves(

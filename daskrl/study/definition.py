@@ -19,8 +19,8 @@ from daskrl.prepared import Prepared, prepare
 from daskrl.study import scores
 from daskrl.study import search as searches
 from daskrl.study.scores import Score
-from daskrl.study.search import Search, search_of
-from daskrl.study.space import ALGORITHM, OF_THE_RUN, Setting, Space, require_names, split
+from daskrl.study.search import Ask, Search, Wait, search_of
+from daskrl.study.space import ALGORITHM, OF_THE_RUN, Setting, Space, require_names, shown, split
 from daskrl.tasks.session import versions
 
 Environment = str | sources.EnvironmentFactory
@@ -233,6 +233,30 @@ class Preparing:
             options=definition.options,
             **shape,
         )
+
+    def try_some(self, most: int) -> None:
+        """Prepare the first settings, so that what cannot work fails before there is a study.
+
+        Raises
+        ------
+        ConfigError
+            One cannot work, or there is none.
+        """
+        definition = self._definition
+        asked: list[Ask | Wait] = []
+        for _ in range(most if definition.search.width is None else 1):
+            ask = definition.search.next(definition.space, definition.env_steps, definition.study_seed, asked, {})
+            if not isinstance(ask, Ask):
+                break
+            asked.append(ask)
+            for environment in definition.environments:
+                try:
+                    self.prepared(ask.setting, environment)
+                except (ValueError, TypeError) as error:
+                    error.add_note(f"The setting of the study is {shown(ask.setting)}, the environment {environment}.")
+                    raise
+        if not asked:
+            raise ConfigError("space: there is nothing to try: no combination of its conditions holds.")
 
     def _source(self, environment: str, kwargs: Mapping[str, Any]) -> sources.EnvironmentSource:
         known = json.dumps([environment, kwargs], sort_keys=True, default=repr)

@@ -24,10 +24,11 @@ MARK = "study.json"
 
 
 class StudyRecord(TypedDict):
-    """What the study is; the newest counts."""
+    """What the study is, and what it was warned of; the newest counts."""
 
     kind: Literal["study"]
     definition: dict[str, Any]
+    warned: NotRequired[list[str]]
 
 
 class AskRecord(TypedDict):
@@ -80,12 +81,21 @@ class ConfirmedRecord(TypedDict):
 Entry = StudyRecord | AskRecord | TrialRecord | RetryRecord | ConfirmedRecord | ArithmeticRecord | DriverRecord
 
 
+def study_record(definition: Mapping[str, Any], warned: Sequence[str]) -> StudyRecord:
+    """The record that makes a study, or extends it."""
+    record: StudyRecord = {"kind": "study", "definition": dict(definition)}
+    if warned:
+        record["warned"] = list(warned)
+    return record
+
+
 class StudyLog:
     """Of one study: its records, and the lock of its one driver.
 
     Attributes
     ----------
     definition : the newest.
+    warned : sentences, of that definition.
     arithmetic : what runs compute with; None before the first.
     asks : of that definition, in order.
     results : hash of a run, and env steps that it was taken to -> its record.
@@ -100,6 +110,7 @@ class StudyLog:
     def _forget(self) -> None:
         self._head = 0
         self.definition: dict[str, Any] = {}
+        self.warned: list[str] = []
         self.arithmetic: ArithmeticRecord | None = None
         self.asks: list[Asked | None] = []
         self.results: dict[tuple[str, int], TrialRecord] = {}
@@ -112,7 +123,7 @@ class StudyLog:
         return storage.holds_store() and storage.exists(MARK)  # else a prefix may hold what was never finished
 
     @classmethod
-    def make(cls, path: Place, definition: Mapping[str, Any]) -> StudyLog:
+    def make(cls, path: Place, definition: Mapping[str, Any], warned: Sequence[str] = ()) -> StudyLog:
         """Make a study, complete or not at all.
 
         Raises
@@ -127,8 +138,7 @@ class StudyLog:
             said = {"format": FORMAT, "format_version": FORMAT_VERSION, **definition}
             making.put(MARK, json.dumps(said, indent=1).encode())
             making.make_folder(".commits")
-            first: StudyRecord = {"kind": "study", "definition": dict(definition)}
-            CommitLog(making).append(0, cast("list[Record]", [first]))
+            CommitLog(making).append(0, cast("list[Record]", [study_record(definition, warned)]))
         return cls.open(storage)
 
     @classmethod
@@ -168,7 +178,7 @@ class StudyLog:
             if record["kind"] == "trial":
                 self.results[record["trial"], record["env_steps"]] = record
             elif record["kind"] == "study":
-                self.definition = record["definition"]
+                self.definition, self.warned = record["definition"], record.get("warned", [])
                 self.asks.clear()
             elif record["kind"] == "ask":
                 del self.asks[record["ask"] :]

@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from daskrl.codec import encoded
-from daskrl.errors import ConfigError
+from daskrl.errors import ConfigError, EarlyRungsWarning
 from daskrl.prepared import Prepared
 from daskrl.records import Array
 from daskrl.shown import html_table
@@ -22,11 +23,11 @@ from daskrl.study import table as tables
 from daskrl.study.budget import Budget
 from daskrl.study.compare import Comparison, compare
 from daskrl.study.definition import Preparing
+from daskrl.study.early import early
 from daskrl.study.executors import Executor, InProcess, OnWorkers
 from daskrl.study.handing import Begins
-from daskrl.study.log import Asked, AskRecord, Entry, StudyLog, setting_of
+from daskrl.study.log import Asked, AskRecord, Entry, StudyLog, setting_of, study_record
 from daskrl.study.search import WAIT, Ask, Segment, Wait, counting, decidable, mean_score
-from daskrl.study.space import shown
 from daskrl.study.trial import Job, trial_key
 from daskrl.study.winner import Optimism
 
@@ -100,31 +101,20 @@ class Study:
         self._said = self.definition.to_json()
         self._stop = threading.Event()
         self._executor: Executor | None = None
+        self._extends = False
         if StudyLog.exists(path):
             self.log = StudyLog.open(path)
             self._extends = definitions.require_same(self.log.definition, self._said, str(self.log.storage))
-            return
-        self._extends = False
-        self._try()
-        self.log = StudyLog.make(path, self._said)
+            self._warned = self._early() if self._extends else self.log.warned
+        else:
+            self._preparing.try_some(_AHEAD)
+            self._warned = self._early()
+            self.log = StudyLog.make(path, self._said, self._warned)
+        for sentence in self._warned:
+            warnings.warn(sentence, EarlyRungsWarning, stacklevel=2)
 
-    def _try(self) -> None:
-        """Prepare the first settings, so that what cannot work fails before there is a study."""
-        definition = self.definition
-        asked: list[Ask | Wait] = []
-        for _ in range(_AHEAD if definition.search.width is None else 1):
-            ask = definition.search.next(definition.space, definition.env_steps, definition.study_seed, asked, {})
-            if not isinstance(ask, Ask):
-                break
-            asked.append(ask)
-            for environment in definition.environments:
-                try:
-                    self._preparing.prepared(ask.setting, environment)
-                except (ValueError, TypeError) as error:
-                    error.add_note(f"The setting of the study is {shown(ask.setting)}, the environment {environment}.")
-                    raise
-        if not asked:
-            raise ConfigError("space: there is nothing to try: no combination of its conditions holds.")
+    def _early(self) -> list[str]:
+        return [*filter(None, [early(self.definition, self._preparing)])]
 
     # -- carrying on ---------------------------------------------------------------------------------------
 
@@ -162,7 +152,7 @@ class Study:
         self.log.lock()
         try:
             if self._extends:
-                self.log.append([{"kind": "study", "definition": self._said}])
+                self.log.append([study_record(self._said, self._warned)])
                 self._extends = False
             failed = sorted({record["trial"] for record in self.log.results.values() if "error" in record})
             if retry_failed and failed:

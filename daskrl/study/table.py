@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskrl import extras
 from daskrl.study.log import StudyLog, setting_of
+from daskrl.study.ties import ties
 from daskrl.study.trial import TrialRecord
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 OF_THE_POOL = ("seconds", "worker")
 """Columns that differ from one execution to the next; all others are the same on any pool."""
+
+_NOT_DIGESTED = (*OF_THE_POOL, "tied")  # which follows from the scores
 
 
 def rows(log: StudyLog) -> list[dict[str, Any]]:
@@ -25,6 +28,9 @@ def rows(log: StudyLog) -> list[dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     whole, stops = log.definition["env_steps"], log.definition["search"].get("stops")
+    tied, population = dict[str, list[str]](), log.definition["search"]["kind"] == "Population"
+    for (trial, steps), when in ties(log).items():
+        tied.setdefault(f"{trial}-{steps}" if population else trial, []).append(when)
     seconds: dict[str, float] = {}
     for (trial, _), one in log.results.items():
         seconds[trial] = seconds.get(trial, 0.0) + one["seconds"]
@@ -43,6 +49,7 @@ def rows(log: StudyLog) -> list[dict[str, Any]]:
             "env_steps": env_steps,
             **_of_result(result, seconds.get(trial) if segment is None or result is None else result["seconds"]),
             **({"stopped": _stopped(env_steps, whole, stops, result)} if stops else {}),
+            **({"tied": "; ".join(tied.get(key, [])) or None} if tied else {}),
             "run": f"runs/{trial}",
         }
     labels = {label: place for place, label in enumerate(log.definition["environments"])}
@@ -100,9 +107,10 @@ def table(log: StudyLog) -> pandas.DataFrame:
     ``env_steps`` (asked), ``state`` (finished, failed, waiting), ``score``, ``return_last_100``, ``episodes``,
     ``learner_updates``, ``digest``, ``promise``, ``error``, ``seconds`` (of all executions with a result), ``worker``
     (of the last), ``run`` (its store, below the study's directory). Where a search stops runs early: ``stopped``, at
-    which env steps a run did and why, as far as the search is; None where it has all env steps. Of a population a row
-    for each round of a member, with ``round``, ``member`` and ``parent`` (the member that was copied before that round,
-    or None) first, with ``env_steps`` that are those of the member's present run, and the ``seconds`` of the round.
+    which env steps a run did and why, as far as the search is; None where it has all env steps. Where settings that
+    were compared all had the same score: ``tied``, how many and when. Of a population a row for each round of a member,
+    with ``round``, ``member`` and ``parent`` (the member that was copied before that round, or None) first, with
+    ``env_steps`` that are those of the member's present run, and the ``seconds`` of the round.
     """
     with extras.needed("study", "a study's table needs pandas"):
         import pandas
@@ -115,7 +123,7 @@ def digest(log: StudyLog) -> str:
     """SHA-256 over what is the same on any pool."""
     sha = hashlib.sha256()
     for row in rows(log):
-        said = {name: value for name, value in row.items() if name not in OF_THE_POOL}
+        said = {name: value for name, value in row.items() if name not in _NOT_DIGESTED}
         sha.update(json.dumps(said, sort_keys=True, default=str).encode() + b"\n")
     return sha.hexdigest()
 
