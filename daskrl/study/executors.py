@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import queue
 import threading
@@ -11,10 +12,11 @@ import time
 import uuid
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from daskrl.errors import SchedulerLostError, StoreLockedError, WorkerMismatchError
 from daskrl.pools.demand import ASKED, DRAINING
+from daskrl.pools.remote import forget_topic, tell
 from daskrl.records import ArithmeticRecord
 from daskrl.study.trial import Job, Outcome, TrialRecord, carry_out, failed, introduce, packed, spread_out
 from daskrl.tasks import session
@@ -32,6 +34,14 @@ _LOOK_EVERY = 1.0  # seconds, at which workers there are
 _LOST = "the Dask scheduler is gone, or it gave up the study's tasks. Run the study again: it goes on."
 LONG = 200_000
 """Env steps from which a run is worth spreading: what that costs in tasks is then small beside the work."""
+
+
+class Sent(NamedTuple):
+    """A job that is a task of a worker; ``only``: which workers it may go to, any where there are none."""
+
+    job: Job
+    only: frozenset[str]
+    future: Any
 
 
 class Executor(Protocol):
@@ -120,10 +130,10 @@ class OnWorkers:
         self.client, self._grain = client, grain
         self._token = uuid.uuid4().hex[:8]
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._jobs: dict[Any, tuple[Job, frozenset[str]]] = {}  # by future: the job, where it may go
+        self._jobs: dict[int, Sent] = {}
         self._spread: dict[str, tuple[threading.Thread, list[Run]]] = {}  # by trial: the run, once it is made
         self._waiting = 0  # for a process that has their store
-        self._deaths: dict[str, int] = {}
+        self._deaths: dict[str, tuple[int, int]] = {}  # by trial: how often, and at how many commits
         self._refused: dict[str, str] = {}
         self._threads: dict[str, int] = {}  # of the workers that take part
         self._apart: set[str] = set()  # workers that take none: they are about to be closed, or refused
@@ -134,6 +144,11 @@ class OnWorkers:
         from daskrl.pools import scaling
 
         scaling.install(client)
+        self.client.subscribe_topic(self._topic, lambda event: self._events.put(event[1]))
+
+    @property
+    def _topic(self) -> str:
+        return f"daskrl-study-{self._token}"
 
     def introduce(self, packages: list[str], device: str) -> ArithmeticRecord:
         key = ("study-introduce", self._token)
@@ -164,11 +179,11 @@ class OnWorkers:
         self._apart = (draining | set(self._refused)) & set(there)
         self._threads = {address: count for address, count in there.items() if address not in self._apart}
         # Dask keeps a task for the workers it was given, also when all of them are gone.
-        for future, (job, only) in list(self._jobs.items()):
-            if only and only.isdisjoint(there):
-                del self._jobs[future]
-                self.client.cancel([future], force=True)
-                self._place(job)
+        for number, sent in list(self._jobs.items()):
+            if sent.only and sent.only.isdisjoint(there):
+                del self._jobs[number]
+                self.client.cancel([sent.future], force=True)
+                self._place(sent.job)
 
     def room(self) -> int:
         self._look()
@@ -200,10 +215,13 @@ class OnWorkers:
         only = frozenset(self._threads) if self._apart else frozenset()
         if self._refused and not only and not set(self.client.nthreads()) - set(self._refused):
             raise WorkerMismatchError(f"no worker can carry on the study: {next(iter(self._refused.values()))}")
-        key = ("study", job.trial, job.env_steps, self._token, next(self._count))
-        future = self.client.submit(carry_out, job, key=key, pure=False, workers=sorted(only) or None)
-        self._jobs[future] = job, only
-        future.add_done_callback(self._events.put)
+        number = next(self._count)
+        key = ("study", job.trial, job.env_steps, self._token, number)
+        # The outcome comes as an event, as those of a run's tasks: fetching a result waits where its worker is lost.
+        told = self._topic, str(number), carry_out, job
+        future = self.client.submit(tell, *told, key=key, pure=False, workers=sorted(only) or None)
+        self._jobs[number] = Sent(job, only, future)
+        future.add_done_callback(lambda _: self._events.put(number))
 
     def _carry_spread(self, job: Job, runs: list[Run]) -> None:
         """Carry a run on from this process, in a thread of its own."""
@@ -236,14 +254,19 @@ class OnWorkers:
             if isinstance(outcome, BaseException):
                 raise outcome
             return self._of_outcome(job, outcome)
-        if event not in self._jobs:
-            return None
-        job, _ = self._jobs.pop(event)
-        if event.status in ("cancelled", "lost"):
+        if isinstance(event, dict):
+            sent = self._jobs.pop(int(event["key"]), None)
+            return None if sent is None else self._of_outcome(sent.job, json.loads(event["record"]))
+        sent = self._jobs.pop(event, None)
+        if sent is None:
+            return None  # it has told already
+        status = sent.future.status
+        if status in ("cancelled", "lost"):
             raise SchedulerLostError(_LOST)
-        if event.status == "error":
-            return self._failed(job, event.exception())
-        return self._of_outcome(job, event.result())
+        if status == "error":
+            return self._failed(sent.job, sent.future.exception())
+        self._place(sent.job)  # what it told was lost on the way; the run has it
+        return None
 
     def _of_outcome(self, job: Job, outcome: Outcome) -> TrialRecord | None:
         if outcome["kind"] == "trial":
@@ -268,8 +291,12 @@ class OnWorkers:
 
         if not isinstance(error, KilledWorker):
             raise error
-        self._deaths[job.trial] = self._deaths.get(job.trial, 0) + 1
-        if self._deaths[job.trial] >= _DEATHS:
+        # Workers that die while the run gets on were taken away; the run did not end them.
+        deaths, stood = self._deaths.get(job.trial, (0, -1))
+        stands = len(job.place.names(".commits"))
+        deaths = deaths + 1 if stands == stood else 1
+        self._deaths[job.trial] = deaths, stands
+        if deaths >= _DEATHS:
             return failed(job, error, 0.0)
         self._place(job)
         return None
@@ -284,7 +311,9 @@ class OnWorkers:
                     run.stop()
                 thread.join(0.2)
         with contextlib.suppress(Exception):  # whatever goes wrong here must not hide how the study ended
-            self.client.cancel([*self._jobs, *self._warming], force=True)
+            self.client.unsubscribe_topic(self._topic)
+            self.client.cancel([*(sent.future for sent in self._jobs.values()), *self._warming], force=True)
+            self.client.run_on_scheduler(forget_topic, self._topic)
             self.want(0)
             ended = {"slots": 0, "learners": [], "refused": [], "ended": True}
             self.client.log_event(ASKED, {"client": self.client.id, "run": self._token, **ended})

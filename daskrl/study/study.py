@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import threading
 import warnings
@@ -99,6 +101,7 @@ class Study:
         )  # fmt: skip
         self._preparing = Preparing(self.definition)
         self._said = self.definition.to_json()
+        self._judged = hashlib.sha256(json.dumps(self._said["score"], sort_keys=True).encode()).hexdigest()[:20]
         self._stop = threading.Event()
         self._executor: Executor | None = None
         self._extends = False
@@ -209,7 +212,7 @@ class Study:
                     given = self._given(self._prepared(ask), executor)
                 runs = log.storage.folder(RUNS).folder(trial)
                 whole = pack and ask.env_steps == definition.env_steps  # else it may go on
-                job = Job(trial, runs, seed, ask.env_steps, log.arithmetic, whole, given[environment])
+                job = Job(trial, runs, seed, ask.env_steps, log.arithmetic, whole, given[environment], self._judged)
                 ready.append(job if ask.segment is None else self._of_member(job, ask.segment, environment))
 
         def settle() -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 from daskrl.store.storage import Storage
 from daskrl.study.handing import Begins, begun, hand_on, require_begun
+from daskrl.study.outcomes import keep, kept
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from daskrl.run import Run
     from daskrl.store.store import Store
     from daskrl.study.scores import Score
+
+_AGAIN = 256
+"""Env steps that a run which is one task learns again at most, where its worker is lost; no less than a round.
+
+A checkpoint takes about as long as one or two updates, so one for so many steps costs half a percent.
+"""
 
 
 class TrialRecord(TypedDict):
@@ -61,6 +68,7 @@ class Job:
     pack : whether the run is packed into one file once it is there.
     given : the run and its score, for other processes packed by `packed`; the seed is the job's own.
     arithmetic : what the runs of the study compute with.
+    judged : what the score is known by, see `daskrl.study.outcomes`.
     begins : what the run begins with, where it is not drawn.
     hands_to : where it leaves what other runs may begin with, once it is over; None for nowhere.
     """
@@ -72,6 +80,7 @@ class Job:
     arithmetic: ArithmeticRecord
     pack: bool
     given: bytes | tuple[Prepared, Score] = field(repr=False)
+    judged: str = ""
     begins: Begins | None = None
     hands_to: Storage | None = None
 
@@ -143,12 +152,22 @@ def spread_out(job: Job, client: Client | None, began: Callable[[Run], None] = l
     """
     from daskrl.errors import StoreFullError, StoreLockedError, StoreUnreachableError, WorkerMismatchError
     from daskrl.store.pack import pack
+    from daskrl.store.packed import Packed
 
     start = time.monotonic()
     prepared, score = _unpacked(job.given) if isinstance(job.given, bytes) else job.given
+    store: Store | None = None
+    looked = False
     try:
-        store = carried_on(prepared.with_seed(job.seed), job, client, began)
-        record = record_of(store, prepared, score, job, start)
+        prepared, store = opened(prepared.with_seed(job.seed), job)
+        looked = True
+        # Whoever scored it may have been lost before the study's log had the record.
+        record = None if store is None else kept(store.storage, job.trial, job.env_steps, job.judged)
+        if store is None or record is None:
+            store = carried_on(prepared, store, job, client, began)
+            record = record_of(store, prepared, score, job, start)
+            if "error" not in record and not isinstance(store.storage, Packed):
+                keep(store.storage, record, job.judged)
         if job.pack and "error" not in record:
             pack(store)
         return record
@@ -159,47 +178,108 @@ def spread_out(job: Job, client: Client | None, began: Callable[[Run], None] = l
     except (StoreFullError, StoreUnreachableError):
         raise
     except Exception as error:
+        if looked and _moved(job, store):
+            return {"kind": "busy"}
         return failed(job, error, time.monotonic() - start)
+
+
+def _moved(job: Job, store: Store | None) -> bool:
+    """Whether another process made, packed or unpacked the run meanwhile: files went while they were read.
+
+    A worker that its driver lost scores and packs a run beside the one that was sent the run again.
+    """
+    from daskrl.store.places import found
+    from daskrl.store.store import Store
+
+    if store is None:
+        return Store.exists(job.place)
+    return found(job.place) != store.storage
 
 
 class StoppedError(Exception):
     """Somebody stopped the run before it reached its env steps."""
 
 
-def carried_on(prepared: Prepared, job: Job, client: Client | None, began: Callable[[Run], None]) -> Store:
-    """Make the run's store or open it, and carry the run on to the job's env steps."""
-    from daskrl.errors import StoreMismatchError
+def opened(prepared: Prepared, job: Job) -> tuple[Prepared, Store | None]:
+    """The run as it is in its store, and that; the run as it is to be, and None, where it was not begun.
+
+    Raises
+    ------
+    StoreMismatchError
+        Another run is there.
+    """
+    from daskrl.errors import DaskrlError
+    from daskrl.store.store import Store
+
+    if not Store.exists(job.place):
+        return (prepared if job.begins is None else begun(prepared, job.begins)), None
+    try:
+        store = Store.open(job.place)
+    except (DaskrlError, OSError):  # its files went at this moment, as it was packed
+        store = Store.open(job.place)
+    if job.begins is not None:
+        prepared = require_begun(store, prepared, job.begins)
+    _require_same(store, prepared)
+    return prepared, store
+
+
+def carried_on(
+    prepared: Prepared, store: Store | None, job: Job, client: Client | None, began: Callable[[Run], None]
+) -> Store:
+    """Carry the run on to the job's env steps, from where its store stands; it is made where there is none."""
     from daskrl.run import Run
     from daskrl.store.pack import unpack
     from daskrl.store.packed import Packed
-    from daskrl.store.store import Store
 
-    if Store.exists(job.place):
-        store = Store.open(job.place)
-        if job.begins is not None:
-            prepared = require_begun(store, prepared, job.begins)
-        _require_same(store, prepared)
+    if store is None:
+        store = dataclasses.replace(prepared, env_steps=job.env_steps).create(job.place)
+    else:
         rounds = prepared.config.schedule.rounds(job.env_steps)
         there = store.budget()["env_steps"] == job.env_steps and store.published() == rounds
         if isinstance(store.storage, Packed) and there:
             return store  # whoever carried it on was lost before its record was committed
         store = unpack(store)
-    else:
-        made = prepared if job.begins is None else begun(prepared, job.begins)
-        store = dataclasses.replace(made, env_steps=job.env_steps).create(job.place)
+    _ready(store, prepared, job)
+    options = prepared.options
+    if client is None:
+        options = dataclasses.replace(options, checkpoint_every=often(prepared))
+    run = Run(store, prepared.algorithm, prepared.source, options, job.env_steps, client, progress=False)
+    began(run)
+    run.wait()
+    if not run.finished:
+        raise StoppedError(str(store.storage))
+    return store
+
+
+def often(prepared: Prepared) -> int:
+    """Rounds between two checkpoints of a run that is one task: as the options say, or sooner.
+
+    A worker that is lost takes with it what was learned since, and the rounds of a small run are few.
+    """
+    steps = prepared.config.schedule.round_steps
+    return min(prepared.options.checkpoint_every, max(1, _AGAIN // steps))
+
+
+def _ready(store: Store, prepared: Prepared, job: Job) -> None:
+    """Commit what the run computes with and how far it is to go, where its store does not have it."""
+    from daskrl.errors import StoreMismatchError
+
+    steps = store.budget()["env_steps"]
+    if steps > job.env_steps:
+        raise StoreMismatchError(
+            f"{store.storage} was taken to {steps:,} env steps, beyond the {job.env_steps:,} that are to be scored."
+        )
+    if steps == job.env_steps and store.progress().arithmetic is not None:
+        return  # to take the lock is to read the whole log
     progress = store.lock()
     try:
         records: list[Record] = []
+        steps = store.budget()["env_steps"]
         if progress.arithmetic is None:
             versions = {
                 name: job.arithmetic["versions"].get(name, prepared.versions[name]) for name in prepared.versions
             }
             records.append({**job.arithmetic, "versions": versions})
-        steps = store.budget()["env_steps"]
-        if steps > job.env_steps:
-            raise StoreMismatchError(
-                f"{store.storage} was taken to {steps:,} env steps, beyond the {job.env_steps:,} that are to be scored."
-            )
         if steps < job.env_steps:
             options = dataclasses.asdict(prepared.options)
             records.append({"kind": "budget", "env_steps": job.env_steps, "options": options})
@@ -207,12 +287,6 @@ def carried_on(prepared: Prepared, job: Job, client: Client | None, began: Calla
             store.commit(records)
     finally:
         store.unlock()
-    run = Run(store, prepared.algorithm, prepared.source, prepared.options, job.env_steps, client, progress=False)
-    began(run)
-    run.wait()
-    if not run.finished:
-        raise StoppedError(str(store.storage))
-    return store
 
 
 def _require_same(store: Store, prepared: Prepared) -> None:

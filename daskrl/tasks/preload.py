@@ -7,6 +7,7 @@ For a worker of your own: ``DASK_DISTRIBUTED__WORKER__PRELOAD=daskrl.tasks.prelo
 from __future__ import annotations
 
 import contextlib
+import importlib
 from typing import TYPE_CHECKING
 
 import gymnasium.envs
@@ -20,6 +21,9 @@ import daskrl.tasks.rollout
 
 if TYPE_CHECKING:
     from distributed import Worker
+
+for _name in ("daskrl.run", "daskrl.study.trial", "daskrl.study.scores"):  # of a study, whose rooms lie above this one
+    importlib.import_module(_name)
 
 # Seconds before the end of its lifetime (``dask worker --lifetime``) in which a worker gets nothing more to do.
 DRAIN = 60.0
