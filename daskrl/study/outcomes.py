@@ -6,22 +6,20 @@ The worker keeps it before it tells the driver, who may be dead by then. FORMAT.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from daskrl.store.files import crc32c
 from daskrl.store.storage import Storage
 
-if TYPE_CHECKING:
-    from daskrl.study.trial import TrialRecord
-
 SCORED = ".scored"
 
 
-def _key(env_steps: int) -> str:
+def _key(env_steps: object) -> str:
     return f"{SCORED}/{env_steps}.json"
 
 
-def keep(storage: Storage, record: TrialRecord, judged: str) -> None:
+def keep(storage: Storage, record: Mapping[str, object], judged: str) -> None:
     """Keep a record in the run's store.
 
     Parameters
@@ -33,7 +31,7 @@ def keep(storage: Storage, record: TrialRecord, judged: str) -> None:
     storage.put(_key(record["env_steps"]), b'{"crc32c":"%08x","records":%s}\n' % (crc32c(body), body))
 
 
-def kept(storage: Storage, trial: str, env_steps: int, judged: str) -> TrialRecord | None:
+def kept(storage: Storage, trial: str, env_steps: int, judged: str) -> dict[str, Any] | None:
     """The record of a run at so many env steps; None where there is none that is whole and of this score."""
     try:
         data = storage.get(_key(env_steps))

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict, cast
 
 from daskrl.store.storage import Storage
 from daskrl.study.handing import Begins, begun, hand_on, require_begun
@@ -162,7 +162,8 @@ def spread_out(job: Job, client: Client | None, began: Callable[[Run], None] = l
         prepared, store = opened(prepared.with_seed(job.seed), job)
         looked = True
         # Whoever scored it may have been lost before the study's log had the record.
-        record = None if store is None else kept(store.storage, job.trial, job.env_steps, job.judged)
+        there = None if store is None else kept(store.storage, job.trial, job.env_steps, job.judged)
+        record = cast("TrialRecord | None", there)
         if store is None or record is None:
             store = carried_on(prepared, store, job, client, began)
             record = record_of(store, prepared, score, job, start)
