@@ -83,6 +83,7 @@ def connect(tables: Mapping[str, Any], memory: int) -> duckdb.DuckDBPyConnection
     connection = duckdb.connect(":memory:")
     connection.execute(f"SET memory_limit = '{memory // 2**20}MiB'")
     connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET enable_progress_bar = false")  # it prints among what a script prints
     for name, table in tables.items():
         connection.register(name, table)
     return connection

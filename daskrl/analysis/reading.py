@@ -41,16 +41,17 @@ def column(catalog: Catalog, rows: Array, name: str, report: Report) -> tuple[Ar
     number = list(store.columns).index(name)
     values = np.empty((len(rows), *column_.shape), column_.dtype)
     good = np.ones(len(rows), np.bool_)
-    slots, nbytes, crcs = (array[rows].tolist() for array in (catalog.slot, catalog.nbytes[:, number], catalog.crc[:, number]))  # fmt: skip  # noqa: E501
+    slots, nbytes, crcs = catalog.slot[rows].tolist(), catalog.nbytes[rows, number].tolist(), catalog.crc[rows, number]
+    ending = column_.chunk_name(0).removeprefix("c.0")
     with store.storage.reading() as get:
 
         def one(place: int) -> DamagedError | None:
             if column_.optional and not nbytes[place]:
                 values[place] = 0
                 return None
-            key = f"{name}/{column_.chunk_name(slots[place])}"
+            key = f"{name}/c.{slots[place]}{ending}"
             try:
-                _take(get, key, column_, nbytes[place], crcs[place], values[place], store.storage.where)
+                _take(get, key, column_, nbytes[place], int(crcs[place]), values[place], store.storage.where)
             except DamagedError as error:
                 return error
             return None
@@ -58,7 +59,7 @@ def column(catalog: Catalog, rows: Array, name: str, report: Report) -> tuple[Ar
         for place, problem in enumerate(store.storage.at_once(one, range(len(rows)))):
             if problem is not None:
                 good[place] = False
-                where = store.storage.where(f"{name}/{column_.chunk_name(slots[place])}")
+                where = store.storage.where(f"{name}/c.{slots[place]}{ending}")
                 report(Damage(catalog.label, where, slots[place], name, str(problem)))
     return values, good
 

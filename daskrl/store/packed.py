@@ -119,18 +119,42 @@ class Packed(Storage):
             except ChangedError:  # it was unpacked, and packed again
                 forget = tag
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Callable[[str], bytes]]:
+        by_key, tag = self._index()
+        with contextlib.ExitStack() as stack:
+            try:
+                part = stack.enter_context(self.parent.parts(self.key, tag))
+            except (ChangedError, FileNotFoundError):  # it was unpacked meanwhile
+                yield self.get
+                return
+
+            def get(key: str) -> bytes:
+                member = by_key.get(f"{self.under}{key}")
+                if member is None:
+                    raise FileNotFoundError(errno.ENOENT, "not in the pack", self.where(key))
+                try:
+                    return self._taken(member, part)
+                except ChangedError:
+                    return self.get(key)
+
+            yield get
+
     def _read(self, member: zipfile.ZipInfo, tag: Tag) -> bytes:
+        return self._taken(member, lambda start, nbytes: self.parent.part(self.key, start, nbytes, tag))
+
+    def _taken(self, member: zipfile.ZipInfo, part: Callable[[int, int], bytes]) -> bytes:
         nbytes, where = member.file_size, self.where(member.filename.removeprefix(self.under))
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or nbytes != member.compress_size:
             raise DamagedError(f"{where} is compressed or encrypted: not packed by daskrl pack. Type: unzip {self}")
         ahead = _HEADER.size + len(member.filename.encode()) + len(member.extra) + _ZIP64
-        data = self.parent.part(self.key, member.header_offset, ahead + nbytes, tag)
+        data = part(member.header_offset, ahead + nbytes)
         signature, name, extra = _HEADER.unpack_from(data) if len(data) >= _HEADER.size else (b"", 0, 0)
         if signature != b"PK\3\4":
             raise DamagedError(f"{where} is not where the ZIP says.")
         begin = _HEADER.size + name + extra
         if (short := begin + nbytes - len(data)) > 0:
-            data += self.parent.part(self.key, member.header_offset + len(data), short, tag)
+            data += part(member.header_offset + len(data), short)
         return data[begin : begin + nbytes]
 
     def exists(self, key: str) -> bool:

@@ -11,7 +11,7 @@ import shutil
 import socket
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -148,15 +148,24 @@ class Posix(Packable):
         return found.st_size, _tag(found)
 
     def part(self, key: str, start: int, nbytes: int, tag: Tag) -> bytes:
+        with self.parts(key, tag) as part:
+            return part(start, nbytes)
+
+    @contextlib.contextmanager
+    def parts(self, key: str, tag: Tag) -> Iterator[Callable[[int, int], bytes]]:
         file = os.open(f"{self.root}/{key}", os.O_RDONLY | os.O_CLOEXEC)
+
+        def part(start: int, nbytes: int) -> bytes:
+            parts = []
+            while nbytes and (read := os.pread(file, nbytes, start)):
+                parts.append(read)
+                start, nbytes = start + len(read), nbytes - len(read)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
         try:
             if _tag(os.fstat(file)) != tag:
                 raise ChangedError(self.where(key))
-            parts = []
-            while nbytes and (part := os.pread(file, nbytes, start)):
-                parts.append(part)
-                start, nbytes = start + len(part), nbytes - len(part)
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            yield part
         finally:
             os.close(file)
 

@@ -215,6 +215,11 @@ class Packable(Storage):
             The object is not the one with that tag any more.
         """
 
+    @contextlib.contextmanager
+    def parts(self, key: str, tag: Tag) -> Iterator[Callable[[int, int], bytes]]:
+        """`part` of one object, for many parts within the block: the object may be kept open. Any threads may."""
+        yield lambda start, nbytes: self.part(key, start, nbytes, tag)
+
     @abstractmethod
     def aside(self) -> Packable:
         """The place in which this one lies: its pack is there, an object of the same name and ``.zip``."""
