@@ -54,7 +54,7 @@ HOUSE = [
 # Each heavy library has its own room: where it may be imported at all, lazily or not.
 ROOMS = {
     "zarr": {"store", "tasks.preload"},
-    "xarray": {"store"},
+    "xarray": {"store", "analysis"},
     "matplotlib": {"analysis", "run", "study"},
     "pandas": {"study", "analysis"},
     "scipy": {"study"},

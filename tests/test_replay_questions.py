@@ -171,6 +171,34 @@ def test_pandas_arrow_dask_and_torch_have_the_same_rows(replay) -> None:
     assert batches[0]["observation.camera"].shape == (50, 3, 2)
 
 
+def test_arrays_of_xarray_have_labels_and_hold_committed_fragments_only(replay, store, wanted, tmp_path: Path) -> None:
+    made = replay.to_xarray(fragments_per_chunk=2)
+    assert made.sizes["fragment"] == len(store.fragments()) == len({row["fragment"] for row in wanted})
+    assert made.reward.chunks[0] == (2,) * 8
+    for name in ("episode", "step", "reward", "terminated", "behavior_log_prob"):
+        assert made[name].values.reshape(-1).tolist() == [np.float32(row[name]) for row in wanted], name
+    speed = made["next_observation.speed"].values.reshape(-1, 3)
+    np.testing.assert_array_equal(speed, [row["following"]["speed"] for row in wanted])
+    assert made["worker"].values.tolist() == [record["worker"] for record in store.fragments()]
+
+    def mean(name: str) -> dict[Any, Any]:
+        of = {row[name]: [float(np.float32(r["reward"])) for r in wanted if r[name] == row[name]] for row in wanted}
+        return {label: pytest.approx(np.mean(rewards), abs=1e-6) for label, rewards in of.items()}
+
+    for name in ("weights_version", "stream", "worker", "episode"):
+        grouped = made.reward.groupby(name).mean(...)
+        assert dict(zip(grouped[name].values.tolist(), grouped.values.tolist(), strict=True)) == mean(name)
+    made.to_zarr(tmp_path / "made.zarr", consolidated=False)
+    import xarray
+
+    with xarray.open_zarr(tmp_path / "made.zarr", consolidated=False) as back:
+        xarray.testing.assert_identical(back.load(), made.load())
+    some = replay.at(2).of(envs=1).to_xarray("reward")
+    assert some.sizes == {"fragment": 3, "time": 4, "env": 1}
+    with pytest.raises(ConfigError, match="whole fragments"):
+        replay.of(episodes=3).to_xarray()
+
+
 # -- SQL ----------------------------------------------------------------------------------------------------
 
 

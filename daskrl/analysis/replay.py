@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskrl import extras
-from daskrl.analysis import catalog, query, reading, rows, scan, tables
+from daskrl.analysis import catalog, labelled, query, reading, rows, scan, tables
 from daskrl.analysis.catalog import Damage
 from daskrl.analysis.transitions import Transitions
-from daskrl.config import plain
+from daskrl.config import plain, require_integer
 from daskrl.errors import ConfigError, DamagedError, DamagedWarning, StoreError
 from daskrl.names import suggests
 from daskrl.records import Array
@@ -29,6 +29,7 @@ from daskrl.store.store import Store
 if TYPE_CHECKING:
     import duckdb
     import pandas
+    import xarray
 
 Runs = str | os.PathLike[str] | Store
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
@@ -292,6 +293,38 @@ class Replay:
         where : a condition on any of these, in SQL. Only rows for which it holds are read whole.
         """
         return Transitions(self._table, columns, where, self._memory, self._report)
+
+    @suggests
+    def to_xarray(
+        self, columns: Sequence[str] | str | None = None, *, fragments_per_chunk: int | None = None
+    ) -> xarray.Dataset:
+        """The transitions as labelled arrays ``[fragment, time, env, ...]``, read where and when they are computed.
+
+        Only committed fragments are there. Coordinates are, of each fragment, ``run``, ``stream``, ``worker``,
+        ``weights_version``, ``policy_lag`` and ``wall_time``; of each transition ``episode`` and ``step``.
+
+            replay.to_xarray().reward.groupby("weights_version").mean(...)
+            replay.to_xarray().to_zarr("transitions.zarr")
+
+        ``episode`` lies in memory, for ``groupby`` to know the groups, where it takes at most a 64th of ``memory``. Of
+        more transitions give them: ``groupby(episode=xarray.groupers.UniqueGrouper(labels=LABELS))``, of the
+        column ``episode`` of `episodes`.
+
+        Parameters
+        ----------
+        columns : as of `transitions`.
+        fragments_per_chunk : of the Dask arrays; by default what takes 16 MiB of the widest column.
+
+        Raises
+        ------
+        ConfigError
+            Runs have fragments of different sizes, or the view is one of some episodes.
+        """
+        if fragments_per_chunk is not None:
+            require_integer("fragments_per_chunk", fragments_per_chunk := plain(fragments_per_chunk), 1)
+        names = (columns,) if isinstance(columns, str) else columns
+        damaged = {(one.run, one.fragment) for one in self._met.values() if one.fragment is not None}
+        return labelled.dataset(self._table, names, fragments_per_chunk, damaged, self._memory // 64)
 
     # -- SQL ----------------------------------------------------------------------------------------------
 
