@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import pandas
 import pytest
 
 import daskrl
@@ -325,3 +327,21 @@ def test_a_replay_says_what_it_holds_and_how_fresh_it_is(replay) -> None:
     assert f"episodes {len(replay.episodes())}" in said
     assert "unfinished" not in said
     assert "<table>" in replay._repr_html_()
+
+
+# -- the command line ---------------------------------------------------------------------------------------
+
+
+def test_the_command_line_lists_episodes_and_answers_in_sql(here, store, replay, tmp_path: Path) -> None:
+    path = str(store.storage)
+    listed = json.loads(here("replay", path, "--json", cwd=tmp_path).stdout)
+    assert pandas.DataFrame(listed).equals(replay.episodes().astype({"run": object, "worker": object}))
+    table = here("replay", path, cwd=tmp_path).stdout
+    assert "34 episodes" in table
+    assert table.count("truncated") == replay.episodes()["truncated"].sum()
+    one = json.loads(here("replay", path, "--episode", "7", "--json", cwd=tmp_path).stdout)
+    assert [row["step"] for row in one] == list(range(len(one)))
+    assert np.shape(one[0]["observation.camera"]) == (3, 2)
+    asked = "SELECT count(*) AS n, avg(reward) AS mean FROM transitions WHERE step > 1000"
+    assert json.loads(here("replay", path, "--sql", asked, "--json", cwd=tmp_path).stdout) == [{"n": 0, "mean": None}]
+    assert "goal" in here("replay", path, "--sql", "SELECT goal FROM episodes", cwd=tmp_path, code=2).stderr

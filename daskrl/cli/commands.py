@@ -20,14 +20,15 @@ from daskrl.cli import given
 from daskrl.cli.app import app, console, say, show_settings
 from daskrl.cli.options import AsJson
 from daskrl.cli.packing import pack, unpack
+from daskrl.cli.questions import replay
 from daskrl.cli.reading import digest, evaluate, export, info, reproduce, watch
 from daskrl.cli.running import resume, train
 from daskrl.cli.study import study
 from daskrl.errors import DaskrlError
 
 __all__ = [
-    "algorithms", "digest", "evaluate", "export", "info", "jobs", "main", "pack", "reproduce", "resume", "study",
-    "train", "unpack", "watch",
+    "algorithms", "digest", "evaluate", "export", "info", "jobs", "main", "pack", "replay", "reproduce", "resume",
+    "study", "train", "unpack", "watch",
 ]  # fmt: skip
 
 
