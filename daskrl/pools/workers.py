@@ -105,7 +105,7 @@ def nanny_options(threads: int, *, learner: bool, watched: bool = False) -> dict
     """Of a nanny whose worker runs one task at a time, with so many threads for its arithmetic."""
     return {
         "nthreads": 1, "dashboard": False, "dashboard_address": LOOPBACK, "silence_logs": 40, "memory_limit": 0,
-        "preload": [_IGNORE_CTRL_C, _SAY_NO_ERROR_TWICE],
+        "preload": [_IGNORE_CTRL_C, _SAY_NO_ERROR_TWICE, PRELOAD],
         "config": {**quiet(watched), LOG_LENGTH: LOGGED}, "env": {**os.environ, **dict.fromkeys(THREADS, str(threads))},
         "resources": {LEARNER: 1} if learner else {},
     }  # fmt: skip

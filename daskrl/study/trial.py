@@ -235,10 +235,10 @@ def carried_on(
     if store is None:
         store = dataclasses.replace(prepared, env_steps=job.env_steps).create(job.place)
     else:
-        rounds = prepared.config.schedule.rounds(job.env_steps)
-        there = store.budget()["env_steps"] == job.env_steps and store.published() == rounds
-        if isinstance(store.storage, Packed) and there:
-            return store  # whoever carried it on was lost before its record was committed
+        if isinstance(store.storage, Packed):
+            there = store.published() == prepared.config.schedule.rounds(job.env_steps)
+            if there and store.budget()["env_steps"] == job.env_steps:
+                return store  # whoever carried it on was lost before its record was committed
         store = unpack(store)
     _ready(store, prepared, job)
     options = prepared.options

@@ -18,6 +18,7 @@ import zarr
 import daskrl.algorithms.dqn
 import daskrl.tasks.learner
 import daskrl.tasks.rollout
+from daskrl.tasks import session
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -30,7 +31,8 @@ DRAIN = 60.0
 
 
 def dask_setup(worker: Worker) -> None:
-    """Called by Dask as the worker starts."""
+    """Called by Dask as the worker starts: what takes a process longer the first time is done before a run waits."""
+    session.fingerprinted()
     if worker.lifetime:
         margin = min(DRAIN, worker.lifetime / 4)
         worker.loop.call_later(worker.lifetime - margin, leave, worker, margin)

@@ -58,6 +58,15 @@ def study(path: Path, seeds: int, env_steps: int) -> Any:
     )  # fmt: skip
 
 
+def size_of(work: int, longest: int) -> tuple[int, int]:
+    """Seeds of the study and env steps of a run, for about so many env steps in all.
+
+    Of 8 settings ASHA takes about 5 to the second rung and 3 to the end: for each seed 5 times a run's env steps.
+    """
+    seeds = max(1, round(work / (5 * longest)))
+    return seeds, min(longest, max(2000, work // (5 * seeds) // 1000 * 1000))
+
+
 def drive(given: Any) -> None:
     """Be the driver."""
     Telling(given.to).begin("driver")
@@ -240,21 +249,22 @@ def main() -> None:
     options.add_argument("--drivers", type=float, default=0.2, help="share of the kills")
     options.add_argument("--seed", type=int, default=0, help="of the kills")
     options.add_argument("--workers", type=int, default=2)
-    options.add_argument("--seeds", type=int, default=0, help="of the study; 0 for as many as the kills need")
-    options.add_argument("--env-steps", type=int, default=0, help="of a run; 0 for as many as the kills need")
-    options.add_argument("--keep", type=Path, help="keep both studies there; one that is there undisturbed is used")
+    options.add_argument("--work", type=int, default=12_000, help="env steps of the study for each kill, about")
+    options.add_argument("--env-steps", type=int, default=20_000, help="of a run that goes all its way, at most")
+    options.add_argument("--keep", type=Path, help="keep both studies there; an undisturbed one of this size is used")
     options.add_argument("--each", action="store_true", help="print every kill as well")
     for own in ("--drive", "--to"):
         options.add_argument(own, help="of this script's own processes")
     options.add_argument("--study", type=Path, help="of this script's own processes")
+    options.add_argument("--seeds", type=int, help="of this script's own processes")
     options.add_argument("--alone", action="store_true", help="of this script's own processes")
     given = options.parse_args()
     if given.drive:
         return drive(given)
     if given.alone:
         return run_alone(given)
-    given.seeds = given.seeds or max(1, round(given.kills / 33))
-    given.env_steps = given.env_steps or (20_000 if given.kills >= 33 else 1000 * max(4, given.kills // 2))
+    if not given.seeds:
+        given.seeds, given.env_steps = size_of(given.kills * given.work, given.env_steps)
     with contextlib.ExitStack() as stack:
         folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -262,7 +272,8 @@ def main() -> None:
 
 
 def compare(folder: Path, given: Any) -> int:
-    undisturbed, kept = folder / "alone", folder / "alone.json"
+    name = f"alone-{given.seeds}-{given.env_steps}"
+    undisturbed, kept = folder / name, folder / f"{name}.json"
     if kept.exists():
         said = json.loads(kept.read_text())
         one = study(undisturbed, given.seeds, given.env_steps)
@@ -336,12 +347,14 @@ def report(given: Any, one: Any, said: dict[str, Any], path: Path, chaos: Chaos,
         ["s until a driver was back, median / sum", back(drivers)],
         ["s of the study; in one process", f"{seconds:.0f}; {said['seconds']:.0f}"],
     ]
-    runs = len(one.table())
+    runs, each = len(one.table()), max(1, len(chaos.harms))
+    lost_each = (busy.destroyed + busy.regained + busy.doubled) / each
     show(
         f"{runs} runs of up to {given.env_steps:,} env steps, {given.workers} workers, seed {given.seed}",
         ["what", "measured"],
         table,
         packages=("distributed", "torch"),
+        note=f"A kill lost {lost_each:.2f} s of the processor; there was one for each {busy.work / each:.1f} s of work.",
     )
     broken = not same or lost or doubled or again or len(chaos.harms) < given.kills
     return 1 if broken or wall.percent > SHARE else 0
