@@ -354,7 +354,7 @@ def report(given: Any, one: Any, said: dict[str, Any], path: Path, chaos: Chaos,
         ["what", "measured"],
         table,
         packages=("distributed", "torch"),
-        note=f"A kill lost {lost_each:.2f} s of the processor; there was one for each {busy.work / each:.1f} s of work.",
+        note=f"A kill lost {lost_each:.2f} s of the processor; there was one every {busy.work / each:.1f} s of work.",
     )
     broken = not same or lost or doubled or again or len(chaos.harms) < given.kills
     return 1 if broken or wall.percent > SHARE else 0
