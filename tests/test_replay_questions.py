@@ -290,8 +290,10 @@ def test_what_is_not_there_is_an_error_that_says_what_is(replay, tmp_path: Path)
     with pytest.raises(StoreMismatchError, match="no run lies"):
         daskrl.Replay(f"{tmp_path}/**")
     large = write(tmp_path / "large", Scripted, schedule=Schedule(1, 8, 1000), rounds=1, ahead=False)
-    with pytest.raises(ConfigError, match="memory= is 1 MiB"):
+    with pytest.raises(ConfigError, match=r"half of memory= is 0\.5 MiB"):
         daskrl.Replay(large, memory=1 << 20).transitions().to_pandas()
+    with pytest.raises(ConfigError, match="a quarter of memory="):
+        daskrl.Replay(large, memory=1 << 20).sql("SELECT * FROM transitions")
 
 
 def test_of_a_damaged_run_the_rest_is_read_and_what_is_not_has_a_name(tmp_path: Path) -> None:

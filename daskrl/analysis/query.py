@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from daskrl.errors import ConfigError
 
 if TYPE_CHECKING:
     import duckdb
+    import pandas
 
 Read = Callable[[Sequence[str], Any], Any]
 """Columns and a condition (an Arrow ``Expression`` or None) to a ``RecordBatchReader`` of these columns."""
@@ -76,17 +80,54 @@ def connect(tables: Mapping[str, Any], memory: int) -> duckdb.DuckDBPyConnection
 
     Parameters
     ----------
-    memory : bytes that DuckDB may take; what is beyond goes to files in the directory for temporary ones.
+    memory : bytes that an answer may take. DuckDB takes half of them; what it needs beyond lies in the directory for
+        temporary files while it works.
     """
     with extras.needed("analysis", "SQL needs duckdb"):
         import duckdb
     connection = duckdb.connect(":memory:")
-    connection.execute(f"SET memory_limit = '{memory // 2**20}MiB'")
+    spill = os.path.join(tempfile.gettempdir(), f"daskrl-{uuid.uuid4().hex}")  # DuckDB makes and removes it
+    connection.execute(f"SET memory_limit = '{max(32, memory // 2**21)}MiB'")
+    connection.execute("SET temp_directory = '" + spill.replace("'", "''") + "'")
     connection.execute("SET autoinstall_known_extensions = false")
     connection.execute("SET enable_progress_bar = false")  # it prints among what a script prints
     for name, table in tables.items():
         connection.register(name, table)
     return connection
+
+
+def answer(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Any, memory: int) -> pandas.DataFrame:
+    """What DuckDB answers, as a table; raises `ConfigError` where it takes more than a quarter of the memory."""
+    import pandas
+
+    connection.execute(sql, parameters)
+    chunks, taken = [], 0
+    while True:
+        chunk = connection.fetch_df_chunk(_VECTORS)
+        chunks.append(chunk)
+        taken += _nbytes(chunk)
+        if taken > memory // 4:
+            raise ConfigError(
+                f"sql: the answer takes more than {memory // 2**22} MiB, a quarter of memory=. Ask for fewer rows or "
+                "columns, or for figures of them; open Replay(..., memory=...) with more; or take it batch by batch: "
+                "replay.connection().execute(SQL).to_arrow_reader()."
+            )
+        if not len(chunk):
+            break
+    return pandas.concat(chunks[:-1], ignore_index=True) if len(chunks) > 1 else chunks[0]
+
+
+_VECTORS = 16  # of 2,048 rows
+
+
+def _nbytes(table: pandas.DataFrame) -> int:
+    taken = int(table.memory_usage(index=False).sum())
+    for name in range(table.shape[1]):
+        column = table.iloc[:, name]
+        if column.dtype == object and len(column):  # all are about as large as the first
+            value = column.iloc[0]
+            taken += len(column) * (int(getattr(value, "nbytes", 0)) + sys.getsizeof(value))
+    return taken
 
 
 @contextlib.contextmanager
@@ -96,6 +137,10 @@ def explained(what: str, tables: Mapping[str, Any]) -> Iterator[None]:
 
     try:
         yield
+    except duckdb.OutOfMemoryException as error:
+        raise ConfigError(
+            f"{what}: {error} It may take half of memory=: open Replay(..., memory=...) with more."
+        ) from error
     except duckdb.Error as error:
         said = str(error).strip()
         known = "".join(f"{os.linesep}{name}: {', '.join(table.schema.names)}" for name, table in tables.items())

@@ -52,8 +52,8 @@ class Replay:
     ----------
     store : a run: its directory, also of a packed one, a URL, a `Store` or a `Run`. A study, a directory of runs, or a
         pattern as `daskrl.runs` takes one (``"studies/lr/**"``): all runs there. Or a list of these.
-    memory : bytes that an answer may take, as ``"1GiB"`` or a number. What takes more is refused, or, in SQL, goes to
-        temporary files.
+    memory : bytes that an answer may take while it is made, as ``"1GiB"`` or a number. What DuckDB sorts and groups
+        beyond that goes to temporary files; a table that is larger is refused.
 
     Raises
     ------
@@ -356,14 +356,14 @@ class Replay:
         Raises
         ------
         ConfigError
-            DuckDB refuses the query; names the columns of the tables.
+            DuckDB refuses the query; names the columns of the tables. Or the answer takes too much memory.
         """
         known = self._tables()
         if not isinstance(sql, str):
             raise ConfigError(f"sql: expected a query as text, got {sql!r:.200}.")
         connection = query.connect(known, self._memory)
         with connection, query.explained("sql", known):
-            return connection.execute(sql, parameters).df()
+            return query.answer(connection, sql, parameters, self._memory)
 
     def connection(self) -> duckdb.DuckDBPyConnection:
         """A connection of DuckDB in which the tables of `sql` are known, as they are now."""

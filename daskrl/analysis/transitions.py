@@ -106,11 +106,11 @@ class Transitions:
         with extras.needed("analysis", "a table of transitions needs pandas"):
             import pandas
         each = self._table.nbytes(self.columns) + sum(100 for kind in self.kinds if kind.shape)  # an object in each row
-        count, most = len(self), self._memory
+        count, most = len(self), self._memory // 2  # pandas copies
         if count * each > most:
             raise ConfigError(
-                f"transitions: {count:,} rows of these columns take about {count * each / 2**20:,.0f} MiB, and memory= "
-                f"is {most / 2**20:,.0f} MiB. Ask for fewer columns= or rows (where=, .at, .between, .of), use "
+                f"transitions: {count:,} rows of these columns take about {count * each / 2**20:,.1f} MiB, and half of "
+                f"memory= is {most / 2**20:,.1f} MiB. Ask for fewer columns= or rows (where=, .at, .between, .of), use "
                 "to_arrow() or to_dask(), or open Replay(..., memory=...) with more."
             )
         return _frame(pandas, self, list(self._blocks()))
@@ -182,7 +182,7 @@ def _frame(pandas: Any, of: Transitions, found: Sequence[Block]) -> pandas.DataF
             columns[kind.name] = pandas.Series(list(values), dtype=object)
         else:
             columns[kind.name] = values
-    return pandas.DataFrame(columns)
+    return pandas.DataFrame(columns, copy=False)
 
 
 def _partition(
