@@ -95,12 +95,20 @@ def test_columns_are_named_as_documented(replay) -> None:
     )  # fmt: skip
 
 
-def test_stacked_frames_are_given_one_by_one(tmp_path: Path) -> None:
+def test_stacked_frames_are_given_one_by_one_or_as_the_algorithm_saw_them(tmp_path: Path) -> None:
     schedule = Schedule(streams=2, envs_per_stream=2, fragment_steps=3)
     store = write(tmp_path / "run", Scripted, schedule=schedule, rounds=4, frame_stack=3)
     rows = list(stepped(store, Scripted))
     compare(daskrl.Replay(store), (store.spec.observation, store.spec.action), rows)
     compare_episodes(daskrl.Replay(store).episodes(), rows)
+
+    given = daskrl.Replay(store).transitions(["observation", "next_observation"], stacked=True).to_pandas()
+    seen: dict[int, list[np.ndarray]] = {}  # of each episode
+    for row, now, after in zip(rows, given["observation"], given["next_observation"], strict=True):
+        frames = seen.setdefault(row["episode"], [row["seen"]] * 2)
+        frames.append(row["seen"])
+        np.testing.assert_array_equal(now, frames[-3:])
+        np.testing.assert_array_equal(after, [*frames[-2:], row["following"]])
 
 
 def test_a_run_that_was_stopped_and_resumed_has_the_episodes_of_one_that_was_not(tmp_path: Path) -> None:

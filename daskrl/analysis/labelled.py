@@ -50,7 +50,7 @@ def dataset(
     ]  # fmt: skip
     lengths = [len(part.rows) for part in parts]
     shape = (sum(lengths), one.fragment_steps, one.envs)
-    widest = max((_nbytes(of[name]) for name in names), default=1)
+    widest = max((of[name].nbytes for name in names), default=1)
     at_once = fragments_per_chunk or max(1, _CHUNK // (widest * one.size))
     pieces = _pieces(parts, lengths, at_once)
 
@@ -128,10 +128,6 @@ def _pieces(parts: Sequence[Part], lengths: Sequence[int], at_once: int) -> list
     return pieces
 
 
-def _nbytes(kind: Kind) -> int:
-    return np.dtype(kind.dtype).itemsize * max(1, math.prod(kind.shape))
-
-
 def _dims(kind: Kind) -> tuple[str, ...]:
     return tuple(f"{kind.name.removeprefix('next_')}_{axis}" for axis in range(len(kind.shape)))
 
@@ -141,7 +137,7 @@ def _read(parts: Sequence[Part], name: str) -> Array:
     made = []
     for part in parts:
         catalog = part.catalog
-        found = block(_every(part), part.rows, 0, [name], _refuse)
+        found = block(_every(part), part.rows, [name], _refuse)
         made.append(found.values[name].reshape(-1, catalog.fragment_steps, catalog.envs, *found.values[name].shape[1:]))
     return np.concatenate(made) if len(made) > 1 else made[0]
 

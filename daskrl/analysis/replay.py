@@ -272,7 +272,10 @@ class Replay:
     def _episodes(self) -> Any:
         return tables.episodes(self._parts, self._table.texts, self._report)
 
-    def transitions(self, columns: Sequence[str] | str | None = None, where: str | None = None) -> Transitions:
+    @suggests
+    def transitions(
+        self, columns: Sequence[str] | str | None = None, where: str | None = None, *, stacked: bool = False
+    ) -> Transitions:
         """The transitions, one row each, read when they are asked for.
 
             replay.transitions(["observation", "reward"], where="reward > 1").to_pandas()
@@ -285,14 +288,18 @@ class Replay:
             ``run``, ``episode`` (its number, as of `episodes`), ``step`` (in the episode, from 0).
             ``observation``, ``action``, ``next_observation``: what the environment gave, took, and gave then, also at
             the end of an episode; of Dict and Tuple spaces a column for each part, ``observation.key``. Of stacked
-            frames the newest.
+            frames the newest, unless ``stacked``.
             ``reward``; ``terminated``, ``truncated``; ``discount``: the algorithm's, 0 where the episode terminated.
             ``weights_version``: that acted; ``policy_lag``: rounds that it was behind.
             Only to who asks: ``stream``, ``env``, ``fragment``, ``time`` (step in the fragment), ``worker``,
             ``wall_time`` (when the fragment began, in seconds since 1970).
         where : a condition on any of these, in SQL. Only rows for which it holds are read whole.
+        stacked : give observations as the algorithm saw them where it stacks frames: ``[K, ...]``, the oldest first.
         """
-        return Transitions(self._table, columns, where, self._memory, self._report)
+        table = self._table
+        if stacked:
+            table = dataclasses.replace(table, parts=tuple(dataclasses.replace(p, stacked=True) for p in table.parts))
+        return Transitions(table, columns, where, self._memory, self._report)
 
     @suggests
     def to_xarray(

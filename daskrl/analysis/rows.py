@@ -7,7 +7,7 @@ rows of one episode are in the order of its steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,15 +36,21 @@ class Kind:
     shape: tuple[int, ...] = ()
     texts: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """Of one value."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
-def kinds(catalog: Catalog) -> dict[str, Kind]:
+
+def kinds(part: Part) -> dict[str, Kind]:
     """The columns of the transitions of a run, in their order: first those that all are given."""
-    store = catalog.store
+    store = part.catalog.store
+    stack = (store.config.frame_stack,) if part.stacked and store.config.frame_stack > 1 else ()
     made: list[Kind] = [Kind("run", "int32", texts=True), Kind("episode", "int64"), Kind("step", "int64")]
-    made += [Kind(leaf.name, leaf.dtype, leaf.shape) for leaf in store.spec.observation]
+    made += [Kind(leaf.name, leaf.dtype, (*stack, *leaf.shape)) for leaf in store.spec.observation]
     made += [Kind(leaf.name, leaf.dtype, leaf.shape) for leaf in store.spec.action]
     made += [Kind("reward", "float32")]
-    made += [Kind(next_name(leaf.name), leaf.dtype, leaf.shape) for leaf in store.spec.observation]
+    made += [Kind(next_name(leaf.name), leaf.dtype, (*stack, *leaf.shape)) for leaf in store.spec.observation]
     made += [
         Kind("terminated", "bool"), Kind("truncated", "bool"), Kind("discount", "float32"),
         Kind("weights_version", "int64"), Kind("policy_lag", "int64"),
@@ -76,12 +82,14 @@ class Part:
     rows : of the catalog, the lowest slot first.
     envs : ``[N]`` which environments of each stream; None for all.
     episodes : the numbers of the episodes, sorted; None for all.
+    stacked : whether observations are all the frames that the algorithm saw as one, ``[K, ...]``.
     """
 
     catalog: Catalog
     rows: Array
     envs: Array | None = None
     episodes: Array | None = None
+    stacked: bool = False
 
     @property
     def most(self) -> int:
@@ -101,45 +109,28 @@ class Block:
     Attributes
     ----------
     catalog : of their run.
-    first : the number of the first row among those of `Part.most`.
     kept : which rows of the fragments these are; None where all are there.
     values : column -> ``[B, *shape]``; of texts their codes.
     """
 
     catalog: Catalog
-    first: int
     kept: Array | None
     values: dict[str, Array]
     count: int
 
 
-def nbytes_of(catalog: Catalog, names: Sequence[str]) -> int:
-    """Bytes of one fragment's rows of some columns, and of what they are computed from, at most."""
-    of = kinds(catalog)
-    row = sum(np.dtype(of[name].dtype).itemsize * max(1, math.prod(of[name].shape)) for name in names)
-    return catalog.size * (2 * row + 16)
+def nbytes_of(part: Part, names: Sequence[str]) -> int:
+    """Bytes of one fragment's rows of some columns, and of what they are computed from, about."""
+    of = kinds(part)
+    return part.catalog.size * (2 * sum(of[name].nbytes for name in names) + 16)
 
 
-def blocks(
-    part: Part, names: Sequence[str], nbytes: int, report: reading.Report, fragments: slice = slice(None)
-) -> Iterator[Block]:
-    """The rows of a part, in blocks of whole fragments that take about ``nbytes`` at most."""
-    at_once = max(1, nbytes // nbytes_of(part.catalog, names))
-    every = range(*fragments.indices(len(part.rows)))
-    for first in range(every.start, every.stop, at_once):
-        rows = part.rows[first : min(first + at_once, every.stop)]
-        yield block(part, rows, first * part.catalog.size, names, report)
-
-
-def block(
-    part: Part, rows: Array, first: int, names: Sequence[str], report: reading.Report, kept: Array | None = None
-) -> Block:
+def block(part: Part, rows: Array, names: Sequence[str], report: reading.Report, kept: Array | None = None) -> Block:
     """The rows of some fragments.
 
     Parameters
     ----------
-    first : the number of their first row.
-    kept : which of these rows; all that the part has by default.
+    kept : which of their rows; all that the part has by default.
     """
     catalog = part.catalog
     needed, count = _needed(part, names, kept), len(rows) * catalog.size
@@ -147,13 +138,13 @@ def block(
     if not good.all():
         mask = np.repeat(good, catalog.size)
         kept = np.flatnonzero(mask) if kept is None else kept[mask[kept]]
-    made = _Columns(catalog, rows, arrays)
+    made = _Columns(part, rows, arrays)
     kept = _selected(part, made, kept)
     values = {name: made.column(name) for name in names}
     if kept is not None:
         values = {name: column[kept] for name, column in values.items()}
         count = len(kept)
-    return Block(catalog, first, kept, values, count)
+    return Block(catalog, kept, values, count)
 
 
 def _needed(part: Part, names: Sequence[str], kept: Array | None) -> list[str]:
@@ -165,6 +156,8 @@ def _needed(part: Part, names: Sequence[str], kept: Array | None) -> list[str]:
             needed |= dict.fromkeys((of_next, final_name(of_next), *_ENDINGS))
         elif name in stored:
             needed[name] = None
+            if part.stacked and name.startswith("observation"):
+                needed |= dict.fromkeys(_ENDINGS)
         elif name == "discount":
             needed["terminated"] = None
         elif name in _NEED_ENDINGS:
@@ -189,8 +182,11 @@ def _selected(part: Part, made: _Columns, kept: Array | None) -> Array | None:
 class _Columns:
     """Columns of some fragments, computed from stored ones."""
 
-    def __init__(self, catalog: Catalog, rows: Array, arrays: dict[str, Array]) -> None:
-        self.catalog, self.rows, self.arrays = catalog, rows, arrays
+    def __init__(self, part: Part, rows: Array, arrays: dict[str, Array]) -> None:
+        self.catalog, self.rows, self.arrays = part.catalog, rows, arrays
+        catalog = part.catalog
+        self.frames = catalog.store.config.frame_stack
+        self.stacked = part.stacked and self.frames > 1
         self.shape = (len(rows), catalog.fragment_steps, catalog.envs)
         self._ended: Array | None = None
         self._counted: tuple[Array, Array] | None = None
@@ -202,7 +198,9 @@ class _Columns:
         if name in ("terminated", "truncated"):
             return self._flat(self.arrays[name])
         if name in {leaf.name for leaf in catalog.store.spec.observation}:
-            newest = catalog.store.config.frame_stack - 1
+            if self.stacked:
+                return self._stack(name)
+            newest = self.frames - 1
             return self._flat(self.arrays[name][:, newest : newest + catalog.fragment_steps])
         if name != of_next and of_next in catalog.store.columns:
             return self._next(of_next)
@@ -250,14 +248,24 @@ class _Columns:
 
     def _next(self, name: str) -> Array:
         catalog = self.catalog
-        frames = catalog.store.config.frame_stack
-        following = self._flat(self.arrays[name][:, frames:].copy())
+        following = self._flat(self.arrays[name][:, self.frames :].copy())
         ended = self.ended.reshape(len(self.rows), -1)
         fragment, place = np.nonzero(ended)
         many = ended.sum(1)
         rank = np.arange(len(fragment)) - np.repeat(np.cumsum(many) - many, many)
         following[fragment * catalog.size + place] = self.arrays[final_name(name)][fragment, rank]
+        if self.stacked:
+            return np.concatenate([self._stack(name)[:, 1:], following[:, None]], axis=1)
         return following
+
+    def _stack(self, name: str) -> Array:
+        """``[F * T * N, K, *shape]`` the frames of each observation, oldest first; FORMAT.md, section 3."""
+        fragments, steps, envs = self.shape
+        began = latest_start(self.ended)
+        first = np.where(began > 0, began + self.frames - 1, 0)[..., None]  # no frame of an episode before
+        frame = np.maximum(np.arange(steps)[:, None, None] + np.arange(self.frames), first)
+        place = np.arange(fragments)[:, None, None, None], frame, np.arange(envs)[:, None]
+        return self._flat(self.arrays[name][place])
 
 
 def counts(ended: Array, first_episode: Array, episode_step: Array) -> tuple[Array, Array]:
@@ -272,16 +280,19 @@ def counts(ended: Array, first_episode: Array, episode_step: Array) -> tuple[Arr
     -------
     Both ``[F, T, N]``.
     """
-    steps = ended.shape[1]
     before = np.zeros(ended.shape, np.int64)
     np.cumsum(ended[:, :-1], axis=1, out=before[:, 1:])
-    began = np.zeros(ended.shape, np.int64)
-    began[:, 1:] = np.where(ended[:, :-1], np.arange(1, steps)[:, None], 0)
-    np.maximum.accumulate(began, axis=1, out=began)
-    step = np.arange(steps)[:, None] - began
+    step = np.arange(ended.shape[1])[:, None] - latest_start(ended)
     step += np.where(before == 0, episode_step[:, None, :], 0)
     before += first_episode[:, None, :]
     return before, step
+
+
+def latest_start(ended: Array) -> Array:
+    """``[F, T, N]`` the step within its fragment that each row's episode began at, 0 where that was before."""
+    began = np.zeros(ended.shape, np.int64)
+    began[:, 1:] = np.where(ended[:, :-1], np.arange(1, ended.shape[1])[:, None], 0)
+    return np.maximum.accumulate(began, axis=1, out=began)
 
 
 def require_columns(given: Sequence[str], known: Sequence[str], of: str = "transitions") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ class Table:
     @property
     def kinds(self) -> dict[str, Kind]:
         """The columns that all of the runs have, in their order."""
-        of = [kinds(part.catalog) for part in self.parts]
+        of = [kinds(part) for part in self.parts]
         return {name: kind for name, kind in of[0].items() if all(other.get(name) == kind for other in of)}
 
     @property
@@ -52,7 +51,7 @@ class Table:
         names = (given,) if isinstance(given, str) else tuple(given)
         known = self.kinds
         for name in names:
-            apart = {part.catalog.label: kinds(part.catalog).get(name) for part in self.parts}
+            apart = {part.catalog.label: kinds(part).get(name) for part in self.parts}
             if name not in known and any(apart.values()):
                 said = ", ".join(f"{label}: {_words(kind)}" for label, kind in apart.items())
                 raise ConfigError(
@@ -77,7 +76,7 @@ class Table:
     def nbytes(self, names: Sequence[str]) -> int:
         """Bytes of one row of some columns."""
         of = self.kinds
-        return sum(np.dtype(of[name].dtype).itemsize * max(1, math.prod(of[name].shape)) for name in names)
+        return sum(of[name].nbytes for name in names)
 
     def blocks(self, names: Sequence[str], report: Report, pick: Any = None) -> Iterator[Block]:
         """All rows, in blocks of whole fragments.
@@ -92,22 +91,22 @@ class Table:
         for number, part in enumerate(self.parts):
             rows = part.rows if pick is None else part.rows[self._possible(number, part, pick)]
             places = np.arange(len(part.rows)) if pick is None else np.searchsorted(part.rows, rows)
-            at_once = max(1, self.block // nbytes_of(part.catalog, sorted({*asked, *names} & {*of})))
+            at_once = max(1, self.block // nbytes_of(part, sorted({*asked, *names} & {*of})))
             for low in range(0, len(rows), at_once):
                 some, place = rows[low : low + at_once], places[low : low + at_once]
                 numbers = first + place * part.catalog.size
                 if pick is None:
-                    yield self._numbered(number, block(part, some, 0, _stored(names), report), names, numbers)
+                    yield self._numbered(number, block(part, some, _stored(names), report), names, numbers)
                     continue
-                tested = self._numbered(number, block(part, some, 0, asked, report), [*asked, ROW.name], numbers)
+                tested = self._numbered(number, block(part, some, asked, report), [*asked, ROW.name], numbers)
                 passed = self._passed(tested, asked, pick)
                 if not len(passed):
                     continue
                 kept = passed if tested.kept is None else tested.kept[passed]
                 rest = [name for name in _stored(names) if name not in asked]
-                found = block(part, some, 0, rest, report, kept)
+                found = block(part, some, rest, report, kept)
                 if found.count < len(kept):  # of a chunk that is damaged: without what was tested
-                    found = block(part, some, 0, _stored(names), report, kept)
+                    found = block(part, some, _stored(names), report, kept)
                 else:
                     found.values.update({name: tested.values[name][passed] for name in asked if name in names})
                 yield self._numbered(number, found, names, numbers)
@@ -120,14 +119,14 @@ class Table:
             low, high = np.searchsorted(picked, [first, first + part.most])
             within = picked[low:high] - first
             fragments = np.unique(within // part.catalog.size)
-            at_once = max(1, self.block // nbytes_of(part.catalog, _stored(names)))
+            at_once = max(1, self.block // nbytes_of(part, _stored(names)))
             for begin in range(0, len(fragments), at_once):
                 some = fragments[begin : begin + at_once]
                 ends = np.searchsorted(within, [some[0] * part.catalog.size, (some[-1] + 1) * part.catalog.size])
                 wanted = within[ends[0] : ends[1]]
                 place = np.searchsorted(some, wanted // part.catalog.size)
                 kept = place * part.catalog.size + wanted % part.catalog.size
-                found = block(part, part.rows[some], 0, _stored(names), report, kept)
+                found = block(part, part.rows[some], _stored(names), report, kept)
                 yield self._numbered(number, found, names, first + some * part.catalog.size)
             first += part.most
 
