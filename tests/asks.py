@@ -28,7 +28,7 @@ class Numbers:
 
     def __init__(self, scored: Callable[[Any, int, int], float], workers: int, order: int, lives: int) -> None:
         self.scored, self.workers, self.lives = scored, workers, lives
-        self.random, self.jobs = random.Random(order), []
+        self.order, self.random, self.jobs = order, random.Random(order), []
         self.carried: list[tuple[str, int]] = []
 
     def introduce(self, packages: list[str], device: str) -> Any:
@@ -55,8 +55,10 @@ class Numbers:
         self.lives -= 1
         job = self.jobs.pop(self.random.randrange(len(self.jobs)))
         score = self.scored(job.given[0], job.seed, job.env_steps)
-        record = {"kind": "trial", "trial": job.trial, "env_steps": job.env_steps, "score": score, "seconds": 1.0,
-                  "worker": "none", "digest": f"{job.trial} at {job.env_steps}"}  # fmt: skip
+        record = {
+            "kind": "trial", "trial": job.trial, "env_steps": job.env_steps, "score": score, "seconds": 1.0,
+            "queued": 0.5 + self.order, "worker": "none", "digest": f"{job.trial} at {job.env_steps}",
+        }  # fmt: skip
         return [record if score == score else {**record, "score": None, "error": "it is NaN"}]
 
     def wake(self) -> None:

@@ -10,18 +10,22 @@ import subprocess
 import sys
 import textwrap
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 from distributed import Client, LocalCluster
 
 import daskrl
 from daskrl import clusters
 from daskrl.errors import ConfigError, FewSeedsWarning, StoreLockedError, StoreMismatchError
+from daskrl.store.places import place
 from daskrl.study import Greedy, Random, Range, Study, When
+from daskrl.study.definition import Preparing
 from daskrl.study.executors import LONG, spread
+from daskrl.study.trial import Job, introduce, spread_out
 
 QUICK = daskrl.DQN(hidden=(8,), learning_starts=64, batch_size=16, window=1024)
 SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 16}
@@ -67,6 +71,7 @@ def test_the_table_has_a_row_for_each_setting_environment_and_seed(here: Study) 
     assert set(table.algorithm) == {"DQN"}
     assert len(set(table.digest)) == 4
     assert here.summary()["finished"] == 4
+    assert (table.queued >= 0).all()
 
 
 def test_workers_give_the_table_of_one_process(here: Study, tmp_path: Path, client: Client) -> None:
@@ -166,6 +171,61 @@ def test_a_study_that_was_stopped_goes_on(here: Study, tmp_path: Path) -> None:
         studies[0].run(progress=False)
         assert studies[0].summary()["finished"] == finished
     assert studies[0].table()[columns].equals(here.table()[columns])
+
+
+STEPS: list[Callable[[], Any]] = []  # what each of the next steps of an environment does, the last first
+
+
+class Interrupted(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment in which things happen at a step."""
+
+    def step(self, action: Any) -> Any:
+        if STEPS:
+            STEPS.pop()()
+        return super().step(action)
+
+
+def interrupted() -> gymnasium.Env[Any, Any]:
+    return Interrupted(gymnasium.make("CartPole-v1"))
+
+
+def after(steps: int, what: Callable[[], Any]) -> None:
+    STEPS[:] = [what, *[lambda: None] * steps]
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_on_its_way_stops_at_a_commit_is_kept_and_goes_on(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"env": {"pole": interrupted}, "space": {"learning_rate": [1e-3]}, "seeds": 1}
+    whole = make(tmp_path / "whole", **given).run(progress=False)
+    study = make(tmp_path / "study", **given)
+    after(150, study.stop)  # in the third round of four, each of 64 steps
+    study.run(progress=False)
+    (run,) = (tmp_path / "study" / "runs").iterdir()
+    begun = daskrl.Store.open(run)
+    assert 0 < begun.published() < 4
+    assert study.table().state.tolist() == ["waiting"]
+    after(30, ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(progress=False)
+    assert begun.published() <= daskrl.Store.open(run).published() < 4
+    assert study.table().state.tolist() == ["waiting"]  # and none has failed
+    study.run(progress=False)
+    assert study.digest() == whole.digest()
+    assert daskrl.Store.open(run).run_id == begun.run_id
+
+
+def test_a_run_that_somebody_stopped_has_not_failed(tmp_path: Path) -> None:
+    study = make(tmp_path / "study")
+    prepared = Preparing(study.definition).prepared({"learning_rate": 1e-3}, "CartPole-v1")
+    given = prepared, study.definition.score
+    job = Job("run", place(tmp_path / "run"), 0, 256, introduce([], "cpu"), True, given)
+    assert spread_out(job, None, lambda run: run.stop()) == {"kind": "stopped"}
+    outcome = spread_out(job, None)
+    assert outcome["kind"] == "trial"
+    assert "error" not in outcome
 
 
 def test_more_seeds_values_and_env_steps_extend_a_study_and_run_nothing_again(tmp_path: Path) -> None:

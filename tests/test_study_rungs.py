@@ -175,6 +175,7 @@ def test_the_table_has_each_run_once_as_far_as_it_was_taken_and_says_why_it_stop
         0: 100, 1: 100, 2: 200, 3: 400, 4: 100, 5: 100, 6: 200, 7: 800, 8: 200, 9: 100, 10: 400, 11: 100,
     }  # fmt: skip
     assert table.score[7] == 9
+    assert table.loc[[7, 2, 0], ["seconds", "queued"]].to_numpy().tolist() == [[4, 2], [2, 1], [1, 0.5]]  # at each rung
     assert table.stopped[7] is None
     assert table.stopped[3] == "at 400: not among the best 1/2"
     assert table.state[10] == "failed"

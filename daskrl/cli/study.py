@@ -122,16 +122,13 @@ def _carry_on(made: Study, client: Any, command: str, *, retry_failed: bool) -> 
         nonlocal stopped
         stopped = True
         made.stop()
-        if client is None:  # the run in this process keeps what it reached, as at Ctrl-C
-            raise KeyboardInterrupt
 
     try:
         with at_signals(stop):
             made.run(client, retry_failed=retry_failed)
     except KeyboardInterrupt:
-        if not stopped:
-            say(f"\nInterrupted; everything committed is kept. Type: {command}")
-            sys.exit(130)
+        say(f"\nInterrupted; everything committed is kept. Type: {command}")
+        sys.exit(130)
     if stopped:
         _left(command)
 

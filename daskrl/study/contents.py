@@ -294,13 +294,18 @@ def _cost(rows: Sequence[Mapping[str, Any]], said: Mapping[str, Any]) -> dict[st
     steps = sum(row["env_steps"] for row in rows if row["state"] == "finished")
     found = {"worker-hours": f"{said['worker_hours']:,.3g}"}
     if seconds:
-        middle = seconds[len(seconds) // 2]
-        found["seconds a run"] = f"median {middle:,.3g}, {seconds[0]:,.3g} to {seconds[-1]:,.3g}"
+        found["seconds a run"] = _spread(seconds)
     found["env steps of finished runs"] = f"{steps:,}"
     found["workers that finished runs"] = f"{len(workers):,}"
-    waited = [row["queued"] for row in rows if row.get("queued") is not None]
+    waited = sorted(row["queued"] for row in rows if row["queued"] is not None)
     found["queue time"] = f"{sum(waited) / 3600:,.3g} hours" if waited else "not recorded"
+    if waited:
+        found["seconds a run was queued"] = _spread(waited)
     return found
+
+
+def _spread(ordered: Sequence[float]) -> str:
+    return f"median {ordered[len(ordered) // 2]:,.3g}, {ordered[0]:,.3g} to {ordered[-1]:,.3g}"
 
 
 def _curves_said(drawn: int, settings: int, missing: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ class Executor(Protocol):
         """Block until something happened; what is over, possibly nothing."""
 
     def wake(self) -> None:
-        """Make `wait` return. From any thread."""
+        """Make `wait` return soon, as the study is to stop. From any thread, and from a signal handler."""
 
     def close(self) -> None:
         """What is in flight is given up; its runs keep what they committed."""
@@ -77,6 +77,8 @@ class InProcess:
 
     def __init__(self) -> None:
         self._jobs: deque[Job] = deque()
+        self._run: Run | None = None
+        self._stopped = False
 
     def introduce(self, packages: list[str], device: str) -> ArithmeticRecord:
         return introduce(packages, device)
@@ -97,9 +99,12 @@ class InProcess:
         if not self._jobs:
             return []
         job = self._jobs.popleft()
-        outcome = carry_out(job)
+        outcome = carry_out(job, self._began)
+        self._run = None
         if outcome["kind"] == "trial":
-            return [outcome]
+            return [_queued(job, outcome)]
+        if outcome["kind"] == "stopped":
+            return []
         if outcome["kind"] == "refused":
             raise WorkerMismatchError(outcome["reason"])
         raise StoreLockedError(
@@ -107,11 +112,25 @@ class InProcess:
             "on. Run the study again when that is over."
         )
 
+    def _began(self, run: Run) -> None:
+        self._run = run
+        if self._stopped:  # before there was a run
+            run.stop()
+
     def wake(self) -> None:
-        pass
+        self._stopped, run = True, self._run
+        if run is not None:
+            run.stop()
 
     def close(self) -> None:
         self._jobs.clear()
+
+
+def _queued(job: Job, record: TrialRecord) -> TrialRecord:
+    """With how long the run had to wait until whoever ended it began. By one clock: those of workers may differ."""
+    if record["seconds"]:  # else nobody knows when its task began
+        record["queued"] = max(0.0, time.monotonic() - job.ready - record["seconds"])
+    return record
 
 
 class OnWorkers:
@@ -270,7 +289,10 @@ class OnWorkers:
 
     def _of_outcome(self, job: Job, outcome: Outcome) -> TrialRecord | None:
         if outcome["kind"] == "trial":
-            return outcome
+            return _queued(job, outcome)
+        if outcome["kind"] == "stopped":  # not by the study, which takes no outcomes any more where it stops
+            self._place(job)
+            return None
         if outcome["kind"] == "refused":
             worker = outcome["worker"]
             if worker not in self._refused:

@@ -177,7 +177,11 @@ class Study:
         return self
 
     def stop(self) -> None:
-        """End `run` from another thread or a signal handler. Runs on their way keep what they committed."""
+        """End `run` from another thread or a signal handler.
+
+        A run that this process carries on ends at its next commit; runs on their way keep what they committed, and go
+        on from there when the study does.
+        """
         self._stop.set()
         if self._executor is not None:
             self._executor.wake()

@@ -15,7 +15,7 @@ from daskrl.study.trial import TrialRecord
 if TYPE_CHECKING:
     import pandas
 
-OF_THE_POOL = ("seconds", "worker")
+OF_THE_POOL = ("seconds", "queued", "worker")
 """Columns that differ from one execution to the next; all others are the same on any pool."""
 
 _NOT_DIGESTED = (*OF_THE_POOL, "tied")  # which follows from the scores
@@ -31,9 +31,12 @@ def rows(log: StudyLog) -> list[dict[str, Any]]:
     tied, population = dict[str, list[str]](), log.definition["search"]["kind"] == "Population"
     for (trial, steps), when in ties(log).items():
         tied.setdefault(f"{trial}-{steps}" if population else trial, []).append(when)
-    seconds: dict[str, float] = {}
-    for (trial, _), one in log.results.items():
-        seconds[trial] = seconds.get(trial, 0.0) + one["seconds"]
+    seconds, queued = dict[str, float](), dict[str, float]()
+    for (trial, steps), one in log.results.items():
+        part = f"{trial}-{steps}" if population else trial
+        seconds[part] = seconds.get(part, 0.0) + one["seconds"]
+        if "queued" in one:
+            queued[part] = queued.get(part, 0.0) + one["queued"]
     for number, setting, environment, seed, trial, env_steps, segment in _asked(log):
         result = log.results.get((trial, env_steps))
         key = trial if segment is None else f"{trial}-{env_steps}"
@@ -47,7 +50,7 @@ def rows(log: StudyLog) -> list[dict[str, Any]]:
             **{name: setting.get(name) for name in log.definition["space"] if name != "algorithm"},
             "seed": seed,
             "env_steps": env_steps,
-            **_of_result(result, seconds.get(trial) if segment is None or result is None else result["seconds"]),
+            **_of_result(result, seconds.get(key), queued.get(key)),
             **({"stopped": _stopped(env_steps, whole, stops, result)} if stops else {}),
             **({"tied": "; ".join(tied.get(key, [])) or None} if tied else {}),
             "run": f"runs/{trial}",
@@ -80,11 +83,12 @@ def _stopped(env_steps: int, whole: int, stops: str, result: TrialRecord | None)
     return f"at {env_steps:,}: {stops}" if env_steps < whole and result and "error" not in result else None
 
 
-def _of_result(result: TrialRecord | None, seconds: float | None) -> dict[str, Any]:
+def _of_result(result: TrialRecord | None, seconds: float | None, queued: float | None) -> dict[str, Any]:
     if result is None:
         return {
             "state": "waiting", "score": None, "return_last_100": None, "episodes": None, "learner_updates": None,
-            "digest": None, "promise": None, "error": None, "seconds": None, "worker": None,
+            "digest": None, "promise": None, "error": None, "seconds": None, "queued": None,
+            "worker": None,
         }  # fmt: skip
     return {
         "state": "failed" if "error" in result else "finished",
@@ -96,6 +100,7 @@ def _of_result(result: TrialRecord | None, seconds: float | None) -> dict[str, A
         "promise": "; ".join(result["promise"]) if "promise" in result else "kept",
         "error": result.get("error"),
         "seconds": seconds,
+        "queued": queued,
         "worker": result["worker"],
     }
 
@@ -105,7 +110,8 @@ def table(log: StudyLog) -> pandas.DataFrame:
 
     Columns: ``setting`` (its number), ``algorithm``, ``environment``, one for each setting of the space, ``seed``,
     ``env_steps`` (asked), ``state`` (finished, failed, waiting), ``score``, ``return_last_100``, ``episodes``,
-    ``learner_updates``, ``digest``, ``promise``, ``error``, ``seconds`` (of all executions with a result), ``worker``
+    ``learner_updates``, ``digest``, ``promise``, ``error``, ``seconds`` (of all executions with a result), ``queued``
+    (seconds that these had to wait, from when the study had asked for the run until somebody began with it), ``worker``
     (of the last), ``run`` (its store, below the study's directory). Where a search stops runs early: ``stopped``, at
     which env steps a run did and why, as far as the search is; None where it has all env steps. Where settings that
     were compared all had the same score: ``tied``, how many and when. Of a population a row for each round of a member,
@@ -115,7 +121,7 @@ def table(log: StudyLog) -> pandas.DataFrame:
     with extras.needed("study", "a study's table needs pandas"):
         import pandas
     made: pandas.DataFrame = pandas.DataFrame(rows(log))
-    numbers = [name for name in ("score", "return_last_100", "seconds") if name in made]
+    numbers = [name for name in ("score", "return_last_100", "seconds", "queued") if name in made]
     return made.astype(dict.fromkeys(numbers, "float64"))
 
 

@@ -55,6 +55,7 @@ class TrialRecord(TypedDict):
     trace: NotRequired[str]
     seconds: float
     worker: str
+    queued: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Job:
     judged : what the score is known by, see `daskrl.study.outcomes`.
     begins : what the run begins with, where it is not drawn.
     hands_to : where it leaves what other runs may begin with, once it is over; None for nowhere.
+    ready : since when it could be carried out, on the clock of the process that made it.
     """
 
     trial: str
@@ -83,6 +85,7 @@ class Job:
     judged: str = ""
     begins: Begins | None = None
     hands_to: Storage | None = None
+    ready: float = field(default_factory=time.monotonic)
 
 
 class Busy(TypedDict):
@@ -99,7 +102,13 @@ class Refused(TypedDict):
     reason: str
 
 
-Outcome = TrialRecord | Busy | Refused
+class Stopped(TypedDict):
+    """Somebody stopped the run before it reached its env steps: it goes on where it stands, when it is asked to."""
+
+    kind: Literal["stopped"]
+
+
+Outcome = TrialRecord | Busy | Refused | Stopped
 
 
 def trial_key(prepared: Prepared, begins: Begins | None = None) -> str:
@@ -129,8 +138,12 @@ def _unpacked(data: bytes) -> tuple[Prepared, Score]:
     return found
 
 
-def carry_out(job: Job) -> Outcome:
+def carry_out(job: Job, began: Callable[[Run], None] = lambda run: None) -> Outcome:
     """Bring a run to its env steps, from wherever it stands, and score it. A run that fails is a record, too.
+
+    Parameters
+    ----------
+    began : as of `spread_out`.
 
     Raises
     ------
@@ -140,7 +153,7 @@ def carry_out(job: Job) -> Outcome:
     from daskrl.tasks import children
 
     children.allow()  # as environments may have: a process that runs tasks must be allowed to
-    return spread_out(job, None)
+    return spread_out(job, None, began)
 
 
 def spread_out(job: Job, client: Client | None, began: Callable[[Run], None] = lambda run: None) -> Outcome:
@@ -174,6 +187,8 @@ def spread_out(job: Job, client: Client | None, began: Callable[[Run], None] = l
         return record
     except StoreLockedError:
         return {"kind": "busy"}
+    except StoppedError:
+        return {"kind": "stopped"}
     except WorkerMismatchError as error:
         return {"kind": "refused", "worker": _worker(), "reason": str(error)}
     except (StoreFullError, StoreUnreachableError):
@@ -298,7 +313,7 @@ def _require_same(store: Store, prepared: Prepared) -> None:
 
 
 def record_of(store: Store, prepared: Prepared, score: Score, job: Job, began: float) -> TrialRecord:
-    """The record of a run that reached its env steps."""
+    """The record of a run that reached its env steps, with an error where its score is no number."""
     import math
 
     from daskrl.study.scores import scored
@@ -307,17 +322,13 @@ def record_of(store: Store, prepared: Prepared, score: Score, job: Job, began: f
     number = scored(score, store, prepared.algorithm, prepared.source)
     promise = said["promise"]
     record: TrialRecord = {
-        "kind": "trial",
-        "trial": job.trial,
-        "env_steps": job.env_steps,
+        **_of(job, time.monotonic() - began),
         "score": number if math.isfinite(number) else None,
         "digest": store.digest(),
         "transitions": said["env_steps"],
         "episodes": said["episodes"],
         "learner_updates": said["learner_updates"],
         "return_last_100": said["return_last_100"],
-        "seconds": time.monotonic() - began,
-        "worker": _worker(),
     }
     if job.hands_to is not None:
         record["handed"] = hand_on(store, prepared.algorithm, job.trial, job.env_steps, job.hands_to)
@@ -330,16 +341,16 @@ def record_of(store: Store, prepared: Prepared, score: Score, job: Job, began: f
 
 def failed(job: Job, error: BaseException, seconds: float) -> TrialRecord:
     """The record of a run that failed."""
+    trace = "".join(traceback.format_exception(error))[-8000:]
+    return {**_of(job, seconds), "error": f"{type(error).__name__}: {error}", "trace": trace}
+
+
+def _of(job: Job, seconds: float) -> TrialRecord:
+    """What each record has."""
     return {
-        "kind": "trial",
-        "trial": job.trial,
-        "env_steps": job.env_steps,
-        "score": None,
-        "error": f"{type(error).__name__}: {error}",
-        "trace": "".join(traceback.format_exception(error))[-8000:],
-        "seconds": seconds,
+        "kind": "trial", "trial": job.trial, "env_steps": job.env_steps, "score": None, "seconds": seconds,
         "worker": _worker(),
-    }
+    }  # fmt: skip
 
 
 def _worker() -> str:
