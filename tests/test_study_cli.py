@@ -357,11 +357,11 @@ def test_a_signal_or_ctrl_c_stops_a_study_and_the_same_line_goes_on(
     assert "Traceback" not in terminal.text
     before = {row["run"]: row["seconds"] for row in shown(tmp_path, here) if row["state"] == "finished"}
     assert 1 <= len(before) < 4
-    begun = {path.name: daskrl.Store.open(path).run_id for path in (tmp_path / "lr" / "runs").iterdir()}
+    begun = {path.stem: daskrl.Store.open(path).run_id for path in (tmp_path / "lr" / "runs").iterdir()}
     done = json.loads(here("study", "run", "lr.toml", "--workers", "0", "--json", cwd=tmp_path).stdout)
     assert done["digest"] == long
     assert {row["run"]: row["seconds"] for row in done["rows"] if row["run"] in before} == before
-    after = {path.name: daskrl.Store.open(path).run_id for path in (tmp_path / "lr" / "runs").iterdir()}
+    after = {path.stem: daskrl.Store.open(path).run_id for path in (tmp_path / "lr" / "runs").iterdir()}
     assert {name: after[name] for name in begun} == begun  # those on their way went on
 
 
@@ -439,6 +439,10 @@ def test_runs_that_were_paused_and_runs_that_copied_another_are_verified(
     tmp_path: Path, here: Here, search: str, runs: int
 ) -> None:
     write(tmp_path, search=search, seeds="1", learning_rate="{low = 1e-4, high = 1e-3, log = true}")
-    here("study", "run", "lr.toml", "--workers", "0", cwd=tmp_path)
+    ran = here("study", "run", "lr.toml", "--workers", "0", cwd=tmp_path)
+    shown = here("study", "show", "lr", cwd=tmp_path)
+    for said in (ran.stderr, shown.stderr):
+        assert "after 128 env steps a run (learning_rate=" in said
+        assert "has had updates in 1 rounds of 64 transitions" in said
     said = here("study", "verify", "lr", "--sample", "100%", cwd=tmp_path).stdout
     assert f"{runs} runs again, 0 differ" in said

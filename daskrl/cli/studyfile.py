@@ -7,14 +7,16 @@ import dataclasses
 import functools
 import re
 import tomllib
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskrl.cli import given
+from daskrl.cli.app import say
 from daskrl.code import modules
 from daskrl.config import Options
-from daskrl.errors import ConfigError
+from daskrl.errors import ConfigError, EarlyRungsWarning
 from daskrl.names import did_you_mean
 
 if TYPE_CHECKING:
@@ -76,14 +78,19 @@ class StudyFile:
         return path
 
     def study(self) -> Study:
-        """Make the study, or open it where it is there."""
+        """Make the study, or open it where it is there, and say what it warns of."""
         from daskrl.study.study import Study
 
         arguments = self.arguments()
-        try:
-            return Study(self.path, **arguments)
-        except ConfigError as error:
-            raise self._located(error) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EarlyRungsWarning)
+            try:
+                made = Study(self.path, **arguments)
+            except ConfigError as error:
+                raise self._located(error) from error
+        for sentence in made.warned:
+            say(f"! {self.file}: {sentence}")
+        return made
 
     def arguments(self) -> dict[str, Any]:
         """What `daskrl.Study` takes beside the path."""

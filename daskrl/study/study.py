@@ -73,6 +73,11 @@ class Study:
     study_seed : what the search draws is derived from it.
     given : what else `daskrl.train` takes, for all runs.
 
+    Attributes
+    ----------
+    definition, log : what it was given, and what it wrote down.
+    warned : sentences about what makes its results doubtful from the start, each an `EarlyRungsWarning`, too.
+
     Raises
     ------
     ConfigError
@@ -108,12 +113,12 @@ class Study:
         if StudyLog.exists(path):
             self.log = StudyLog.open(path)
             self._extends = definitions.require_same(self.log.definition, self._said, str(self.log.storage))
-            self._warned = self._early() if self._extends else self.log.warned
+            self.warned = self._early() if self._extends else self.log.warned
         else:
             self._preparing.try_some(_AHEAD)
-            self._warned = self._early()
-            self.log = StudyLog.make(path, self._said, self._warned)
-        for sentence in self._warned:
+            self.warned = self._early()
+            self.log = StudyLog.make(path, self._said, self.warned)
+        for sentence in self.warned:
             warnings.warn(sentence, EarlyRungsWarning, stacklevel=2)
 
     def _early(self) -> list[str]:
@@ -155,7 +160,7 @@ class Study:
         self.log.lock()
         try:
             if self._extends:
-                self.log.append([study_record(self._said, self._warned)])
+                self.log.append([study_record(self._said, self.warned)])
                 self._extends = False
             failed = sorted({record["trial"] for record in self.log.results.values() if "error" in record})
             if retry_failed and failed:
