@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import daskrl
 from daskrl.config import Schedule
 from daskrl.envs.spaces import Leaf
 from daskrl.errors import ConfigError, DamagedError, DamagedWarning, StoreMismatchError
+from tests import objects
 from tests.oracles import Scripted
 from tests.written import episodes_of, leaf_of, stepped, write
 
@@ -111,24 +115,53 @@ def test_stacked_frames_are_given_one_by_one_or_as_the_algorithm_saw_them(tmp_pa
         np.testing.assert_array_equal(after, [*frames[-2:], row["following"]])
 
 
-def test_a_run_that_was_stopped_and_resumed_has_the_episodes_of_one_that_was_not(tmp_path: Path) -> None:
-    def train(env_steps: int, resume: bool) -> daskrl.Store:
-        return daskrl.train(
-            daskrl.DQN(hidden=(8,), learning_starts=0, batch_size=4, window=64), "CartPole-v1", store=tmp_path / "run",
-            env_steps=env_steps, streams=2, envs_per_stream=2, fragment_steps=8, progress=False, resume=resume,
-        ).wait().store  # fmt: skip
+KILLED = """
+import os, signal, sys, daskrl
+run = daskrl.train(
+    daskrl.DQN(hidden=(8,), learning_starts=0, batch_size=4, window=64), "CartPole-v1", store=sys.argv[1],
+    env_steps=256, streams=2, envs_per_stream=2, fragment_steps=8, progress=False,
+)
+for number, report in enumerate(run):
+    if number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 
-    train(128, False)
-    first = daskrl.Replay(tmp_path / "run")
-    train(256, True)
+
+def test_a_run_that_is_killed_and_resumed_keeps_its_episodes_and_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)]).returncode == -signal.SIGKILL
+    first = daskrl.Replay(path)
+    assert "1 of 1 unfinished; newest fragment" in repr(first)
+    daskrl.resume(path, progress=False).wait()
     whole = first.refresh()
-    rows = list(stepped(whole.stores[whole.runs[0]], lambda: gymnasium.make("CartPole-v1")))
+    store = whole.stores[whole.runs[0]]
+    rows = list(stepped(store, lambda: gymnasium.make("CartPole-v1")))
     compare_episodes(whole.episodes(), rows)
+    before = len(first.transitions())
+    assert before < len(whole.transitions()) == 256
+    committed = {record["slot"] for record in store.fragments()[: before // 16]}
+    compare_episodes(first.episodes(), [row for row in rows if row["fragment"] in committed])
     done = first.episodes().query("terminated or truncated").set_index("episode")
-    after = whole.episodes().set_index("episode").loc[done.index]
-    assert done.equals(after), "an episode keeps its number as the run goes on"
-    assert len(first.transitions()) == 128
-    assert len(whole.transitions()) == 256
+    assert done.astype(str).equals(whole.episodes().set_index("episode").loc[done.index].astype(str))
+    assert repr(whole).endswith("finished>")
+
+
+@pytest.mark.parametrize("kind", ["memory", pytest.param("s3", marks=pytest.mark.s3)])
+def test_a_run_in_an_object_store_is_asked_there_packed_too(kind, request, wanted, monkeypatch) -> None:
+    url = "memory://replay-questions/run"
+    if kind == "s3":
+        server = request.getfixturevalue("s3")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        url = f"s3://{objects.BUCKET}/replay-questions/run"
+    store = write(url, schedule=SCHEDULE, rounds=5, cut=CUT)
+    for _ in range(2):
+        replay = daskrl.Replay(url)
+        compare_episodes(replay.episodes(), wanted)
+        rows = replay.sql("SELECT episode, step FROM transitions")
+        assert rows.values.tolist() == [[row["episode"], row["step"]] for row in wanted]
+        daskrl.pack(store)
+    assert replay.sql("SELECT packed FROM runs")["packed"].item()
 
 
 # -- views --------------------------------------------------------------------------------------------------
@@ -159,6 +192,8 @@ def test_a_condition_leaves_the_rows_for_which_it_holds(replay, wanted) -> None:
     rows = [row for row in wanted if row["truncated"] and np.float32(row["reward"]) > 0]
     assert some["episode"].tolist() == [row["episode"] for row in rows] != []
     np.testing.assert_array_equal(np.stack(some["observation.speed"]), [row["seen"]["speed"] for row in rows])
+    asked = replay.transitions(["episode", "step", "worker"], where="step > 1")
+    assert asked.to_dask(rows=16).compute(scheduler="sync").reset_index(drop=True).equals(asked.to_pandas())
 
 
 def test_pandas_arrow_dask_and_torch_have_the_same_rows(replay) -> None:
@@ -170,7 +205,7 @@ def test_pandas_arrow_dask_and_torch_have_the_same_rows(replay) -> None:
     assert np.array_equal(np.array(table["observation.camera"].to_pylist()), np.stack(frame["observation.camera"]))
     dask = asked.to_dask(rows=16)
     assert dask.npartitions > 3
-    dask = dask.compute(scheduler="sync").reset_index(drop=True)
+    dask = dask.compute(scheduler="processes", num_workers=1).reset_index(drop=True)
     assert np.array_equal(np.stack(dask["observation.speed"]), np.stack(frame["observation.speed"]))
     assert dask.drop(columns=["observation.speed", "observation.camera"]).equals(
         frame.drop(columns=["observation.speed", "observation.camera"])

@@ -66,7 +66,7 @@ def drawn(spec: Any, count: int, random: np.random.Generator) -> Any:
 
 
 def write(
-    path: Path, make: Callable[[], Any] = Mixed, *, schedule: Schedule, rounds: int, seed: int = 3,
+    path: Path | str, make: Callable[[], Any] = Mixed, *, schedule: Schedule, rounds: int, seed: int = 3,
     frame_stack: int = 1, cut: Sequence[tuple[int, int]] = (), ahead: bool = True, from_round: int = 0,
 ) -> Store:  # fmt: skip
     """A store of that many rounds, in which streams go on at their own pace.
