@@ -244,6 +244,19 @@ def test_arrays_of_xarray_have_labels_and_hold_committed_fragments_only(replay, 
         replay.of(episodes=3).to_xarray()
 
 
+def test_a_condition_may_ask_the_other_tables(replay) -> None:
+    asked = (
+        "episode IN (SELECT episode FROM episodes WHERE length = 9) AND reward > (SELECT avg(reward) FROM transitions)"
+    )
+    episodes, every = replay.episodes(), replay.transitions(["episode", "step", "reward"])
+    rows = every.to_pandas()
+    wanted = rows[rows.episode.isin(episodes[episodes.length == 9].episode) & (rows.reward > rows.reward.mean())]
+    some = replay.transitions(["episode", "step", "reward"], where=asked)
+    assert some.to_pandas().equals(wanted.reset_index(drop=True))
+    assert some.to_dask(rows=8).compute(scheduler="sync").reset_index(drop=True).equals(wanted.reset_index(drop=True))
+    assert every.head(3).equals(rows.head(3))
+
+
 # -- SQL ----------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +280,8 @@ def test_sql_answers_what_pandas_does(replay) -> None:
     "condition",
     ["weights_version = 2", "weights_version IN (1, 3) AND stream = 1", "worker = 'worker-2' OR reward > 0.5",
      "NOT (reward IS NULL)", "reward IS NOT NULL AND fragment < 5", "weights_version <> 2 AND NOT terminated",
-     "run = 'nothing'", "worker IN ('worker-1', 'worker-3') AND episode BETWEEN 4 AND 20", "run LIKE '%run'"],
+     "run = 'nothing'", "episode = 7 AND step > 1", "NOT (episode > 3)", "episode < 2 OR episode = 20",
+     "worker IN ('worker-1', 'worker-3') AND episode BETWEEN 4 AND 20", "run LIKE '%run'"],
 )  # fmt: skip
 def test_a_condition_that_only_some_fragments_can_fulfil_gives_what_duckdb_gives_of_all(replay, condition) -> None:
     import duckdb
@@ -313,6 +327,16 @@ def test_runs_are_found_by_directory_pattern_list_and_as_packs(tmp_path: Path) -
         .equals(one.transitions(["episode", "reward"]).to_pandas())
     )
     assert several.sql("SELECT run, packed FROM runs ORDER BY 1")["packed"].tolist() == [False, True, False]
+
+
+def test_a_run_that_is_packed_after_it_was_opened_is_read_on(tmp_path: Path) -> None:
+    store = write(tmp_path / "run", Scripted, schedule=Schedule(1, 2, 4), rounds=2, ahead=False)
+    replay = daskrl.Replay(tmp_path / "run")
+    before = replay.transitions(["episode", "reward"]).to_pandas()
+    daskrl.pack(store)
+    assert daskrl.Replay(tmp_path / "run").transitions(["episode", "reward"]).to_pandas().equals(before)
+    assert replay.transitions(["episode", "reward"]).to_pandas().equals(before)
+    assert len(replay.refresh().damaged) == 0
 
 
 def test_what_is_not_there_is_an_error_that_says_what_is(replay, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from daskrl.analysis.catalog import Catalog, Damage
-from daskrl.errors import DamagedError
+from daskrl.errors import DamagedError, StoreError
 from daskrl.records import Array
 from daskrl.store.columns import Column, decode_into
+from daskrl.store.pack import where_now
+from daskrl.store.store import Store
 
 Report = Callable[[Damage], None]
 
@@ -37,6 +39,25 @@ def read(catalog: Catalog, rows: Array, names: Iterable[str], report: Report) ->
 
 def column(catalog: Catalog, rows: Array, name: str, report: Report) -> tuple[Array, Array]:
     """One column of some fragments, as of `read`."""
+    met: list[Damage] = []
+    found = _column(catalog, rows, name, met.append)
+    if met and _moved(catalog.store):  # packed, or unpacked, since it was opened
+        met.clear()
+        found = _column(catalog, rows, name, met.append)
+    for damage in met:
+        report(damage)
+    return found
+
+
+def _moved(store: Store) -> bool:
+    before = store.storage
+    try:
+        return where_now(store).storage != before
+    except StoreError:
+        return False
+
+
+def _column(catalog: Catalog, rows: Array, name: str, report: Report) -> tuple[Array, Array]:
     store, column_ = catalog.store, catalog.store.columns[name]
     number = list(store.columns).index(name)
     values = np.empty((len(rows), *column_.shape), column_.dtype)

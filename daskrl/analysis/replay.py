@@ -293,13 +293,15 @@ class Replay:
             ``weights_version``: that acted; ``policy_lag``: rounds that it was behind.
             Only to who asks: ``stream``, ``env``, ``fragment``, ``time`` (step in the fragment), ``worker``,
             ``wall_time`` (when the fragment began, in seconds since 1970).
-        where : a condition on any of these, in SQL. Only rows for which it holds are read whole.
+        where : a condition on any of these, in SQL; a name with a dot stands in double quotes. Only rows for which the
+            condition holds are read whole. It may ask the tables of `sql`, too:
+            ``"episode IN (SELECT episode FROM episodes WHERE return > 20)"``.
         stacked : give observations as the algorithm saw them where it stacks frames: ``[K, ...]``, the oldest first.
         """
         table = self._table
         if stacked:
             table = dataclasses.replace(table, parts=tuple(dataclasses.replace(p, stacked=True) for p in table.parts))
-        return Transitions(table, columns, where, self._memory, self._report)
+        return Transitions(table, columns, where, self._memory, self._report, self._tables)
 
     @suggests
     def to_xarray(
@@ -347,7 +349,8 @@ class Replay:
     def sql(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pandas.DataFrame:
         """Ask in SQL, of DuckDB, what the tables ``episodes``, ``transitions``, ``runs`` and ``versions`` say.
 
-        Of transitions only the columns that the query names are read, and only the rows that its conditions leave.
+        Of transitions only the columns that the query names are read, and only fragments in which its conditions may
+        hold. A name with a dot stands in double quotes: ``"observation.camera"``.
 
             replay.sql("SELECT weights_version, avg(return) FROM episodes GROUP BY 1 ORDER BY 1")
             replay.sql('SELECT * FROM transitions WHERE episode = ? ORDER BY step', [37])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Table:
     parts: tuple[Part, ...]
     block: int
 
-    @property
+    @functools.cached_property
     def kinds(self) -> dict[str, Kind]:
         """The columns that all of the runs have, in their order."""
         of = [kinds(part) for part in self.parts]
@@ -62,7 +63,7 @@ class Table:
             raise ConfigError(f"columns: expected each of them once, got {list(names)}.")
         return names
 
-    @property
+    @functools.cached_property
     def texts(self) -> dict[str, list[str]]:
         """What the codes of columns of texts stand for."""
         workers = dict.fromkeys(name for part in self.parts for name in part.catalog.workers)
@@ -156,12 +157,13 @@ class Table:
         """Which fragments may have rows that pass, by what holds for all of a fragment's: no others are read."""
         pa, of, catalog = arrow.library(), self.kinds, part.catalog
         said = str(pick)
+        may = _of_episodes(part, said)
         known = {name for name in ("run", *WHERE, "weights_version", "policy_lag") if name not in ("env", "time")}
         others = [name for name in of if name in said and name not in known]
         # An unknown value is null: what is neither true nor false may pass. Nothing stored is null, so a question for
         # that has an answer that the unknown value's is not.
         if others and re.search(r"is_valid\(|is_null\(|invert\(", said.replace("if_else(is_valid(", "")):
-            return np.ones(len(part.rows), np.bool_)
+            return may
         rows = part.rows
         values = {
             "run": np.full(len(rows), number, np.int32),
@@ -182,12 +184,35 @@ class Table:
         )
         never = np.zeros(len(rows), np.bool_)
         never[table.filter(~pick)["_place"].to_numpy()] = True
-        return ~never
+        return may & ~never
 
     def _codes(self, number: int) -> Array:
         """The codes of a run's workers among those of all runs."""
         codes = {name: code for code, name in enumerate(self.texts["worker"])}
         return np.array([codes[name] for name in self.parts[number].catalog.workers], np.int32)
+
+
+_COMPARED = re.compile(r"\(episode (==|<=|>=|<|>) (-?\d+)\)")
+
+
+def _of_episodes(part: Part, said: str) -> Array:
+    """Which fragments may have rows of the episodes that a condition asks for, where all of its parts have to hold."""
+    may = np.ones(len(part.rows), np.bool_)
+    if " or " in said or "invert(" in said or not (compared := _COMPARED.findall(said)):
+        return may
+    catalog = part.catalog
+    ended = np.zeros(catalog.first_episode.shape, np.int64)
+    np.add.at(ended, (catalog.ended_row, catalog.ended_env), 1)
+    lane = catalog.stream[:, None] * catalog.envs + np.arange(catalog.envs)
+    lowest = (catalog.first_episode * catalog.lanes + lane).min(1)[part.rows]
+    highest = ((catalog.first_episode + ended) * catalog.lanes + lane).max(1)[part.rows]
+    for sign, text in compared:
+        number = int(text)
+        if sign in ("==", "<=", "<"):
+            may &= lowest <= number
+        if sign in ("==", ">=", ">"):
+            may &= highest >= number
+    return may
 
 
 def _stored(names: Sequence[str]) -> list[str]:

@@ -158,12 +158,13 @@ def _of_episodes(parts: Sequence[Part], numbers: Sequence[Any], report: reading.
         seen |= np.isin(wanted, every["episode"])
         last = catalog.round[every["row"][found]]
         streams = every["stream"][found]
-        inside = np.zeros(len(catalog), np.bool_)
         # The rounds that an episode's steps lie in: its last step's, and as many before as its length reaches back.
         steps = catalog.fragment_steps
         first = last - -(-every["length"][found] // steps)
-        for stream, low, high in zip(streams.tolist(), first.tolist(), last.tolist(), strict=True):
-            inside |= (catalog.stream == stream) & (catalog.round >= low) & (catalog.round <= high)
+        begin = np.zeros((catalog.store.config.schedule.streams, int(catalog.round.max(initial=0)) + 2), np.int64)
+        np.add.at(begin, (streams, np.maximum(first, 0)), 1)
+        np.add.at(begin, (streams, last + 1), -1)
+        inside = (np.cumsum(begin, axis=1) > 0)[catalog.stream, catalog.round]
         own = wanted if part.episodes is None else np.intersect1d(wanted, part.episodes)
         made.append(dataclasses.replace(part, rows=part.rows[inside[part.rows]], episodes=own))
     if not seen.all():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,15 +38,15 @@ class Transitions:
 
     def __init__(
         self, table: scan.Table, columns: Sequence[str] | str | None, where: str | None, memory: int,
-        report: scan.Report,
+        report: scan.Report, others: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:  # fmt: skip
-        self._table, self._memory, self._report = table, memory, report
+        self._table, self._memory, self._report, self._others = table, memory, report, others
         self.columns, self.where = table.columns(columns), where
         self._rows: Array | None = None
         if where is not None:
             if not isinstance(where, str) or not where.strip():
                 raise ConfigError(f"where: expected a condition in SQL, like 'reward > 1', got {where!r:.200}.")
-            self._asked("SELECT _row FROM transitions WHERE false AND (" + where + "\n)")
+            self._asked(f"SELECT _row FROM transitions WHERE false AND ({where}\n)")
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -60,9 +60,11 @@ class Transitions:
         return arrow.schema(self.kinds)
 
     def _asked(self, sql: str) -> Array:
-        tables = {"transitions": query.of_transitions(self._table, self._report, numbered=True)}
-        connection = query.connect(tables, self._memory)
-        with connection, query.explained("where", tables):
+        others = self._others()
+        numbered = query.of_transitions(self._table, self._report, numbered=True)
+        connection = query.connect({**others, "transitions": numbered}, self._memory)
+        known = {**others, "transitions": query.of_transitions(self._table, self._report)}
+        with connection, query.explained("where", known):
             found = connection.execute(sql).fetchnumpy()["_row"]
             return np.sort(np.asarray(found, np.int64))
 
@@ -91,6 +93,18 @@ class Transitions:
             return self._table.rows
         return sum(found.count for found in self._table.blocks((), self._report))
 
+    def head(self, rows: int = 5) -> pandas.DataFrame:
+        """The first rows, as of `to_pandas`."""
+        with extras.needed("analysis", "a table of transitions needs pandas"):
+            import pandas
+        require_integer("rows", rows := plain(rows), 0)
+        found: list[Block] = []
+        for block in self._blocks():
+            found.append(block)
+            if sum(one.count for one in found) >= rows:
+                break
+        return _frame(pandas, self, found).head(rows)
+
     def to_arrow(self) -> pyarrow.RecordBatchReader:
         """A reader of record batches, each read when it is asked for. ``.read_all()`` has all of them as a table."""
         return scan.reader(self._table, self.columns, self._blocks())
@@ -116,7 +130,7 @@ class Transitions:
         return _frame(pandas, self, list(self._blocks()))
 
     def to_dask(self, rows: int | None = None) -> dask.dataframe.DataFrame:
-        """A Dask DataFrame, whose partitions are read where they are computed. A ``where=`` is asked there, too.
+        """A Dask DataFrame, whose partitions are read where they are computed. A ``where=`` is asked here.
 
         Parameters
         ----------
@@ -130,12 +144,20 @@ class Transitions:
             require_integer("rows", rows := plain(rows), 1)
         rows = rows or max(1, _PARTITION // max(1, self._table.nbytes(self.columns)))
         texts, table = self._table.texts, self._table
-        pieces = []
+        picked, pieces, begun = self._picked, list[tuple[Part, Array | None]](), 0
         for part in table.parts:
             step = max(1, rows // part.catalog.size)
-            for low in range(0, max(1, len(part.rows)), step):
-                pieces.append(part.only(slice(low, low + step)))
-        given = {"block": table.block, "columns": self.columns, "where": self.where, "memory": self._memory}
+            for low in range(0, len(part.rows), step):
+                some = part.only(slice(low, low + step))
+                own = None
+                if picked is not None:
+                    own = picked[slice(*np.searchsorted(picked, [begun, begun + some.most]))] - begun
+                begun += some.most
+                if own is None or len(own):
+                    pieces.append((some, own))
+        if not pieces:
+            pieces.append((table.parts[0].only(slice(0, 0)), None))
+        given = {"block": table.block, "columns": self.columns}
         with dask.config.set({"dataframe.convert-string": False}):  # it takes arrays for texts
             made: dask.dataframe.DataFrame = dask.dataframe.from_map(  # type: ignore[no-untyped-call]
                 _partition, pieces, **given, texts=texts, meta=_frame(pandas, self, [])
@@ -186,12 +208,14 @@ def _frame(pandas: Any, of: Transitions, found: Sequence[Block]) -> pandas.DataF
 
 
 def _partition(
-    piece: Part, block: int, columns: Sequence[str], where: str | None, memory: int, texts: Mapping[str, Sequence[str]]
+    piece: tuple[Part, Array | None], block: int, columns: Sequence[str], texts: Mapping[str, Sequence[str]]
 ) -> pandas.DataFrame:
-    """In a task: some fragments of one run."""
+    """In a task: some fragments of one run, or some of their rows."""
     import pandas
 
-    own = Transitions(scan.Table((piece,), block), columns, where, memory, warn)
+    part, picked = piece
+    own = Transitions(scan.Table((part,), block), columns, None, 0, warn)
+    own._rows = picked
     frame = _frame(pandas, own, list(own._blocks()))
     for name in texts.keys() & frame.columns:
         frame[name] = frame[name].cat.set_categories(texts[name])
