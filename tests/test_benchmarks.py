@@ -64,7 +64,7 @@ def test_a_plan_of_kills_is_spread_over_the_commits_and_has_its_share_of_drivers
     plan = plan_of(3, 100, 5000, 0.2)
     assert plan == plan_of(3, 100, 5000, 0.2) != plan_of(4, 100, 5000, 0.2)
     assert sum(kill.driver for kill in plan) == 20
-    assert all(1 + i * 48.49 <= kill.after + 1 and kill.after <= 1 + (i + 1) * 48.49 for i, kill in enumerate(plan))
+    assert all(i * 47.49 <= kill.after <= 1 + (i + 1) * 47.49 for i, kill in enumerate(plan))
     assert 30 < sum(kill.moment == "commit" for kill in plan) < 70
     assert size_of(200 * 12_000, 20_000) == (24, 20_000)
     assert size_of(10 * 2_000, 20_000) == (1, 4_000)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -176,6 +178,36 @@ def test_a_run_that_another_process_packs_meanwhile_is_no_failed_run(here: Study
     with pytest.raises(StoreLockedError, match="by another process"):
         study.run(progress=False)
     assert study.run(progress=False).table()[COLUMNS].equals(here.table()[COLUMNS])
+
+
+def test_runs_that_another_process_has_hold_up_no_others(
+    here: Study, tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make(tmp_path / "study")
+    held = []
+    for run in here.table().run[:2]:  # as many as there are workers
+        (tmp_path / "study" / run).parent.mkdir(exist_ok=True)
+        shutil.copy(f"{here.log.storage}/{run}.zip", tmp_path / "study" / f"{run}.zip")
+        held.append(daskrl.unpack(tmp_path / "study" / run))
+        held[-1].lock()
+    others, append = threading.Event(), StudyLog.append
+
+    def appended(log: StudyLog, records: Any) -> None:
+        append(log, records)
+        if len(log.results) == 2:
+            others.set()
+
+    monkeypatch.setattr(StudyLog, "append", appended)
+    carrying = threading.Thread(target=study.run, args=(client,), kwargs={"progress": False})
+    carrying.start()
+    try:
+        assert others.wait(120)
+        assert {f"runs/{trial}" for trial, _ in study.log.results} == set(here.table().run[2:])
+    finally:
+        for store in held:
+            store.unlock()
+        carrying.join()
+    assert study.table()[COLUMNS].equals(here.table()[COLUMNS])
 
 
 def test_a_run_that_is_one_task_learns_little_again(tmp_path: Path) -> None:

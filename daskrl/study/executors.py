@@ -206,7 +206,8 @@ class OnWorkers:
 
     def room(self) -> int:
         self._look()
-        return max(0, sum(self._threads.values()) - len(self._jobs) - self._waiting - len(self._spread))
+        # A run that another process has waits in nobody's thread.
+        return max(0, sum(self._threads.values()) - len(self._jobs) - len(self._spread))
 
     def want(self, runs: int) -> None:
         slots, now = runs + len(self._jobs) + self._waiting, time.monotonic()

@@ -139,9 +139,10 @@ class Study:
             results are the same.
         progress : show a bar of runs, and in Jupyter a table of settings, updated once a second at most.
         retry_failed : runs that failed are tried again.
-        grain : with a client, ``"task"``: each run is one task of a worker. ``"spread"``: each run's rollouts are
-            spread over the workers, as those of `daskrl.train`. ``"auto"``: a run of 200,000 env steps or more is
-            spread where fewer are left than workers have threads. The results are the same.
+        grain : with a client, ``"task"``: each run is one task of a worker, and has a checkpoint every 256 env steps at
+            the latest. ``"spread"``: each run's rollouts are spread over the workers, as those of `daskrl.train`.
+            ``"auto"``: a run of 200,000 env steps or more is spread where fewer are left than workers have threads. The
+            results are the same.
         seconds, worker_hours, updates : once so much is spent no run is begun and nothing is asked for any more; runs
             that were begun are finished. ``seconds`` are of this call; ``worker_hours`` and ``updates`` (of learners)
             are of all results of the study. Running it again goes on. A budget decides how far the study comes, never

@@ -118,7 +118,7 @@ class Kill:
 def plan_of(seed: int, kills: int, commits: int, drivers: float) -> list[Kill]:
     """``kills``, spread evenly over the commits; of them a share of the driver, and half at the worse moments."""
     random = np.random.default_rng(seed)
-    spans = np.linspace(1, 0.97 * commits, kills + 1)
+    spans = np.linspace(1, 0.95 * commits, kills + 1)
     of_driver = np.zeros(kills, bool)
     of_driver[random.permutation(kills)[: round(kills * drivers)]] = True
     return [
@@ -148,7 +148,7 @@ class Chaos:
         self.here, self.start = here, start
         self.plan = list(plan)  # to be done yet
         self.told, self.harms, self.workers = Told(), list[Harm](), list[int]()
-        self.patience = plan[-1].after // len(plan) if plan else 0
+        self.patience = plan[-1].after // 40  # commits
 
     def carry_on(self) -> None:
         while (driver := self.start()) and (code := self.watch(driver)) != 0:
