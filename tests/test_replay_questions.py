@@ -270,6 +270,11 @@ def test_sql_answers_what_pandas_does(replay) -> None:
     np.testing.assert_allclose(given["total"], every[every.step > 2].groupby("weights_version")["reward"].sum(), 1e-5)
     given = replay.sql('SELECT count(*) AS n, max("observation.camera"[3][2]) AS most FROM transitions')
     assert given["n"].item() == len(every)
+    with pytest.raises(ConfigError, match="read-only"):
+        replay.sql("CREATE TABLE mine AS SELECT 1")
+    with replay.connection() as own:
+        own.execute("CREATE TABLE long AS SELECT episode FROM episodes WHERE length > 4")
+        assert own.sql("SELECT count(*) FROM long").fetchall() == [((episodes.length > 4).sum(),)]
     joined = replay.sql(
         "SELECT r.seed, v.learner_updates FROM runs r JOIN versions v USING (run) WHERE v.weights_version = 4"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from daskrl import seeding
@@ -16,16 +18,21 @@ COLUMNS = (
 _BLOCK = 1 << 24  # bytes of endings that are read at once
 
 
-def episodes(part: Part, report: reading.Report) -> dict[str, Array]:
+def episodes(part: Part, report: reading.Report, columns: Collection[str] = COLUMNS) -> dict[str, Array]:
     """The episodes of which the newest step lies in a part, by number.
+
+    Parameters
+    ----------
+    columns : those that are wanted: how episodes ended, their returns so far, and their seeds are not in the log.
 
     Returns
     -------
-    Of each column an array ``[E]``; of ``run`` and ``worker`` the codes. Beside those of `COLUMNS` ``row``, of the
-    fragment of the last step in the catalog.
+    Of each column an array ``[E]``, also of most that are not wanted; of ``run`` and ``worker`` the codes. Beside those
+    of `COLUMNS` ``row``, of the fragment of the last step in the catalog.
     """
     catalog = part.catalog
-    ended, unfinished = _ended(part, report), _unfinished(part, report)
+    endings = "terminated" in columns or "truncated" in columns
+    ended, unfinished = _ended(part, report, endings), _unfinished(part, report, "return" in columns)
     joined = {name: np.concatenate([ended[name], unfinished[name]]) for name in ended}
     streams, envs = catalog.stream[joined["row"]], joined["env"]
     number = joined["local"] * catalog.lanes + streams * catalog.envs + envs
@@ -58,6 +65,8 @@ def episodes(part: Part, report: reading.Report) -> dict[str, Array]:
         keep = keep[np.isin(number[keep], part.episodes)]
     made = {name: column[keep] for name, column in made.items()}
     local = made.pop("local")
+    if "seed" not in columns:
+        return made
     made["seed"] = _seeds(catalog.store.config.seed, made["stream"], made["env"], local, schedule.envs_per_stream)
     return made
 
@@ -91,7 +100,7 @@ def _in_part(part: Part, row: Array) -> Array:
     return found
 
 
-def _ended(part: Part, report: reading.Report) -> dict[str, Array]:
+def _ended(part: Part, report: reading.Report, endings: bool) -> dict[str, Array]:
     catalog, ends = part.catalog, _ends(part)
     inside = _in_part(part, ends["row"])
     ends = {name: column[inside] for name, column in ends.items() if name != "rank"}
@@ -99,7 +108,7 @@ def _ended(part: Part, report: reading.Report) -> dict[str, Array]:
     ends = {name: column[order] for name, column in ends.items()}
     terminated, truncated = np.zeros((2, len(ends["row"])), np.bool_)
     good = np.ones(len(ends["row"]), np.bool_)
-    rows = np.unique(ends["row"])
+    rows = np.unique(ends["row"]) if endings else ends["row"][:0]
     at_once = max(1, _BLOCK // (2 * catalog.size))
     for first in range(0, len(rows), at_once):
         some = rows[first : first + at_once]
@@ -113,7 +122,7 @@ def _ended(part: Part, report: reading.Report) -> dict[str, Array]:
     return {name: column[good] for name, column in ends.items()}
 
 
-def _unfinished(part: Part, report: reading.Report) -> dict[str, Array]:
+def _unfinished(part: Part, report: reading.Report, returns: bool) -> dict[str, Array]:
     """Episodes of which the newest step is the last of a fragment, and that do not go on in the next one.
 
     They are those at the end of each stream, and those that were cut where a fragment does not continue the one before.
@@ -141,7 +150,8 @@ def _unfinished(part: Part, report: reading.Report) -> dict[str, Array]:
         "row": rows, "env": envs, "time": np.full(len(rows), catalog.fragment_steps - 1), "length": length,
         "return": np.zeros(len(rows)), "local": local[rows, envs], "terminated": never, "truncated": never,
     }  # fmt: skip
-    found["return"] = _returns_so_far(part, rows, envs, length, report)
+    if returns:
+        found["return"] = _returns_so_far(part, rows, envs, length, report)
     return found
 
 

@@ -6,8 +6,9 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from daskrl import extras
@@ -62,38 +63,57 @@ def of_transitions(table: scan.Table, report: scan.Report, numbered: bool = Fals
     return dataset(arrow.schema(list(of.values())), read)
 
 
-def of_table(schema: Any, make: Callable[[], Any]) -> Any:
-    """A small table, made when it is first asked for, as a dataset."""
-    made: list[Any] = []
+def of_table(schema: Any, make: Callable[[Collection[str]], Any]) -> Any:
+    """A small table, made when it is asked for, as a dataset.
+
+    Parameters
+    ----------
+    make : given names of columns, the table of these, and perhaps of others.
+    """
 
     def read(columns: Sequence[str], condition: Any) -> Any:
-        if not made:
-            made.append(make())
-        table = made[0] if condition is None else made[0].filter(condition)
+        said = str(condition)  # which names columns, too
+        table = make([name for name in schema.names if name in columns or name in said])
+        table = table if condition is None else table.filter(condition)
         return table.select(columns).to_reader()
 
     return dataset(schema, read)
 
 
-def connect(tables: Mapping[str, Any], memory: int) -> duckdb.DuckDBPyConnection:
+def connect(tables: Mapping[str, Any], memory: int, shared: bool = True) -> duckdb.DuckDBPyConnection:
     """A connection of DuckDB in which the tables are known by their names.
 
     Parameters
     ----------
     memory : bytes that an answer may take. DuckDB takes half of them; what it needs beyond lies in the directory for
         temporary files while it works.
+    shared : whether the database is that of others, too, in which nothing can be made.
     """
     with extras.needed("analysis", "SQL needs duckdb"):
         import duckdb
-    connection = duckdb.connect(":memory:")
-    spill = os.path.join(tempfile.gettempdir(), f"daskrl-{uuid.uuid4().hex}")  # DuckDB makes and removes it
-    connection.execute(f"SET memory_limit = '{max(32, memory // 2**21)}MiB'")
-    connection.execute("SET temp_directory = '" + spill.replace("'", "''") + "'")
-    connection.execute("SET autoinstall_known_extensions = false")
+    key = os.getpid(), max(32, memory // 2**21)
+    with _LOCK:
+        base = _OPEN.get(key) if shared else None
+        if base is None:
+            base = duckdb.connect(":memory:")
+            spill = os.path.join(tempfile.gettempdir(), f"daskrl-{uuid.uuid4().hex}")  # DuckDB makes and removes it
+            base.execute(f"SET memory_limit = '{key[1]}MiB'")
+            base.execute("SET temp_directory = '" + spill.replace("'", "''") + "'")
+            base.execute("SET autoinstall_known_extensions = false")
+            if shared:
+                _OPEN[key] = base
+        connection = base.cursor() if shared else base
     connection.execute("SET enable_progress_bar = false")  # it prints among what a script prints
     for name, table in tables.items():
-        connection.register(name, table)
+        connection.register(name, table)  # known to this connection alone
+    if shared:
+        connection.execute("BEGIN TRANSACTION READ ONLY")
     return connection
+
+
+# By process and memory: a database takes 50 ms to open, more than most questions. It holds no table.
+_OPEN: dict[tuple[int, int], duckdb.DuckDBPyConnection] = {}
+_LOCK = threading.Lock()
 
 
 def answer(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Any, memory: int) -> pandas.DataFrame:

@@ -8,13 +8,14 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from daskrl import extras
 from daskrl.analysis import catalog, labelled, query, reading, rows, scan, tables
+from daskrl.analysis import episodes as episodes_
 from daskrl.analysis.catalog import Damage
 from daskrl.analysis.transitions import Transitions
 from daskrl.config import plain, require_integer
@@ -269,8 +270,8 @@ class Replay:
         """
         return self._episodes().to_pandas()
 
-    def _episodes(self) -> Any:
-        return tables.episodes(self._parts, self._table.texts, self._report)
+    def _episodes(self, columns: Collection[str] = episodes_.COLUMNS) -> Any:
+        return tables.episodes(self._parts, self._table.texts, self._report, columns)
 
     @suggests
     def transitions(
@@ -342,8 +343,8 @@ class Replay:
         return {
             "episodes": query.of_table(tables.EPISODES(), self._episodes),
             "transitions": query.of_transitions(self._table, self._report),
-            "runs": query.of_table(tables.RUNS(), lambda: tables.runs(self._parts)),
-            "versions": query.of_table(tables.VERSIONS(), lambda: tables.versions(self._parts, texts)),
+            "runs": query.of_table(tables.RUNS(), lambda _: tables.runs(self._parts)),
+            "versions": query.of_table(tables.VERSIONS(), lambda _: tables.versions(self._parts, texts)),
         }
 
     def sql(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pandas.DataFrame:
@@ -376,8 +377,8 @@ class Replay:
             return query.answer(connection, sql, parameters, self._memory)
 
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """A connection of DuckDB in which the tables of `sql` are known, as they are now."""
-        return query.connect(self._tables(), self._memory)
+        """A connection of DuckDB of its own, in which the tables of `sql` are known, as they are now."""
+        return query.connect(self._tables(), self._memory, shared=False)
 
     # -- for people ---------------------------------------------------------------------------------------
 
@@ -390,7 +391,7 @@ class Replay:
         return {
             "runs": self.runs[0] if len(self._parts) == 1 else len(self._parts),
             "transitions": len(self.transitions(("run",))),
-            "episodes": self._episodes().num_rows,
+            "episodes": self._episodes(("episode",)).num_rows,
             "weights_versions": f"{self.versions[0]} to {self.versions[-1]}" if self.versions else "none",
             **({"of": " ".join(f".{name}(...)" for name, _ in self._chosen)} if self._chosen else {}),
             "state": "finished"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,18 +54,22 @@ def VERSIONS() -> Any:
     )  # fmt: skip
 
 
-def episodes(parts: Sequence[Part], texts: Mapping[str, Sequence[str]], report: reading.Report) -> Any:
-    """The episodes of some parts of runs, by run and number."""
+def episodes(
+    parts: Sequence[Part], texts: Mapping[str, Sequence[str]], report: reading.Report,
+    columns: Collection[str] = episodes_.COLUMNS,
+) -> Any:  # fmt: skip
+    """Some columns of the episodes of some parts of runs, by run and number; what costs reading only if wanted."""
+    wanted = [kind for kind in _EPISODES if kind.name in columns]
     pa = arrow.library()
     codes = {name: code for code, name in enumerate(texts["worker"])}
     made = []
     for number, part in enumerate(parts):
-        found = episodes_.episodes(part, report)
+        found = episodes_.episodes(part, report, columns)
         own = np.array([codes[name] for name in part.catalog.workers], np.int32)
         found["run"] = np.full(len(found["run"]), number, np.int32)
         found["worker"] = own[found["worker"]]
-        made.append(arrow.batch(_EPISODES, found, texts, len(found["run"])))
-    return pa.Table.from_batches(made, EPISODES())
+        made.append(arrow.batch(wanted, found, texts, len(found["run"])))
+    return pa.Table.from_batches(made, arrow.schema(wanted))
 
 
 def runs(parts: Sequence[Part]) -> Any:
@@ -153,7 +157,7 @@ def _of_episodes(parts: Sequence[Part], numbers: Sequence[Any], report: reading.
     made, seen = [], np.zeros(len(wanted), np.bool_)
     for part in parts:
         catalog = part.catalog
-        every = episodes_.episodes(dataclasses.replace(part, rows=np.arange(len(catalog)), episodes=None), report)
+        every = episodes_.episodes(dataclasses.replace(part, rows=np.arange(len(catalog)), episodes=None), report, ())
         found = np.isin(every["episode"], wanted)
         seen |= np.isin(wanted, every["episode"])
         last = catalog.round[every["row"][found]]
@@ -168,7 +172,7 @@ def _of_episodes(parts: Sequence[Part], numbers: Sequence[Any], report: reading.
         own = wanted if part.episodes is None else np.intersect1d(wanted, part.episodes)
         made.append(dataclasses.replace(part, rows=part.rows[inside[part.rows]], episodes=own))
     if not seen.all():
-        every_number = np.unique(np.concatenate([episodes_.episodes(part, report)["episode"] for part in parts]))
+        every_number = np.unique(np.concatenate([episodes_.episodes(part, report, ())["episode"] for part in parts]))
         near = every_number[np.argsort(np.abs(every_number - wanted[~seen][0]), kind="stable")[:6]]
         raise ConfigError(
             f"episodes: there is no episode {wanted[~seen][0]}; the nearest are {_listed(sorted(near.tolist()))}, of "
