@@ -71,10 +71,10 @@ class Telling(WorkerPlugin):
         carry_out, record_of, packed = trial.carry_out, trial.record_of, pack.pack
 
         @functools.wraps(carry_out)
-        def carried_out(job: Any) -> Any:
+        def carried_out(job: Any, *others: Any) -> Any:
             at.task = next(numbers)
             say("opened", trial=job.trial, env_steps=job.env_steps)
-            outcome = carry_out(job)
+            outcome = carry_out(job, *others)
             say("over", kind=outcome["kind"], seconds=outcome.get("seconds"))
             at.task = None
             return outcome

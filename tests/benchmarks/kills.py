@@ -304,8 +304,10 @@ def compare(folder: Path, given: Any) -> int:
 
 
 def report(given: Any, one: Any, said: dict[str, Any], path: Path, chaos: Chaos, seconds: float) -> int:
+    from daskrl.study.table import OF_THE_POOL
+
     killed = study(path, given.seeds, given.env_steps)
-    logical = [name for name in one.table() if name not in ("seconds", "worker")]
+    logical = [name for name in one.table() if name not in OF_THE_POOL]
     same = killed.digest() == one.digest() and killed.table()[logical].equals(one.table()[logical])
     records, expected = trial_records(path), trial_records(one.log.storage)
     lost = len(set(expected) - set(records))
