@@ -128,6 +128,12 @@ class Client:
         keys = (meta["path"].removeprefix(begins) for page in found for meta in page)
         return sorted(itertools.islice(keys, most))
 
+    def level(self, begins: str) -> tuple[list[str], list[str]]:
+        """What follows ``begins``, up to the next ``/``, in keys that begin with it: folders and objects, sorted."""
+        found = self._obstore.list_with_delimiter(self.store, begins.rstrip("/") or None)
+        folders = (path.removeprefix(begins) for path in found["common_prefixes"])
+        return sorted(folders), sorted(meta["path"].removeprefix(begins) for meta in found["objects"])
+
     def ask(self, storage: Asked, request: Callable[[], T]) -> T:
         """What ``request`` returns, asked again while the server does not answer.
 

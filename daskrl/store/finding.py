@@ -5,73 +5,108 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from daskrl.errors import ConfigError, StoreMismatchError
+from daskrl.store.objects import Objects
 from daskrl.store.packed import SUFFIX
 from daskrl.store.places import found, place
 from daskrl.store.storage import Storage
 
 _WILD = re.compile(r"[*?\[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+Names = tuple[str, ...]
 
 
-def is_url(text: str) -> bool:
-    return bool(_URL.match(text))
-
-
-def is_wild(text: str) -> bool:
-    """Whether there is a wildcard in it."""
-    return bool(_WILD.search(text))
-
-
-def split(pattern: str) -> tuple[Path, tuple[str, ...], bool]:
-    """The directory that a pattern begins with, the patterns of the names below it, and whether there are any."""
-    parts = Path(pattern).parts
+def split(pattern: str) -> tuple[str, Names, bool]:
+    """The directory or URL that a pattern begins with, the patterns of names below it, and whether there are any."""
+    if pattern.startswith("file://"):
+        pattern = unquote(urlsplit(pattern).path)
+    url = _URL.match(pattern)
+    if not url and os.path.exists(pattern):  # a name may look like a pattern
+        return pattern, ("**",), False
+    parts = tuple(filter(None, pattern[url.end() :].split("/"))) if url else Path(pattern).parts
     fixed = next((number for number, part in enumerate(parts) if _WILD.search(part)), len(parts))
-    return Path(*parts[:fixed]), parts[fixed:] or ("**",), fixed < len(parts)
+    root = url[0] + "/".join(parts[:fixed]) if url else str(Path(*parts[:fixed]))
+    return root, parts[fixed:] or ("**",), fixed < len(parts)
 
 
-def below(folder: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """``("run" or "study", path)`` of all that lies in a folder, itself among it; what is within them is not looked at.
+def join(root: str, names: Names) -> str:
+    """The path or URL of something below one."""
+    return "/".join([root, *names]) if _URL.match(root) else str(Path(root, *names))
+
+
+def is_directory(root: str) -> bool:
+    """Whether something may lie below; of a URL that is not asked."""
+    return bool(_URL.match(root)) or Path(root).is_dir()
+
+
+def below(root: str, wanted: Names) -> Iterator[tuple[str, Names]]:
+    """``("run" or "study", names)`` of all that lies below, the root itself among it, without what is within these.
 
     Parameters
     ----------
+    root : a directory, or the URL of a bucket or of something in it.
     wanted : patterns of names, which say how deep to look.
     """
-    return _below(folder, None if "**" in wanted else len(wanted), set())
+    level = _in_bucket(root) if _URL.match(root) else _in_directory(root)
+    return _below(root, level, (), None if "**" in wanted else len(wanted))
 
 
-def _below(folder: Path, depth: int | None, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Path]]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        about = os.stat(folder)
-    except OSError:  # not ours to read, or gone since
+Level = Callable[[Names], tuple[list[str], list[str]]]
+"""Of a folder below a root the names of its folders, and of what else lies in it, sorted."""
+
+
+def _below(root: str, level: Level, at: Names, depth: int | None) -> Iterator[tuple[str, Names]]:
+    folders, others = level(at)
+    if ".commits" in folders:
+        yield "study" if "study.json" in others else "run", at
         return
-    if (about.st_dev, about.st_ino) in seen:  # a link to a folder above
+    if depth == 0:
         return
-    seen.add((about.st_dev, about.st_ino))
-    names = {entry.name for entry in entries}
-    if ".commits" in names and "study.json" in names:
-        yield "study", folder
-    elif ".commits" in names:
-        yield "run", folder
-    elif depth is None or depth > 0:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _below(Path(entry.path), None if depth is None else depth - 1, seen)
-            elif (
-                entry.name.endswith(SUFFIX)
-                and entry.name.removesuffix(SUFFIX) not in names
-                and found(entry.path).holds_store()
-            ):
-                yield "run", folder / entry.name.removesuffix(SUFFIX)
+    packed = {name.removesuffix(SUFFIX) for name in others if name.endswith(SUFFIX)}
+    for name in sorted({*folders, *packed}):
+        if name.startswith("."):
+            continue
+        inside = []
+        if name in folders:
+            inside = list(_below(root, level, (*at, name), None if depth is None else depth - 1))
+            yield from inside
+        # Some object stores go on to list a folder of which nothing is left.
+        if name in packed and not inside and found(join(root, (*at, name))).holds_store():
+            yield "run", (*at, name)
 
 
-def matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+def _in_directory(root: str) -> Level:
+    seen: set[tuple[int, int]] = set()
+
+    def level(at: Names) -> tuple[list[str], list[str]]:
+        folder = Path(root, *at)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            about = os.stat(folder)
+        except OSError:  # not ours to read, or gone since
+            return [], []
+        if (about.st_dev, about.st_ino) in seen:  # a link to a folder above
+            return [], []
+        seen.add((about.st_dev, about.st_ino))
+        folders = [entry.name for entry in entries if entry.is_dir()]
+        return folders, [entry.name for entry in entries if not entry.is_dir()]
+
+    return level
+
+
+def _in_bucket(root: str) -> Level:
+    if urlsplit(root).scheme == "memory":
+        raise ConfigError(f"{root}: runs in memory are found by their own URL alone, without a pattern.")
+    place(f"{root}/any")  # raises where the URL is none
+    storage = Objects.of(root, bucket=True)
+    return lambda at: storage.level("/".join(at))
+
+
+def matches(parts: Names, wanted: Names) -> bool:
     """Whether the names of a path are those of a pattern; ``**`` are any names."""
     if not wanted:
         return not parts
@@ -83,10 +118,15 @@ def matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
 def many(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a pattern, or a directory that is neither a run nor a study but holds something."""
     path = os.fspath(path)
-    if _URL.match(path):
-        return False
-    if _WILD.search(path):
-        return not os.path.exists(path)
+    if _URL.match(path) and not path.startswith("file://"):
+        root, _, wild = split(path)
+        parts = urlsplit(path)
+        one = parts.path.strip("/") and not parts.query  # a name may look like a pattern
+        if parts.scheme == "memory" or (one and found(path).holds_store()):
+            return False
+        return wild or any(_in_bucket(root)(()))
+    if _WILD.search(path) and not os.path.exists(path):
+        return True
     folder = Path(path)
     return folder.is_dir() and not (folder / ".commits").exists() and any(folder.iterdir())
 
@@ -101,35 +141,27 @@ def runs(pattern: str) -> list[str]:
 
     Parameters
     ----------
-    pattern : as `daskrl.runs` takes one. Of URLs that of one run or study.
+    pattern : as `daskrl.runs` takes one.
 
     Raises
     ------
     StoreMismatchError
         There is none.
-    ConfigError
-        It is the URL of neither a run nor a study.
     """
-    if is_url(pattern):
-        if is_wild(pattern) and not found(pattern).holds_store():
-            raise ConfigError(f"expected the URL of a run or of a study, without a pattern, got {pattern!r}.")
-        storage = place(pattern)
-        return _of_study(storage, pattern) if holds_study(storage) else [pattern]
-    if os.path.exists(pattern):  # a name may look like a pattern
-        root, wild = Path(pattern), False
-        wanted: tuple[str, ...] = ("**",)
-    else:
-        root, wanted, wild = split(pattern)
-    if not wild and (not root.is_dir() or (root / ".commits").is_dir()) and not (root / "study.json").exists():
+    if not many(pattern):
+        if os.path.exists(pattern) or _URL.match(pattern):
+            storage = place(pattern)
+            return sorted(_of_study(storage, pattern)) if holds_study(storage) else [pattern]
         return [pattern]  # a run, which may be packed; or nothing at all, which whoever opens it says
+    root, wanted, _ = split(pattern)
     paths: list[str] = []
-    for kind, path in below(root, wanted):
-        every = matches(path.relative_to(root).parts, wanted)
+    for kind, names in below(root, wanted):
+        path, every = join(root, names), matches(names, wanted)
         if kind == "run":
-            paths += [str(path)] * every
+            paths += [path] * every
         else:
-            found_ = _of_study(place(path.absolute()), str(path))
-            paths += [one for one in found_ if every or matches(Path(one).relative_to(root).parts, wanted)]
+            found_ = _of_study(place(path), path)
+            paths += [one for one in found_ if every or matches((*names, *one.split("/")[-2:]), wanted)]
     if not paths:
         raise StoreMismatchError(f"no run lies where {pattern!r} says. Type: daskrl info {root}")
     return sorted(paths)

@@ -59,8 +59,12 @@ class Objects(Packable):
     unsure = True
 
     @classmethod
-    def of(cls, url: str) -> Objects:
+    def of(cls, url: str, *, bucket: bool = False) -> Objects:
         """The place of a URL.
+
+        Parameters
+        ----------
+        bucket : whether it may be a whole bucket, to look below.
 
         Raises
         ------
@@ -74,7 +78,7 @@ class Objects(Packable):
                 "in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...): a URL is written in logs."
             )
         path = parts.path.strip("/")
-        if not parts.netloc or (not path and parts.scheme != "memory"):
+        if not parts.netloc or (not path and parts.scheme != "memory" and not bucket):
             raise ConfigError(
                 f"store: expected {parts.scheme}://BUCKET/PREFIX, got {url!r}: a run has a prefix of its own."
             )
@@ -173,6 +177,11 @@ class Objects(Packable):
         found = client.ask(self, lambda: client.keys(begins, after))
         return [name for name in found if "/" not in name]
 
+    def level(self, folder: str) -> tuple[list[str], list[str]]:
+        """Names of what lies in a folder, sorted: those that are a folder themselves, and objects."""
+        client, begins = self._client, f"{self.under}{folder}/" if folder else self.under
+        return client.ask(self, lambda: client.level(begins))
+
     def make_folder(self, name: str) -> None:
         """There are none."""
 
@@ -255,7 +264,9 @@ class Objects(Packable):
         return data
 
     def aside(self) -> Objects:
-        return dataclasses.replace(self, url=self.url.rpartition("/")[0], under="")
+        if self.under:
+            return dataclasses.replace(self, under=self.under[: self.under.rfind("/", 0, -1) + 1])
+        return dataclasses.replace(self, url=self.url.rpartition("/")[0])
 
     def keys(self) -> list[str]:
         client = self._client
@@ -310,7 +321,7 @@ class Objects(Packable):
 
     @property
     def typed(self) -> str:
-        return self.url
+        return str(self)
 
     @property
     def name(self) -> str:
@@ -332,10 +343,11 @@ class _Making(Objects):
 
 def _zarr(storage: Objects) -> Any:
     """zarr's store, read-only. Pickled it is made anew from its URL: obstore's own pickles may hold the credentials."""
-    from zarr.storage import ObjectStore
+    from zarr.storage import ObjectStore, StorePath
 
     class Readable(ObjectStore):  # type: ignore[type-arg]
         def __reduce__(self) -> Any:
             return _zarr, (storage,)
 
-    return Readable(storage._client.store, read_only=True)
+    made = Readable(storage._client.store, read_only=True)
+    return StorePath(made, storage.under.rstrip("/")) if storage.under else made

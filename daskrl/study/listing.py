@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskrl import extras
 from daskrl.errors import ConfigError, DaskrlError
 from daskrl.store import finding
-from daskrl.store.finding import is_url, is_wild, matches, split
 from daskrl.store.packed import SUFFIX, Packed
 from daskrl.store.places import place
-from daskrl.store.posix import Posix
 from daskrl.store.storage import Storage
 from daskrl.store.store import Store
 from daskrl.study import table
@@ -37,7 +34,8 @@ def runs(pattern: str | os.PathLike[str] = "**") -> pandas.DataFrame:
     Parameters
     ----------
     pattern : a directory, for all below it, or with ``*``, ``?``, ``[...]`` in the names of directories; ``**`` are any
-        directories. A study that the pattern names is there with all of its runs. Of URLs that of one run or study.
+        directories. A study that the pattern names is there with all of its runs. Or a URL of one
+        run, of one study, or with a pattern, ``s3://bucket/studies/**``.
 
     Returns
     -------
@@ -55,39 +53,33 @@ def rows(pattern: str | os.PathLike[str] = "**") -> list[dict[str, Any]]:
     text = os.fspath(pattern)
     if not isinstance(text, str):
         raise ConfigError(f"runs: expected a directory or a pattern like 'studies/**', got {pattern!r:.200}.")
-    if is_url(text):
-        return _at_url(text)
-    root, wanted, wild = split(text)
-    if not wild and not root.is_dir() and Store.exists(root):
-        return [_of_run(root)]  # it is packed
-    if not root.is_dir():
+    if not finding.many(text):  # one run, which may be packed, or one study
+        if StudyLog.exists(text):
+            return _of_study(place(text), text)
+        if Store.exists(text):
+            return [_of_run(text)]
+    root, wanted, _ = finding.split(text)
+    if not finding.is_directory(root):
         raise ConfigError(f"runs: {root} is no directory. Expected one, or a pattern like 'studies/**'.")
     found: list[dict[str, Any]] = []
-    for kind, path in finding.below(root, wanted):
-        below = path.relative_to(root).parts
+    for kind, names in finding.below(root, wanted):
+        path, every = finding.join(root, names), finding.matches(names, wanted)
         if kind == "run":
-            if matches(below, wanted):
-                found.append(_of_run(path))
+            found += [_of_run(path)] if every else []
         else:
-            of_study = _of_study(Posix(path.absolute()), str(path))
-            every = matches(below, wanted)
-            found += [
-                row for row in of_study if every or matches(Path(row["path"]).relative_to(root).parts, wanted)
-            ]  # fmt: skip
+            of_study = _of_study(place(path), path)
+            found += [row for row in of_study if every or finding.matches((*names, *_names(row)), wanted)]
     return found
 
 
-def _at_url(text: str) -> list[dict[str, Any]]:
-    if StudyLog.exists(text):
-        return _of_study(place(text), text)
-    if is_wild(text) or not Store.exists(text):
-        raise ConfigError(f"runs: expected the URL of a run or a study, without a pattern, got {text!r}.")
-    return [_of_run(text)]
+def _names(row: dict[str, Any]) -> tuple[str, ...]:
+    """Of a run of a study below the study's directory."""
+    return "runs", row["path"].rpartition("/")[2]
 
 
-def _of_run(path: str | Path) -> dict[str, Any]:
+def _of_run(path: str) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    row["path"] = str(path)
+    row["path"] = path
     try:
         store = Store.open(path)
         config, progress = store.config, store.progress()

@@ -14,7 +14,8 @@ import numpy as np
 from daskrl.algorithms.dqn import DQN
 from daskrl.errors import StoreLockedError, StoreMismatchError
 from daskrl.run import train
-from daskrl.store.storage import Storage
+from daskrl.store.pack import pack
+from daskrl.store.storage import Packable, Storage
 from daskrl.store.store import Store
 
 
@@ -183,6 +184,16 @@ class StorageTests:
         storage = self._made()
         assert storage.folder("data").get("first") == b"1"
 
+    def test_a_run_in_a_folder_is_packed_there_and_read_as_it_was(self) -> None:
+        storage = self._made()
+        run = _run(storage.folder("runs").folder("one"), env_steps=64)
+        digest, columns = run.digest(), sorted(run.zarr())
+        if isinstance(storage, Packable):
+            packed = pack(run)
+            assert storage.names("runs") == ["one.zip"]
+            assert Store.open(storage.folder("runs").folder("one")).digest() == digest
+            assert sorted(packed.zarr()) == columns
+
     def test_a_run_has_the_digest_it_has_in_a_directory(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             mine, other = _run(self.place()), _run(f"{folder}/run")
@@ -192,10 +203,10 @@ class StorageTests:
             assert np.array_equal(rewards[0][:], rewards[1][:])
 
 
-def _run(place: Any) -> Store:
+def _run(place: Any, env_steps: int = 256) -> Store:
     algorithm = DQN(hidden=(8,), learning_starts=32, batch_size=8, window=256)
     return train(
-        algorithm, "CartPole-v1", store=place, env_steps=256, streams=2, envs_per_stream=2, fragment_steps=16,
+        algorithm, "CartPole-v1", store=place, env_steps=env_steps, streams=2, envs_per_stream=2, fragment_steps=16,
         checkpoint_every=2, progress=False,
     ).wait().store  # fmt: skip
 
