@@ -13,8 +13,8 @@ last commit of its run; for each task that goes on with such a run, the time unt
 opening it, reading its replay, learning again what came after its checkpoint; and the tasks whose result was there
 already, from their scoring on. The time until a killed worker is back is told apart: nobody works in it.
 
-How much is lost follows from how much work there is between kills: ``--work``. On two cores 200 kills take half an hour,
-and the study in one process, which ``--keep`` has only once, somewhat longer; ``--kills 10 --work 2000`` two minutes.
+How much is lost follows from the work between two kills: ``--work``. On two cores 200 kills take half an hour, and the
+study in one process, which ``--keep`` has only once, somewhat longer; ``--kills 10 --work 2000`` takes two minutes.
 
 Ends with exit code 1 where the promise is broken, or more is lost.
 """
