@@ -17,7 +17,8 @@ import pytest
 import daskrl
 from daskrl.config import Schedule
 from daskrl.envs.spaces import Leaf
-from daskrl.errors import ConfigError, DamagedError, DamagedWarning, StoreMismatchError
+from daskrl.errors import ConfigError, DamagedError, DamagedWarning, StoreMismatchError, StoreUnreachableError
+from daskrl.store.posix import Posix
 from tests import objects
 from tests.oracles import Scripted
 from tests.written import episodes_of, leaf_of, stepped, write
@@ -298,6 +299,19 @@ def test_a_condition_that_only_some_fragments_can_fulfil_gives_what_duckdb_gives
 
 
 _SIMPLE = ("episode", "step", "reward", "weights_version", "stream", "fragment", "worker", "terminated")
+
+
+def test_what_a_store_raises_while_sql_reads_it_is_raised_as_it_is(replay, monkeypatch) -> None:
+    def gone(self: Any) -> Any:
+        raise StoreUnreachableError("the bucket is gone")
+
+    monkeypatch.setattr(Posix, "reading", gone)
+    for ask in (
+        lambda: replay.sql("SELECT avg(reward) FROM transitions"),
+        lambda: len(replay.transitions(where="step > 3")),
+    ):
+        with pytest.raises(StoreUnreachableError, match="the bucket is gone"):
+            ask()
 
 
 def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from daskrl import extras
 from daskrl.analysis import arrow, scan
@@ -24,24 +24,42 @@ Read = Callable[[Sequence[str], Any], Any]
 
 
 def dataset(schema: Any, read: Read) -> Any:
-    """A table that is read when it is asked, as a ``pyarrow.dataset.Dataset``: DuckDB, polars and others scan it."""
+    """A table that is read when it is asked, as a ``pyarrow.dataset.Dataset``: DuckDB, polars and others scan it.
+
+    What is raised while it is read is in its ``failed``: who scans it makes another error of that.
+    """
     arrow.library()
     import pyarrow.dataset
+
+    failed: list[Exception] = []
 
     class Scanner(pyarrow.dataset.Scanner):  # type: ignore[misc]
         def __init__(self, columns: Sequence[str] | None, condition: Any) -> None:
             self.columns, self.condition = list(schema.names if columns is None else columns), condition
+            self.failed = failed
 
         @property
         def projected_schema(self) -> Any:
             return arrow.library().schema([schema.field(name) for name in self.columns])
 
         def to_reader(self) -> Any:
-            return read(self.columns, self.condition)
+            try:
+                found = read(self.columns, self.condition)
+                return arrow.library().RecordBatchReader.from_batches(found.schema, self._each(found))
+            except Exception as error:
+                self.failed.append(error)
+                raise
+
+        def _each(self, found: Any) -> Iterator[Any]:
+            try:
+                yield from found
+            except Exception as error:
+                self.failed.append(error)
+                raise
 
     class Asked(pyarrow.dataset.Dataset):  # type: ignore[misc]
         def __init__(self) -> None:
-            """The base class has nothing to keep: this one answers all that is asked."""
+            self.failed = failed
 
         @property
         def schema(self) -> Any:
@@ -58,9 +76,9 @@ def of_transitions(table: scan.Table, report: scan.Report, numbered: bool = Fals
     of = {**table.kinds, **({scan.ROW.name: scan.ROW} if numbered else {})}
 
     def read(columns: Sequence[str], condition: Any) -> Any:
-        return scan.reader(table, columns, table.blocks(columns, report, condition))
+        return scan.reader(table, columns, table.blocks(columns, report, condition, coded=True), coded=True)
 
-    return dataset(arrow.schema(list(of.values())), read)
+    return dataset(arrow.schema(list(of.values()), coded=True), read)
 
 
 def of_table(schema: Any, make: Callable[[Collection[str]], Any]) -> Any:
@@ -157,11 +175,22 @@ def explained(what: str, tables: Mapping[str, Any]) -> Iterator[None]:
 
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        raise ConfigError(
-            f"{what}: {error} It may take half of memory=: open Replay(..., memory=...) with more."
-        ) from error
     except duckdb.Error as error:
-        said = str(error).strip()
-        known = "".join(f"{os.linesep}{name}: {', '.join(table.schema.names)}" for name, table in tables.items())
-        raise ConfigError(f"{what}: {said}{os.linesep}The tables and their columns are{known}") from error
+        _explain(what, tables, error)
+
+
+def _explain(what: str, tables: Mapping[str, Any], error: Exception) -> NoReturn:
+    import duckdb
+
+    if failed := [one for table in tables.values() for one in table.failed]:
+        raise failed[0] from None
+    if isinstance(error, duckdb.OutOfMemoryException):
+        raise ConfigError(f"{what}: {error} DuckDB may take half of memory=: open Replay(..., memory=...) with more.") \
+            from error  # fmt: skip
+    said = str(error).strip()
+    known = "".join(f"{os.linesep}{name}: {', '.join(_named(table))}" for name, table in tables.items())
+    raise ConfigError(f"{what}: {said}{os.linesep}The tables and their columns are{known}") from error
+
+
+def _named(table: Any) -> list[str]:
+    return [name for name in table.schema.names if name != scan.ROW.name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +30,20 @@ _NEED_ENDINGS = ("episode", "step")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a column of transitions holds: ``dtype`` and ``shape`` of one value; of texts ``codes`` of these."""
+    """What a column of transitions holds.
+
+    Attributes
+    ----------
+    dtype, shape : of one value.
+    texts : whether the values are codes of texts.
+    each : whether the value is the same in all rows of a fragment.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
     texts: bool = False
+    each: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -53,7 +62,7 @@ def kinds(part: Part) -> dict[str, Kind]:
     made += [Kind(next_name(leaf.name), leaf.dtype, (*stack, *leaf.shape)) for leaf in store.spec.observation]
     made += [
         Kind("terminated", "bool"), Kind("truncated", "bool"), Kind("discount", "float32"),
-        Kind("weights_version", "int64"), Kind("policy_lag", "int64"),
+        Kind("weights_version", "int64", each=True), Kind("policy_lag", "int64", each=True),
     ]  # fmt: skip
     known = {kind.name for kind in made}
     made += [
@@ -62,8 +71,8 @@ def kinds(part: Part) -> dict[str, Kind]:
         if column.dims == ("time", "env") and column.name not in known
     ]
     made += [
-        Kind("stream", "int64"), Kind("env", "int64"), Kind("fragment", "int64"), Kind("time", "int64"),
-        Kind("worker", "int32", texts=True), Kind("wall_time", "float64"),
+        Kind("stream", "int64", each=True), Kind("env", "int64"), Kind("fragment", "int64", each=True),
+        Kind("time", "int64"), Kind("worker", "int32", texts=True), Kind("wall_time", "float64", each=True),
     ]  # fmt: skip
     return {kind.name: kind for kind in made}
 
@@ -103,6 +112,26 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Each:
+    """A column with one value for all rows of a fragment: ``of[codes]``, which groups and filters go through faster."""
+
+    codes: Array
+    of: Array
+
+    def __getitem__(self, rows: Array) -> Each:
+        return Each(self.codes[rows], self.of)
+
+    def all(self) -> Array:
+        """The value of each row."""
+        found: Array = self.of[self.codes]
+        return found
+
+
+MOST_AT_ONCE = 1 << 16
+"""Fragments in one block: codes of `Each` are ``uint16``."""
+
+
+@dataclass(frozen=True)
 class Block:
     """Some rows.
 
@@ -110,12 +139,12 @@ class Block:
     ----------
     catalog : of their run.
     kept : which rows of the fragments these are; None where all are there.
-    values : column -> ``[B, *shape]``; of texts their codes.
+    values : column -> ``[B, *shape]``; of texts their codes; `Each` where that was asked for.
     """
 
     catalog: Catalog
     kept: Array | None
-    values: dict[str, Array]
+    values: dict[str, Any]
     count: int
 
 
@@ -125,12 +154,16 @@ def nbytes_of(part: Part, names: Sequence[str]) -> int:
     return part.catalog.size * (2 * sum(of[name].nbytes for name in names) + 16)
 
 
-def block(part: Part, rows: Array, names: Sequence[str], report: reading.Report, kept: Array | None = None) -> Block:
+def block(
+    part: Part, rows: Array, names: Sequence[str], report: reading.Report, kept: Array | None = None,
+    coded: bool = False,
+) -> Block:  # fmt: skip
     """The rows of some fragments.
 
     Parameters
     ----------
     kept : which of their rows; all that the part has by default.
+    coded : whether what is the same in all rows of a fragment is given as `Each`.
     """
     catalog = part.catalog
     needed, count = _needed(part, names, kept), len(rows) * catalog.size
@@ -138,7 +171,7 @@ def block(part: Part, rows: Array, names: Sequence[str], report: reading.Report,
     if not good.all():
         mask = np.repeat(good, catalog.size)
         kept = np.flatnonzero(mask) if kept is None else kept[mask[kept]]
-    made = _Columns(part, rows, arrays)
+    made = _Columns(part, rows, arrays, coded)
     kept = _selected(part, made, kept)
     values = {name: made.column(name) for name in names}
     if kept is not None:
@@ -182,16 +215,18 @@ def _selected(part: Part, made: _Columns, kept: Array | None) -> Array | None:
 class _Columns:
     """Columns of some fragments, computed from stored ones."""
 
-    def __init__(self, part: Part, rows: Array, arrays: dict[str, Array]) -> None:
+    def __init__(self, part: Part, rows: Array, arrays: dict[str, Array], coded: bool) -> None:
+        self.coded = coded
         self.catalog, self.rows, self.arrays = part.catalog, rows, arrays
         catalog = part.catalog
         self.frames = catalog.store.config.frame_stack
         self.stacked = part.stacked and self.frames > 1
         self.shape = (len(rows), catalog.fragment_steps, catalog.envs)
         self._ended: Array | None = None
+        self._fragment: Array | None = None
         self._counted: tuple[Array, Array] | None = None
 
-    def column(self, name: str) -> Array:
+    def column(self, name: str) -> Any:
         """``[F * T * N, *shape]``."""
         catalog, rows = self.catalog, self.rows
         of_next = name.removeprefix("next_")
@@ -224,14 +259,20 @@ class _Columns:
             return self._flat(np.broadcast_to(np.arange(catalog.fragment_steps)[:, None], self.shape))
         if name == "policy_lag":
             return self._each(catalog.round[rows] - catalog.weights_version[rows])
+        if name == "worker":
+            return np.repeat(catalog.worker[rows], catalog.size)
         return self._each(getattr(catalog, {"fragment": "slot"}.get(name, name))[rows])
 
     def _flat(self, values: Array) -> Array:
         return values.reshape(-1, *values.shape[3:])
 
-    def _each(self, values: Array) -> Array:
+    def _each(self, values: Array) -> Array | Each:
         """Of each fragment, for each of its rows."""
-        return np.repeat(values, self.shape[1] * self.shape[2])
+        if not self.coded:
+            return np.repeat(values, self.catalog.size)
+        if self._fragment is None:
+            self._fragment = np.repeat(np.arange(len(self.rows), dtype=np.uint16), self.catalog.size)
+        return Each(self._fragment, values)
 
     @property
     def ended(self) -> Array:

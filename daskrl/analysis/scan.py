@@ -12,7 +12,7 @@ import numpy as np
 
 from daskrl.analysis import arrow
 from daskrl.analysis.catalog import Damage
-from daskrl.analysis.rows import WHERE, Block, Kind, Part, block, kinds, nbytes_of, require_columns
+from daskrl.analysis.rows import MOST_AT_ONCE, WHERE, Block, Kind, Part, block, kinds, nbytes_of, require_columns
 from daskrl.errors import ConfigError
 from daskrl.records import Array
 
@@ -79,12 +79,13 @@ class Table:
         of = self.kinds
         return sum(of[name].nbytes for name in names)
 
-    def blocks(self, names: Sequence[str], report: Report, pick: Any = None) -> Iterator[Block]:
+    def blocks(self, names: Sequence[str], report: Report, pick: Any = None, coded: bool = False) -> Iterator[Block]:
         """All rows, in blocks of whole fragments.
 
         Parameters
         ----------
         pick : a condition on columns, a pyarrow ``Expression``; None for all rows.
+        coded : see `daskrl.analysis.rows.block`.
         """
         of = self.kinds
         asked = [name for name in of if f"{name}" in str(pick)] if pick is not None else []
@@ -92,22 +93,25 @@ class Table:
         for number, part in enumerate(self.parts):
             rows = part.rows if pick is None else part.rows[self._possible(number, part, pick)]
             places = np.arange(len(part.rows)) if pick is None else np.searchsorted(part.rows, rows)
-            at_once = max(1, self.block // nbytes_of(part, sorted({*asked, *names} & {*of})))
+            at_once = self.block // nbytes_of(part, sorted({*asked, *names} & {*of}))
+            at_once = min(max(1, at_once), MOST_AT_ONCE)
             for low in range(0, len(rows), at_once):
                 some, place = rows[low : low + at_once], places[low : low + at_once]
                 numbers = first + place * part.catalog.size
                 if pick is None:
-                    yield self._numbered(number, block(part, some, _stored(names), report), names, numbers)
+                    yield self._numbered(number, block(part, some, _stored(names), report, None, coded), names, numbers)
                     continue
-                tested = self._numbered(number, block(part, some, asked, report), [*asked, ROW.name], numbers)
+                tested = self._numbered(
+                    number, block(part, some, asked, report, None, coded), [*asked, ROW.name], numbers
+                )
                 passed = self._passed(tested, asked, pick)
                 if not len(passed):
                     continue
                 kept = passed if tested.kept is None else tested.kept[passed]
                 rest = [name for name in _stored(names) if name not in asked]
-                found = block(part, some, rest, report, kept)
+                found = block(part, some, rest, report, kept, coded)
                 if found.count < len(kept):  # of a chunk that is damaged: without what was tested
-                    found = block(part, some, _stored(names), report, kept)
+                    found = block(part, some, _stored(names), report, kept, coded)
                 else:
                     found.values.update({name: tested.values[name][passed] for name in asked if name in names})
                 yield self._numbered(number, found, names, numbers)
@@ -223,9 +227,13 @@ def _words(kind: Kind | None) -> str:
     return "none" if kind is None else f"{kind.dtype}{list(kind.shape)}"
 
 
-def reader(table: Table, names: Sequence[str], found: Iterator[Block]) -> Any:
+def reader(table: Table, names: Sequence[str], found: Iterator[Block], coded: bool = False) -> Any:
     """Blocks as a ``pyarrow.RecordBatchReader``, which asks for each when it is wanted."""
     pa, of, texts = arrow.library(), {**table.kinds, ROW.name: ROW}, table.texts
     wanted = [of[name] for name in names]
-    batches = (arrow.batch(wanted, one.values, texts, one.count) for one in found)
-    return pa.RecordBatchReader.from_batches(arrow.schema(wanted), batches)
+    every = (arrow.batch(wanted, one.values, texts, one.count, coded) for one in found)
+    batches = (one.slice(low, _BATCH) for one in every for low in range(0, one.num_rows, _BATCH))
+    return pa.RecordBatchReader.from_batches(arrow.schema(wanted, coded), batches)
+
+
+_BATCH = 122_880  # rows: as many as a row group of DuckDB, for its threads to work side by side

@@ -60,10 +60,9 @@ class Transitions:
         return arrow.schema(self.kinds)
 
     def _asked(self, sql: str) -> Array:
-        others = self._others()
         numbered = query.of_transitions(self._table, self._report, numbered=True)
-        connection = query.connect({**others, "transitions": numbered}, self._memory)
-        known = {**others, "transitions": query.of_transitions(self._table, self._report)}
+        known = {**self._others(), "transitions": numbered}
+        connection = query.connect(known, self._memory)
         with connection, query.explained("where", known):
             found = connection.execute(sql).fetchnumpy()["_row"]
             return np.sort(np.asarray(found, np.int64))

@@ -134,9 +134,10 @@ def of_parquet(folder: Path, replay: daskrl.Replay, rounds: int) -> dict[str, tu
     """Seconds of the replay and of DuckDB on Parquet, in turns; the answers are compared."""
     import duckdb
 
+    connection = duckdb.connect()
+
     def parquet(sql: str, name: str, *given: Any) -> Any:
-        with duckdb.connect() as connection:
-            return connection.execute(sql.format(f"'{folder / name}.parquet'"), given or None).df()
+        return connection.execute(sql.format(f"'{folder / name}.parquet'"), given or None).df()
 
     made = {}
     for what, sql, name, given in (
@@ -160,15 +161,16 @@ def of_parquet(folder: Path, replay: daskrl.Replay, rounds: int) -> dict[str, tu
 def memory(path: Path) -> tuple[float, float]:
     """MiB that a process takes at most, and those that it has before it asks."""
     code = (
-        "import sys, resource; sys.path.insert(0, sys.argv[2])\n"
+        "import re, sys; sys.path.insert(0, sys.argv[2])\n"
         "import replay, daskrl, duckdb, pandas, pyarrow.dataset\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "def most(): return int(re.search('VmHWM:\\\\s*(\\\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
+        "before = most()\n"
         "from pathlib import Path\n"
         "for ask in replay.questions(Path(sys.argv[1])).values(): ask(daskrl.Replay(sys.argv[1]))\n"
         "one = daskrl.Replay(sys.argv[1])\n"
         "said = 'avg(observation[3]), avg(next_observation[5]), max(action[2])'\n"
         "one.sql('SELECT ' + said + ' FROM transitions WHERE step > 7')\n"
-        "print(before / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "print(before, most())"
     )
     asked = [sys.executable, "-c", code, str(path), str(Path(__file__).parent)]
     ran = subprocess.run(asked, capture_output=True, text=True, check=True)
