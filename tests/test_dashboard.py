@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from daskrl.watching.dashboard import Page, Telling, install
 from daskrl.watching.figures import Tally
 from daskrl.watching.watch import Reader
 from tests.promise import start
+from tests.studies import small
 from tests.watched import budget, fragment, learned, tally
 
 
@@ -116,6 +118,48 @@ def test_a_performance_report_names_the_tasks(client: Client, tmp_path: Path) ->
     report = (tmp_path / "report.html").read_text()
     assert '"rollout"' in report
     assert '"learn"' in report
+
+
+# -- of a study -------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_on_the_page_while_it_goes_on_and_when_it_was_stopped_and_finished(
+    client: Client, tmp_path: Path
+) -> None:
+    link, seen = client.dashboard_link.replace("status", "daskrl"), tmp_path / "seen"
+
+    def score(store: daskrl.Store) -> float:
+        with urlopen(link) as answer:
+            seen.write_bytes(answer.read())
+        return 7.5
+
+    path = tmp_path / "<b>lr"
+    study = small(path, score=score)
+    page = f"<p>{html.escape(str(path))} (%s)</p><div><strong>&lt;b&gt;lr: %s runs asked for are over</strong>"
+    study.run(client, progress=False, updates=1)  # and no run is begun once one has updates
+    assert f"<p>{html.escape(str(path))} (goes on)</p><div><strong>&lt;b&gt;lr: " in seen.read_text()
+    finished = study.summary()["finished"]
+    assert 1 <= finished < 4
+    assert page % ("stopped", f"{finished} of 4") in fetched(client)
+    study.run(client, progress=False)
+    text = fetched(client)
+    assert page % ("finished", "4 of 4") in text
+    assert text.count(html.escape(str(path))) == 1
+    table = text[text.index("runs asked for are over") :]
+    assert table.count("<td style='text-align:left'>7.5</td>") == 2
+    assert "0.0001" in table
+
+
+def test_of_studies_without_a_driver_ten_stay_and_those_that_go_on_stand_first() -> None:
+    page = Page()
+    for study in range(14):
+        page.tell_study(f"study {study}", "one" if study == 3 else None, "", False)
+    told(page, 1)
+    text = page.html(0.0)
+    assert [study for study in range(14) if f"study {study} (" in text] == [3, *range(4, 14)]
+    assert text.index("study 3 (goes on)") < text.index("run 1.") < text.index("study 13 (stopped)")
+    page.remove_client(None, "one")  # type: ignore[arg-type]
+    assert "study 3 (" not in page.html(0.0)  # it is the oldest of eleven
 
 
 # -- on the scheduler -------------------------------------------------------------------------------------

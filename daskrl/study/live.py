@@ -1,18 +1,21 @@
-"""A study while it runs: a bar of runs, and in Jupyter a table of settings beside it."""
+"""A study while it runs: a bar of runs, and a table of settings in Jupyter and in Dask's dashboard."""
 
 from __future__ import annotations
 
 import contextlib
 import html
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from daskrl.study import table as tables
 from daskrl.study import words
 from daskrl.study.log import StudyLog
 from daskrl.watching.bar import tqdm
 from daskrl.watching.watch import in_a_kernel
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _EVERY = 1.0  # seconds between two tables, at least
 _SHARE = 20  # times as long as a table takes, at least, are the seconds to the next
@@ -24,12 +27,17 @@ class Live:
 
     Parameters
     ----------
-    show : is given the table as HTML; None where there is no table.
+    shows : are given the table as HTML.
+
+    Attributes
+    ----------
+    over : whether nothing is left to run; its driver says so.
     """
 
-    def __init__(self, log: StudyLog, bar: Any, show: Callable[[str], None] | None) -> None:
-        self._log, self._bar, self._show = log, bar, show
+    def __init__(self, log: StudyLog, bar: Any, shows: Sequence[Callable[[str], None]]) -> None:
+        self._log, self._bar, self._shows = log, bar, shows
         self._next = 0.0
+        self.over = False
 
     @property
     def n(self) -> int:
@@ -39,14 +47,16 @@ class Live:
     def update(self, runs: int) -> None:
         """So many more runs are over."""
         self._bar.update(runs)
-        if self._show is not None and time.monotonic() >= self._next:
+        if time.monotonic() >= self._next:
             self.show()
 
     def show(self) -> None:
         """Show the table as it is now."""
-        if self._show is not None:
+        if self._shows:
             began = time.monotonic()
-            self._show(page(self._log))
+            table = page(self._log)
+            for show in self._shows:
+                show(table)
             ended = time.monotonic()
             self._next = ended + max(_EVERY, _SHARE * (ended - began))
 
@@ -75,15 +85,29 @@ def page(log: StudyLog) -> str:
 
 
 @contextlib.contextmanager
-def live(log: StudyLog, total: int | None, shown: bool) -> Iterator[Live]:
-    """The bar of a study, and in Jupyter the table; ``shown`` whether there is any."""
+def live(log: StudyLog, total: int | None, shown: bool, client: Client | None = None) -> Iterator[Live]:
+    """The bar of a study, and the table.
+
+    Parameters
+    ----------
+    shown : whether there is a bar, and in Jupyter the table.
+    client : of Dask, in whose dashboard the table is in any case.
+    """
+    shows, telling = [_display()] if shown and in_a_kernel() else [], None
+    if client is not None:
+        from daskrl.watching.dashboard import StudyTelling
+
+        telling = StudyTelling(client, str(log.storage))
+        shows.append(telling.show)
     with tqdm()(total=total, unit="run", disable=None if shown else True) as bar:
         bar.set_description(log.storage.name)
-        made = Live(log, bar, _display() if shown and in_a_kernel() else None)
+        made = Live(log, bar, shows)
         try:
             yield made
         finally:
             made.show()
+            if telling is not None:
+                telling.end(made.over)
 
 
 def _display() -> Callable[[str], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -13,9 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from daskrl.codec import encoded
 from daskrl.errors import ConfigError, EarlyRungsWarning
-from daskrl.prepared import Prepared
 from daskrl.records import Array
 from daskrl.shown import html_table
 from daskrl.store.places import Place
@@ -27,10 +24,10 @@ from daskrl.study.compare import Comparison, compare
 from daskrl.study.definition import Preparing
 from daskrl.study.early import early
 from daskrl.study.executors import Executor, InProcess, OnWorkers
-from daskrl.study.handing import Begins
-from daskrl.study.log import Asked, AskRecord, Entry, StudyLog, setting_of, study_record
+from daskrl.study.log import Asked, Entry, StudyLog, setting_of, study_record
+from daskrl.study.making import Making
 from daskrl.study.search import WAIT, Ask, Segment, Wait, counting, decidable, mean_score
-from daskrl.study.trial import Job, trial_key
+from daskrl.study.trial import Job
 from daskrl.study.winner import Optimism
 
 if TYPE_CHECKING:
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
 
     from daskrl.study.live import Live
 
-RUNS, HANDED = "runs", "handed"
 _AHEAD = 256  # runs that are looked at before there is room for them
 
 
@@ -137,7 +133,8 @@ class Study:
         ----------
         client : of Dask; each run is one task of a worker. None carries out one after the other in this process. The
             results are the same.
-        progress : show a bar of runs, and in Jupyter a table of settings, updated once a second at most.
+        progress : show a bar of runs, and in Jupyter a table of settings, updated once a second at most. With a client
+            the table is in Dask's dashboard in any case, at ``/daskrl``.
         retry_failed : runs that failed are tried again.
         grain : with a client, ``"task"``: each run is one task of a worker, and has a checkpoint every 256 env steps at
             the latest. ``"spread"``: each run's rollouts are spread over the workers, as those of `daskrl.train`.
@@ -173,7 +170,7 @@ class Study:
                     device = self.definition.shape.get("device", "auto")
                     executor.want(1)  # of a cluster that has no worker yet
                     self.log.append([executor.introduce(packages, device)])
-                with _bar(self, progress) as bar:
+                with _bar(self, progress, client) as bar:
                     self._drive(executor, bar, budget, pack)
             finally:
                 self._executor = None
@@ -195,6 +192,7 @@ class Study:
     def _drive(self, executor: Executor, bar: Live, budget: Budget, pack: bool) -> None:
         """The loop: decide what is asked, have its runs carried out, commit what they gave."""
         definition, search, log = self.definition, self.definition.search, self.log
+        making = Making(definition, self._preparing, log, executor, self._judged, pack)
         asked: list[Ask | Wait] = []
         missing: list[int] = []  # of each ask, runs without a result
         told: dict[int, float] = {}
@@ -209,7 +207,6 @@ class Study:
             missing.append(0)
             if isinstance(ask, Wait):
                 return
-            assert log.arithmetic is not None
             for environment, seed, trial in trials:
                 if (trial, ask.env_steps) in log.results:
                     continue
@@ -219,11 +216,8 @@ class Study:
                 if len(awaiting) > 1:
                     continue
                 if given is None:
-                    given = self._given(self._prepared(ask), executor)
-                runs = log.storage.folder(RUNS).folder(trial)
-                whole = pack and ask.env_steps == definition.env_steps  # else it may go on
-                job = Job(trial, runs, seed, ask.env_steps, log.arithmetic, whole, given[environment], self._judged)
-                ready.append(job if ask.segment is None else self._of_member(job, ask.segment, environment))
+                    given = making.given(ask)
+                ready.append(making.job(ask, environment, seed, trial, given))
 
         def settle() -> None:
             nonlocal complete
@@ -248,7 +242,7 @@ class Study:
                 if ask is None or (ask is WAIT and idle and all(one is WAIT for one in asked[-(search.width or 1) :])):
                     over = True
                     break
-                record, given = self._record(number, ask, executor)
+                record, given = making.record(number, ask)
                 entries.append(record)
                 log.asks.append(record["asked"])
                 take(ask, [] if record["asked"] is None else record["asked"]["trials"], given)
@@ -259,6 +253,7 @@ class Study:
                 in_flight += 1
             executor.want(0 if spent else len(ready))
             if not in_flight and (spent or not ready):
+                bar.over = over and not ready
                 break
             results = executor.wait()
             in_flight -= len(results)
@@ -271,57 +266,6 @@ class Study:
                     missing[number] -= 1
         if entries:
             log.append(entries)
-
-    def _prepared(self, ask: Ask) -> dict[str, Prepared]:
-        """The run of an ask in each environment."""
-        return {label: self._preparing.prepared(ask.setting, label) for label in self.definition.environments}
-
-    def _given(self, prepared: Mapping[str, Prepared], executor: Executor) -> dict[str, Any]:
-        score = self.definition.score
-        return {environment: executor.given(run, score) for environment, run in prepared.items()}
-
-    def _record(self, number: int, ask: Ask | Wait, executor: Executor) -> tuple[AskRecord, dict[str, Any] | None]:
-        """What the log keeps of an ask; and its runs, as jobs take them."""
-        if isinstance(ask, Wait):
-            return {"kind": "ask", "ask": number, "asked": None}, None
-        trials: list[list[Any]] = []
-        runs = self._prepared(ask)
-        for environment, prepared in runs.items():
-            for seed in self.definition.seeds:
-                its, begins = seed, None
-                if ask.segment is not None:
-                    its = ask.segment.seed(self.definition.study_seed, seed)
-                    begins = self._begins(ask.segment, environment, seed)
-                trials.append([environment, seed, trial_key(prepared.with_seed(its), begins)])
-        setting = {name: encoded(value, name) for name, value in ask.setting.items()}
-        asked: Asked = {"number": ask.number, "setting": setting, "env_steps": ask.env_steps, "trials": trials}
-        if ask.note:
-            asked["note"] = dict(ask.note)
-        if ask.segment is not None:
-            asked["segment"] = dataclasses.asdict(ask.segment)
-        return {"kind": "ask", "ask": number, "asked": asked}, self._given(runs, executor)
-
-    def _begins(self, segment: Segment, environment: str, seed: int) -> Begins | None:
-        """What a member's run begins with."""
-        if segment.parent is None:
-            return None
-        kept = self.log.asks[segment.parent]
-        assert kept is not None
-        trial = next(trial for label, its, trial in kept["trials"] if (label, its) == (environment, seed))
-        runs = self.log.storage.folder(RUNS).folder(trial)
-        return Begins(
-            trial, kept["env_steps"], segment.before, self.log.storage.folder(HANDED), segment.optimizer,
-            runs if segment.replay else None,
-        )  # fmt: skip
-
-    def _of_member(self, job: Job, segment: Segment, environment: str) -> Job:
-        """The job of a member of a population."""
-        begins = self._begins(segment, environment, job.seed)
-        if begins is not None:
-            begins = dataclasses.replace(begins, sha256=self.log.results[begins.trial, begins.env_steps].get("handed"))
-        seed = segment.seed(self.definition.study_seed, job.seed)
-        self.log.storage.make_folder(HANDED)
-        return dataclasses.replace(job, seed=seed, begins=begins, hands_to=self.log.storage.folder(HANDED))
 
     def _score(self, number: int) -> float:
         """The score of an ask that is complete; NaN where a run of it failed."""
@@ -445,11 +389,11 @@ def _ask(kept: Asked | None) -> Ask | Wait:
     return Ask(kept["number"], setting_of(kept), kept["env_steps"], kept.get("note", {}), segment)
 
 
-def _bar(study: Study, shown_: bool) -> contextlib.AbstractContextManager[Live]:
+def _bar(study: Study, shown: bool, client: Client | None) -> contextlib.AbstractContextManager[Live]:
     from daskrl.study.live import live
 
     definition = study.definition
     total = None
     if definition.search.width is None and definition.space.is_grid and type(definition.search).__name__ == "Grid":
         total = sum(1 for _ in definition.space.grid()) * len(definition.environments) * len(definition.seeds)
-    return live(study.log, total, shown_)
+    return live(study.log, total, shown, client)

@@ -1,20 +1,21 @@
-"""A page in Dask's dashboard, ``/daskrl``: every run on the scheduler, beside Dask's own pages.
+"""A page in Dask's dashboard, ``/daskrl``: every study and run on the scheduler, beside Dask's own pages.
 
 A driver puts the page on the scheduler, as a plugin. It counts the records that it commits and tells the page the
 figures, once a second at most. The page keeps the newest figures of each run, and makes HTML of them when somebody
-looks. The scheduler reads no store: it need not see the file system.
+looks; of a study it keeps the newest table. The scheduler reads no store: it need not see the file system.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from distributed import SchedulerPlugin
 
@@ -48,12 +49,30 @@ class Shown:
         return page(self.figures, f"{self.title} (stopped)" if stopped else self.title, now)
 
 
+@dataclass
+class ShownStudy:
+    """A study on the page; ``table`` is HTML."""
+
+    title: str
+    table: str
+    over: bool
+    client: str | None
+
+    def html(self, now: float) -> str:
+        state = "finished" if self.over else "stopped" if self.client is None else "goes on"
+        return f"<p>{html.escape(self.title)} ({state})</p>{self.table}"
+
+
+Kept = TypeVar("Kept", Shown, ShownStudy)
+
+
 class Page(SchedulerPlugin):
-    """The runs that drivers told of. Of the runs without a driver the newest ten stay.
+    """The studies and runs that drivers told of. Of those without a driver the newest ten of each stay.
 
     Attributes
     ----------
     runs : by the run's id; the run that a driver took up last is the last.
+    studies : the same, by the study's place.
     served : whether the scheduler has a dashboard, and this page in it.
     """
 
@@ -63,20 +82,25 @@ class Page(SchedulerPlugin):
     def __init__(self) -> None:
         self.served = False
         self.runs: dict[str, Shown] = {}
+        self.studies: dict[str, ShownStudy] = {}
         self._others: list[str] = []  # Dask's pages
 
     async def start(self, scheduler: Scheduler) -> None:
         """Let drivers tell of their runs, and serve the page where there is a dashboard."""
-        scheduler.handlers.update(daskrl_page=lambda: self.served, daskrl_tell=self.tell)
+        scheduler.handlers.update(
+            daskrl_page=lambda: self.served, daskrl_tell=self.tell, daskrl_tell_study=self.tell_study
+        )
         with contextlib.suppress(Exception):  # runs can do without
             self._serve(scheduler)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        """A client is gone, and with it every run that it drove."""
-        for shown in self.runs.values():
+        """A client is gone, and with it every run and study that it drove."""
+        everything: list[Shown | ShownStudy] = [*self.runs.values(), *self.studies.values()]
+        for shown in everything:
             if shown.client == client:
                 shown.client = None
-        self._forget()
+        _forget(self.runs)
+        _forget(self.studies)
 
     def _serve(self, scheduler: Scheduler) -> None:
         """Serve the page where Dask serves its dashboard, or says that bokeh is missing for it; else do nothing."""
@@ -101,21 +125,17 @@ class Page(SchedulerPlugin):
 
     def tell(self, run: str, client: str | None, title: str, figures: str) -> None:
         """Take a run's newest figures, as JSON; ``client`` is None when its driver ends."""
-        shown = Shown(title, Figures(**json.loads(figures)), client)
-        if client is not None and run in self.runs and self.runs[run].client is None:
-            del self.runs[run]  # resumed
-        self.runs[run] = shown
-        self._forget()
+        _take(self.runs, run, Shown(title, Figures(**json.loads(figures)), client))
 
-    def _forget(self) -> None:
-        ended = [run for run, shown in self.runs.items() if shown.client is None]
-        for run in ended[:-_KEPT]:
-            del self.runs[run]
+    def tell_study(self, study: str, client: str | None, table: str, over: bool) -> None:
+        """Take a study's newest table, as HTML; ``client`` is None when its driver ends."""
+        _take(self.studies, study, ShownStudy(study, table, over, client))
 
     def html(self, now: float) -> str:
-        """The page: runs that go on first, and the newest of them first."""
-        newest_first = [*reversed(self.runs.values())]
-        runs = sorted(newest_first, key=lambda shown: shown.client is None)
+        """The page: studies, then runs; those that go on first, and the newest of them first."""
+        newest_first: list[Shown | ShownStudy] = [*reversed(self.studies.values())]
+        newest_first += reversed(self.runs.values())
+        runs = sorted(newest_first, key=lambda shown: (shown.client is None, isinstance(shown, Shown)))
         links = "".join(f'<li><a href="{other}">{other.title()}</a></li>' for other in self._others)
         content = "<hr>".join(shown.html(now) for shown in runs) or "<p>no run</p>"
         return (
@@ -126,6 +146,19 @@ class Page(SchedulerPlugin):
         )
 
 
+def _take(kept: dict[str, Kept], key: str, shown: Kept) -> None:
+    if shown.client is not None and key in kept and kept[key].client is None:
+        del kept[key]  # taken up again
+    kept[key] = shown
+    _forget(kept)
+
+
+def _forget(kept: dict[str, Kept]) -> None:
+    ended = [key for key, shown in kept.items() if shown.client is None]
+    for key in ended[:-_KEPT]:
+        del kept[key]
+
+
 # -- in the driver ----------------------------------------------------------------------------------------
 
 
@@ -134,43 +167,101 @@ def install(client: Client) -> None:
     client.register_plugin(Page())
 
 
+def _served(client: Client) -> bool:
+    """Put the page on the client's scheduler; whether it is served there."""
+    install(client)
+    return bool(client.sync(client.scheduler.daskrl_page, callback_timeout=_PATIENCE))  # type: ignore[union-attr]
+
+
+class _Line:
+    """From a driver to the page. What is said on the way is not waited for: a slow scheduler must not be felt.
+
+    Parameters
+    ----------
+    handler : of the scheduler.
+    """
+
+    def __init__(self, client: Client, handler: str) -> None:
+        self.client, self._handler = client, handler
+        self._saying = Future[None]()
+        self._saying.set_result(None)
+
+    @property
+    def free(self) -> bool:
+        """Whether what was said last has arrived."""
+        return self._saying.done()
+
+    def first(self, **said: Any) -> None:
+        self.client.sync(self._say, self.client.id, said, callback_timeout=_PATIENCE)
+
+    def next(self, **said: Any) -> None:
+        loop = self.client.loop.asyncio_loop  # type: ignore[union-attr]
+        self._saying = asyncio.run_coroutine_threadsafe(self._say(self.client.id, said), loop)
+
+    def last(self, **said: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._saying.result(_PATIENCE)  # else it may come after the last
+        if self.client.status == "running":
+            self.client.sync(self._say, None, said, callback_timeout=_PATIENCE)
+
+    async def _say(self, client: str | None, said: Mapping[str, Any]) -> None:
+        await getattr(self.client.scheduler, self._handler)(client=client, **said)
+
+
+class StudyTelling:
+    """Puts a study on the scheduler's page. It does nothing where there is no page, or where the page is out of reach.
+
+    Parameters
+    ----------
+    study : its place.
+    """
+
+    def __init__(self, client: Client, study: str) -> None:
+        self._study, self._line, self._last = study, None, ""
+        with contextlib.suppress(Exception):
+            if client.scheduler is not None and _served(client):
+                self._line = _Line(client, "daskrl_tell_study")
+
+    def show(self, table: str) -> None:
+        """Show this HTML from now on."""
+        begins, self._last = not self._last, table
+        if self._line is not None and self._line.free:
+            with contextlib.suppress(Exception):
+                say = self._line.first if begins else self._line.next
+                say(study=self._study, table=table, over=False)
+
+    def end(self, over: bool) -> None:
+        """The driver ends; ``over``: nothing is left to run."""
+        if self._line is not None:
+            with contextlib.suppress(Exception):
+                self._line.last(study=self._study, table=self._last, over=over)
+
+
 class _Teller:
     """Counts what a driver commits, and tells the scheduler what comes of it."""
 
     def __init__(self, client: Client, run: Watched) -> None:
         store = run.store
-        self.client, self.run, self.title = client, store.run_id, f"{run_title(store.config)}: {store.storage}"
+        self.run, self.title = store.run_id, f"{run_title(store.config)}: {store.storage}"
         self.tally = Tally(store.config.schedule, run.transitions_per_update)
         for record in store.records():
             self.tally.take(record)
-        self._told, self._telling = time.monotonic(), Future[None]()
-        self._telling.set_result(None)
-        client.sync(self._tell, client.id, self._figures(), callback_timeout=_PATIENCE)
+        self._told, self._line = time.monotonic(), _Line(client, "daskrl_tell")
+        self._line.first(**self._said())
 
     def take(self, records: Sequence[Record]) -> None:
         for record in records:
             self.tally.take(record)
         now = time.monotonic()
-        if now - self._told >= _EVERY and self._telling.done():
+        if now - self._told >= _EVERY and self._line.free:
             self._told = now
-            # Not waited for: a scheduler that is slow must not be felt.
-            telling = self._tell(self.client.id, self._figures())
-            loop = self.client.loop.asyncio_loop  # type: ignore[union-attr]
-            self._telling = asyncio.run_coroutine_threadsafe(telling, loop)
+            self._line.next(**self._said())
 
     def end(self) -> None:
-        with contextlib.suppress(Exception):
-            self._telling.result(_PATIENCE)  # else it may come after the last
-        if self.client.status == "running":
-            self.client.sync(self._tell, None, self._figures(), callback_timeout=_PATIENCE)
+        self._line.last(**self._said())
 
-    def _figures(self) -> str:
-        return json.dumps(self.tally.figures().to_json())
-
-    async def _tell(self, client: str | None, figures: str) -> None:
-        scheduler = self.client.scheduler
-        assert scheduler is not None
-        await scheduler.daskrl_tell(run=self.run, client=client, title=self.title, figures=figures)
+    def _said(self) -> dict[str, str]:
+        return {"run": self.run, "title": self.title, "figures": json.dumps(self.tally.figures().to_json())}
 
 
 class Telling(Callback):
@@ -186,8 +277,7 @@ class Telling(Callback):
         self._teller = None
         if (client := run.client) is not None and client.scheduler is not None:
             with contextlib.suppress(Exception):
-                install(client)
-                if client.sync(client.scheduler.daskrl_page, callback_timeout=_PATIENCE):
+                if _served(client):
                     self._teller = _Teller(client, run)
 
     def committed(self, run: Watched, records: Sequence[Record]) -> None:
