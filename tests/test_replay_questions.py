@@ -119,8 +119,8 @@ def test_stacked_frames_are_given_one_by_one_or_as_the_algorithm_saw_them(tmp_pa
 KILLED = """
 import os, signal, sys, daskrl
 run = daskrl.train(
-    daskrl.DQN(hidden=(8,), learning_starts=0, batch_size=4, window=64), "CartPole-v1", store=sys.argv[1],
-    env_steps=256, streams=2, envs_per_stream=2, fragment_steps=8, progress=False,
+    daskrl.QLearning(), "FrozenLake-v1", store=sys.argv[1], env_steps=256, progress=False,
+    streams=2, envs_per_stream=2, fragment_steps=8,
 )
 for number, report in enumerate(run):
     if number == 4:
@@ -136,7 +136,7 @@ def test_a_run_that_is_killed_and_resumed_keeps_its_episodes_and_their_numbers(t
     daskrl.resume(path, progress=False).wait()
     whole = first.refresh()
     store = whole.stores[whole.runs[0]]
-    rows = list(stepped(store, lambda: gymnasium.make("CartPole-v1")))
+    rows = list(stepped(store, lambda: gymnasium.make("FrozenLake-v1")))
     compare_episodes(whole.episodes(), rows)
     before = len(first.transitions())
     assert before < len(whole.transitions()) == 256
@@ -273,6 +273,9 @@ def test_sql_answers_what_pandas_does(replay) -> None:
     assert given["n"].item() == len(every)
     with pytest.raises(ConfigError, match="read-only"):
         replay.sql("CREATE TABLE mine AS SELECT 1")
+    limit = "SELECT current_setting('memory_limit') AS most"
+    replay.sql("SET memory_limit = '10GB'")
+    assert replay.sql(limit)["most"].item() == "512.0 MiB", "half of what the replay may take, in each query anew"
     with replay.connection() as own:
         own.execute("CREATE TABLE long AS SELECT episode FROM episodes WHERE length > 4")
         assert own.sql("SELECT count(*) FROM long").fetchall() == [((episodes.length > 4).sum(),)]
@@ -373,6 +376,8 @@ def test_what_is_not_there_is_an_error_that_says_what_is(replay, tmp_path: Path)
         replay.transitions(where="foo = 1")
     with pytest.raises(StoreMismatchError):
         daskrl.Replay(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="got none"):
+        replay.transitions([])
     with pytest.raises(StoreMismatchError, match="no run lies"):
         daskrl.Replay(f"{tmp_path}/**")
     large = write(tmp_path / "large", Scripted, schedule=Schedule(1, 8, 1000), rounds=1, ahead=False)
@@ -407,6 +412,30 @@ def test_of_a_damaged_run_the_rest_is_read_and_what_is_not_has_a_name(tmp_path: 
     assert replay.damaged["fragment"].tolist()[1] == 4
     with pytest.raises(DamagedError):
         store.read(store.fragments()[0]) and store.digest()
+
+
+def test_of_several_runs_one_of_a_later_format_is_left_out_by_name(tmp_path: Path) -> None:
+    schedule = Schedule(streams=1, envs_per_stream=1, fragment_steps=4)
+    for name in ("good", "later"):
+        write(tmp_path / name, Scripted, schedule=schedule, rounds=1, ahead=False)
+    said = json.loads((tmp_path / "later" / "zarr.json").read_text())
+    said["attributes"]["format_version"] = 99
+    (tmp_path / "later" / "zarr.json").write_text(json.dumps(said))
+    with pytest.raises(StoreMismatchError, match="version 99"):
+        daskrl.Replay(tmp_path / "later")
+    with pytest.warns(DamagedWarning, match="later is left out"):
+        replay = daskrl.Replay(tmp_path)
+    assert replay.runs == (str(tmp_path / "good"),)
+    assert replay.damaged[["run", "fragment"]].values.tolist() == [[str(tmp_path / "later"), pandas.NA]]
+    assert "damaged 1 files" in repr(replay)
+
+
+def test_a_run_without_fragments_has_empty_tables(tmp_path: Path) -> None:
+    replay = daskrl.Replay(write(tmp_path / "run", Scripted, schedule=SCHEDULE, rounds=0, ahead=False))
+    assert len(replay.episodes()) == len(replay.transitions().to_pandas()) == len(replay.transitions().to_dask()) == 0
+    assert replay.sql("SELECT count(*) AS n FROM transitions")["n"].item() == 0
+    assert list(replay.transitions().to_torch()) == []
+    assert replay.to_xarray().sizes["fragment"] == 0
 
 
 def test_a_replay_says_what_it_holds_and_how_fresh_it_is(replay) -> None:

@@ -115,12 +115,12 @@ def connect(tables: Mapping[str, Any], memory: int, shared: bool = True) -> duck
         if base is None:
             base = duckdb.connect(":memory:")
             spill = os.path.join(tempfile.gettempdir(), f"daskrl-{uuid.uuid4().hex}")  # DuckDB makes and removes it
-            base.execute(f"SET memory_limit = '{key[1]}MiB'")
             base.execute("SET temp_directory = '" + spill.replace("'", "''") + "'")
             base.execute("SET autoinstall_known_extensions = false")
             if shared:
                 _OPEN[key] = base
         connection = base.cursor() if shared else base
+    connection.execute(f"SET memory_limit = '{key[1]}MiB'")  # again: a query may have set another
     connection.execute("SET enable_progress_bar = false")  # it prints among what a script prints
     for name, table in tables.items():
         connection.register(name, table)  # known to this connection alone

@@ -50,6 +50,8 @@ class Table:
         if given is None:
             return self.default
         names = (given,) if isinstance(given, str) else tuple(given)
+        if not names:
+            raise ConfigError(f"columns: expected some of {', '.join(self.kinds)}; got none.")
         known = self.kinds
         for name in names:
             apart = {part.catalog.label: kinds(part).get(name) for part in self.parts}
