@@ -182,6 +182,27 @@ def test_views_compose(replay, wanted) -> None:
 
 
 @pytest.mark.parametrize("memory", ["1MiB", "1GiB"])
+@pytest.mark.parametrize(
+    ("chosen", "where", "by_hand"),
+    [({"envs": 1}, "reward > 0", "env == 1 and reward > 0"),
+     ({"streams": [0, 2], "episodes": [0, 4, 8]}, "step > 1", "stream in (0, 2) and episode in (0, 4, 8) and step > 1"),
+     ({"workers": "worker-2"}, "episode BETWEEN 4 AND 20", "worker == 'worker-2' and 4 <= episode <= 20"),
+     ({"envs": 0, "workers": ["worker-0", "worker-1"]}, "time % 2 = 0 OR weights_version = 2",
+      "env == 0 and worker in ('worker-0', 'worker-1') and (time % 2 == 0 or weights_version == 2)")],
+)  # fmt: skip
+def test_a_condition_in_a_view_leaves_what_a_filter_of_all_rows_leaves(store, memory, chosen, where, by_hand) -> None:
+    replay = daskrl.Replay(store, memory=memory)
+    columns = ["episode", "step", "reward", "weights_version", "stream", "env", "time", "worker", "discount"]
+    wanted = replay.transitions(columns).to_pandas().query(by_hand).reset_index(drop=True)
+    view = replay.of(**chosen)
+    some = view.transitions(columns, where=where)
+    assert some.to_pandas().equals(wanted)
+    assert len(some) == len(wanted) > 0
+    said = view.sql(f"SELECT {', '.join(columns)} FROM transitions WHERE {where}")
+    assert said.astype(object).values.tolist() == wanted.astype(object).values.tolist()
+
+
+@pytest.mark.parametrize("memory", ["1MiB", "1GiB"])
 def test_rows_are_the_same_whatever_is_read_at_once(store, memory, wanted) -> None:
     replay = daskrl.Replay(store, memory=memory)
     rows = [row for block in replay.transitions(["episode", "step"]) for row in zip(*block.values(), strict=True)]

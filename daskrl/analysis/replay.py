@@ -237,7 +237,7 @@ class Replay:
     ) -> Replay:
         """What is of some runs, streams, environments of a stream, workers or episodes, by name or number.
 
-        Of several arguments, what is of all of them.
+        Of several arguments, what is of all of them. In `episodes` an episode is where its last step is.
         """
         given = {
             name: _each(value)

@@ -157,7 +157,7 @@ def _of_episodes(parts: Sequence[Part], numbers: Sequence[Any], report: reading.
     made, seen = [], np.zeros(len(wanted), np.bool_)
     for part in parts:
         catalog = part.catalog
-        every = episodes_.episodes(dataclasses.replace(part, rows=np.arange(len(catalog)), episodes=None), report, ())
+        every = episodes_.episodes(Part(catalog, np.arange(len(catalog))), report, ())
         found = np.isin(every["episode"], wanted)
         seen |= np.isin(wanted, every["episode"])
         last = catalog.round[every["row"][found]]
