@@ -267,6 +267,12 @@ def test_a_study_that_stops_runs_early_has_a_report_and_its_code_makes_it_again(
     made = make(tmp_path / "study", space=space, search=search, seeds=1, env_steps=128).run(progress=False)
     said = contents(made.log)
     assert said.left_out == "2 settings were stopped after fewer env steps."
+    # Nothing was learned in the first round, so that all settings have the weights of their seed.
+    early, alike, *_ = said.warnings
+    assert early.startswith("rungs: after 64 env steps a run (learning_rate=")
+    assert "same score (all 3 at 64 env steps)" in alike
+    queued = sum(record["queued"] for record in made.log.results.values())
+    assert said.cost["queue time"] == f"{queued / 3600:,.3g} hours"
     assert said.asked["search"].startswith("ASHA(inner=Random(settings=3), rungs=64")
     states = [trial.state for trial in made.to_optuna().trials]
     assert sorted(states) == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
