@@ -90,10 +90,10 @@ class Replay:
                 storage = one.storage
                 stores[str(storage.base if isinstance(storage, Packed) else storage)] = one
                 continue
-            try:
-                paths = runs(os.fspath(one))
-            except TypeError:
-                raise ConfigError(f"store: expected the path or URL of a run, or a list, got {one!r:.200}.") from None
+            text = os.fspath(one) if isinstance(one, str | os.PathLike) else None
+            if not isinstance(text, str):
+                raise ConfigError(f"store: expected the path or URL of a run, or a list, got {one!r:.200}.")
+            paths = runs(text)
             for path in paths:
                 try:
                     stores[path] = Store.open(path)
@@ -341,10 +341,10 @@ class Replay:
     def _tables(self) -> dict[str, Any]:
         texts = self._table.texts
         return {
-            "episodes": query.of_table(tables.EPISODES(), self._episodes),
+            "episodes": query.of_table(tables.episodes_schema(), self._episodes),
             "transitions": query.of_transitions(self._table, self._report),
-            "runs": query.of_table(tables.RUNS(), lambda _: tables.runs(self._parts)),
-            "versions": query.of_table(tables.VERSIONS(), lambda _: tables.versions(self._parts, texts)),
+            "runs": query.of_table(tables.runs_schema(), lambda _: tables.runs(self._parts)),
+            "versions": query.of_table(tables.versions_schema(), lambda _: tables.versions(self._parts, texts)),
         }
 
     def sql(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pandas.DataFrame:

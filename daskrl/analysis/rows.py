@@ -20,8 +20,6 @@ from daskrl.errors import ConfigError
 from daskrl.names import did_you_mean
 from daskrl.records import Array
 
-FIRST = ("run", "episode", "step")
-LAST = ("terminated", "truncated", "discount", "weights_version", "policy_lag")
 # Those that are given only to who asks for them: where a transition is from.
 WHERE = ("stream", "env", "fragment", "time", "worker", "wall_time")
 _ENDINGS = ("terminated", "truncated")

@@ -26,7 +26,7 @@ _EPISODES = (
 _SCHEDULE = ("streams", "envs_per_stream", "fragment_steps", "lag")
 
 
-def EPISODES() -> Any:
+def episodes_schema() -> Any:
     """The schema of the episodes."""
     return arrow.schema(_EPISODES)
 
@@ -37,7 +37,7 @@ def _schema(**types: str) -> Any:
     return pa.schema([(name, known[kind]) for name, kind in types.items()])
 
 
-def RUNS() -> Any:
+def runs_schema() -> Any:
     """The schema of the runs."""
     return _schema(
         run="text", run_id="text", environment="text", algorithm="text", seed="int", settings="text", env_steps="int",
@@ -46,7 +46,7 @@ def RUNS() -> Any:
     )  # fmt: skip
 
 
-def VERSIONS() -> Any:
+def versions_schema() -> Any:
     """The schema of the versions."""
     return _schema(
         run="text", weights_version="int", learner_updates="int", updates="int", loss="float", seconds="float",
@@ -89,7 +89,7 @@ def runs(parts: Sequence[Part]) -> Any:
             **{name: getattr(config.schedule, name) for name in _SCHEDULE},
             "created": store.attributes["created"],
         })  # fmt: skip
-    return arrow.library().Table.from_pylist(rows, RUNS())
+    return arrow.library().Table.from_pylist(rows, runs_schema())
 
 
 def versions(parts: Sequence[Part], texts: Mapping[str, Sequence[str]]) -> Any:
@@ -106,7 +106,7 @@ def versions(parts: Sequence[Part], texts: Mapping[str, Sequence[str]]) -> Any:
                 "kept": version in catalog.kept, "evaluated_return": catalog.evaluated.get(version),
                 "env_steps": version * steps,
             })  # fmt: skip
-    return arrow.library().Table.from_pylist(rows, VERSIONS())
+    return arrow.library().Table.from_pylist(rows, versions_schema())
 
 
 def chosen(parts: Sequence[Part], given: Mapping[str, Sequence[Any]], report: reading.Report) -> list[Part]:
