@@ -4,9 +4,10 @@ Both studies try the settings of the worked example (examples/dqn_parts/study.to
 seeds; a run is judged by its mean return over training. Winners are compared by interquartile means over tasks and
 seeds at all env steps, which a run that waited at a rung has bit for bit as one that did not.
 
-    python tests/benchmarks/asha.py [--grid DIR] [--workers W] [--rungs 6144 12288] [--reduction 4]
+    python tests/benchmarks/asha.py [--grid DIR] [--workers W] [--rungs 6144 12288] [--reduction 4] [--halving]
 
 ``--grid``: where the study of the whole grid is, finished or not (daskrl study run examples/dqn_parts/study.toml).
+``--halving``: successive halving, too.
 """
 
 from __future__ import annotations
@@ -47,9 +48,12 @@ def main() -> None:
     options.add_argument("--rungs", type=int, nargs="+", default=[6144, 12288])
     options.add_argument("--reduction", type=int, default=4)
     options.add_argument("--workers", type=int, default=2, help="of a cluster on this machine; 0: in this process")
+    options.add_argument("--halving", action="store_true")
     given = options.parse_args()
     how = {"rungs": tuple(given.rungs), "reduction": given.reduction, "width": 8}
-    searches: dict[str, Any] = {"grid": None, "ASHA": ASHA(**how), "successive halving": SuccessiveHalving(**how)}
+    searches: dict[str, Any] = {"grid": None, "ASHA": ASHA(**how)}
+    if given.halving:
+        searches["successive halving"] = SuccessiveHalving(**how)
     found: dict[str, tuple[dict[str, Any], float, int]] = {}
     rows = []
     with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as stack:
@@ -75,7 +79,7 @@ def main() -> None:
         ["search", "best setting", "its IQM", "env steps", "of the grid's", "seconds"],
         rows,
     )
-    for name in ("ASHA", "successive halving"):
+    for name in list(searches)[1:]:
         reached = found[name][1] >= found["grid"][1]
         share = 100 * found[name][2] / found["grid"][2]
         said = verdict(share, SHARE, at_least=False) if reached else "missed: another setting"
