@@ -102,7 +102,7 @@ def test_what_is_kept_of_a_run_counts_for_the_score_that_gave_it_and_only_if_it_
     assert outcomes.kept(storage, "abc", 64, "greedy") == record
     for other in (("abc", 64, "auc"), ("abd", 64, "greedy"), ("abc", 128, "greedy")):
         assert outcomes.kept(storage, *other) is None
-    (file,) = (tmp_path / ".scored").iterdir()
+    file = tmp_path / ".scored" / "64.json"
     file.write_bytes(file.read_bytes().replace(b"1.5", b"2.5"))
     assert outcomes.kept(storage, "abc", 64, "greedy") is None
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import xarray
+import zarr
 
 import daskrl
 from daskrl.study import Study
@@ -52,6 +54,13 @@ def test_a_packed_run_is_drawn_exported_and_evaluated_as_its_directory_is(
         exported.append({layer: values.tobytes() for layer, values in weights.items()})
     assert played[0] == played[1]
     assert exported[0] == exported[1]
+
+
+def test_zarr_knows_all_that_lies_in_the_store_of_a_run(study: Study) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group = zarr.open_group(zarr.storage.ZipStore(runs(study)[0].with_suffix(".zip"), mode="r"), mode="r")
+        assert {"reward", ".scored"} <= {name for name, _ in group.members()}
 
 
 def test_runs_are_unpacked_and_packed_again_as_it_is_typed_and_the_study_knows_them(study: Study, here: Here) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from daskrl.errors import DamagedError
 from daskrl.records import Array
 from daskrl.store.late import content, patiently
 from daskrl.store.storage import Storage
+
+EMPTY_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
+"""The ``zarr.json`` of a folder that holds no arrays: without it zarr warns of the folder."""
 
 
 def crc32c(data: bytes | Array) -> int:

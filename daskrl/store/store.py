@@ -35,7 +35,7 @@ from daskrl.shown import html_table
 from daskrl.store import arrays, attributes, snapshot
 from daskrl.store.columns import Column, columns, read_fragment
 from daskrl.store.driver import Driver
-from daskrl.store.files import read_checked, write_checked
+from daskrl.store.files import EMPTY_GROUP, read_checked, write_checked
 from daskrl.store.initial import Initial
 from daskrl.store.layout import Layout
 from daskrl.store.log import CommitLog
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 
 # Each folder that is no array is an empty group, so that zarr does not warn of it when it lists the members.
-_EMPTY_GROUP = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
 
 
 class Store:
@@ -115,13 +114,13 @@ class Store:
         with storage.making(overwrite) as making:
             arrays.create(making, said, layout, config)
             for name in (".commits", ".weights", ".checkpoints"):
-                making.put(f"{name}/zarr.json", _EMPTY_GROUP)
+                making.put(f"{name}/zarr.json", EMPTY_GROUP)
             begun: list[Record] = [
                 {"kind": "created", "attributes_crc32c": attributes.checksum(said)},
                 {"kind": "budget", "env_steps": env_steps, "options": vars(options)},
             ]
             if initial is not None:
-                making.put(".init/zarr.json", _EMPTY_GROUP)
+                making.put(".init/zarr.json", EMPTY_GROUP)
                 weights, replay = write_checked(making, ".init/weights.safetensors", initial.to_bytes()), None
                 if initial.replay is not None:
                     initial.replay.copy(making.folder(".init"))

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from daskrl.store.files import crc32c
+from daskrl.store.files import EMPTY_GROUP, crc32c
 from daskrl.store.storage import Storage
 
 SCORED = ".scored"
@@ -28,6 +28,7 @@ def keep(storage: Storage, record: Mapping[str, object], judged: str) -> None:
     """
     body = json.dumps([{**record, "judged": judged}], separators=(",", ":")).encode()
     storage.make_folder(SCORED)
+    storage.put(f"{SCORED}/zarr.json", EMPTY_GROUP)
     storage.put(_key(record["env_steps"]), b'{"crc32c":"%08x","records":%s}\n' % (crc32c(body), body))
 
 
