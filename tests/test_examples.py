@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 import daskrl
+from daskrl.cli.studyfile import StudyFile
 from daskrl.testing import AlgorithmTests
 from tests.examples import EXAMPLES, example
 
@@ -79,3 +82,21 @@ def test_an_own_algorithm_is_one_cell_of_a_notebook_and_passes_the_tests_of_algo
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     client.execute()  # raises where a cell does
     assert "test_it_learns" in str(code[-2].outputs)
+
+
+def test_the_worked_example_of_a_study_runs_whole_and_the_study_of_its_file_is_the_notebooks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASKRL_QUICK", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read(EXAMPLES / "dqn_parts" / "study.ipynb", as_version=4)
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client.execute()  # raises where a cell does
+    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "2 runs again, 0 differ" in said
+    assert (tmp_path / "studies" / "dqn_parts" / "report.html").stat().st_size > 100_000
+
+    arguments = StudyFile(str(EXAMPLES / "dqn_parts" / "study.toml")).arguments()
+    made = daskrl.Study(tmp_path / "studies" / "dqn_parts", **{**arguments, "seeds": 1, "env_steps": 1024})
+    assert made.more() == []
+    assert made.summary()["finished"] == 32

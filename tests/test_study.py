@@ -360,6 +360,13 @@ def test_a_run_and_a_study_are_told_apart(here: Study, tmp_path: Path) -> None:
         daskrl.Store.open(str(here.log.storage))
 
 
+def test_a_run_without_a_whole_episode_says_why_it_has_no_score(tmp_path: Path) -> None:
+    study = make(tmp_path / "study", env="Acrobot-v1", space={}, seeds=1, env_steps=64, score="auc")
+    error = study.run(progress=False).table().error[0]
+    assert "the score is nan" in error
+    assert "None of its episodes ended in 64 env steps of 4 environments: choose later rungs" in error
+
+
 def test_a_run_that_fails_is_in_the_table_and_may_be_tried_again(tmp_path: Path) -> None:
     mended = tmp_path / "mended"
 

@@ -335,7 +335,11 @@ def record_of(store: Store, prepared: Prepared, score: Score, job: Job, began: f
     if promise != "kept":
         record["promise"] = promise
     if not math.isfinite(number):
-        record["error"] = f"the score is {number}: expected a finite number. Look at the run in {store.storage}"
+        none = "" if said["episodes"] else (
+            f" None of its episodes ended in {said['env_steps']:,} env steps of {prepared.setup.schedule.lanes:,} "
+            "environments: choose later rungs, more env_steps or fewer environments."
+        )  # fmt: skip
+        record["error"] = f"the score is {number}: expected a finite number.{none} Look at the run in {store.storage}"
     return record
 
 
