@@ -73,9 +73,7 @@ def main() -> None:
             client = stack.enter_context(Client(cluster))
         for name, search in searches.items():
             began = time.perf_counter()
-            study = Study(
-                (given.keep or Path(made)) / name, **{**StudyFile(str(EXAMPLE)).arguments(), "search": search}
-            )
+            study = Study((given.keep or Path(made)) / name, **{**example, "search": search})
             study.run(client, progress=False)
             if name == "grid":
                 ranges = study.table().groupby("environment").score.agg(["min", "max"])
