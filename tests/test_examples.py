@@ -93,10 +93,12 @@ def test_the_worked_example_of_a_study_runs_whole_and_the_study_of_its_file_is_t
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     client.execute()  # raises where a cell does
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert "2 runs again, 0 differ" in said
+    assert "1 runs again, 0 differ" in said
     assert (tmp_path / "studies" / "dqn_parts" / "report.html").stat().st_size > 100_000
 
     arguments = StudyFile(str(EXAMPLES / "dqn_parts" / "study.toml")).arguments()
-    made = daskrl.Study(tmp_path / "studies" / "dqn_parts", **{**arguments, "seeds": 1, "env_steps": 1024})
+    made = daskrl.Study(
+        tmp_path / "studies" / "dqn_parts", **{**arguments, "env": "CartPole-v1", "seeds": 1, "env_steps": 1024}
+    )
     assert made.more() == []
-    assert made.summary()["finished"] == 32
+    assert made.summary()["finished"] == 16
