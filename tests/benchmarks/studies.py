@@ -9,8 +9,9 @@ steps, the same updates of the same network, and there are two processes that tr
 - by hand: two processes that were started by hand, each with half of the runs in a loop;
 - study: `daskrl.Study` on a `LocalCluster` of two workers of one thread;
 - Optuna: two processes of joblib that share a study in a journal file, each trial an SB3 run;
-- Ray Tune: two trials at a time, each an SB3 run. ``--ray`` names a Python that has ``ray[tune]`` and SB3, in an
-  environment of its own.
+- Ray Tune: two trials at a time, each an SB3 run.
+
+``--ray`` names a Python, in an environment of its own, that has ``ray[tune]``, Optuna, joblib and SB3.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def main() -> None:
     given = arguments.parse_args()
     took = {}
     for name in given.candidates:
-        python = given.ray if name == "Ray Tune" else sys.executable
+        python = given.ray if name in ("Optuna", "Ray Tune") else sys.executable
         took[name] = seconds(name, python, given.runs, given.env_steps)
         print(f"{name}: {took[name][0]:.1f} s", file=sys.stderr)
     ours = took["study"][0] if "study" in took else float("nan")
