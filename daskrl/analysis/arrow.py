@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def library() -> Any:
+def imported() -> Any:
     """pyarrow, or an error that says how to install it."""
     with extras.needed("analysis", "tables of a replay need pyarrow"):
         import pyarrow
@@ -24,7 +24,7 @@ def library() -> Any:
 
 def schema(kinds: Sequence[Kind], coded: bool = False) -> pyarrow.Schema:
     """The schema of some columns; with ``coded`` what is the same in all rows of a fragment is a dictionary's."""
-    pa = library()
+    pa = imported()
     return pa.schema([(kind.name, _type(pa, kind, coded)) for kind in kinds])
 
 
@@ -41,7 +41,7 @@ def _type(pa: Any, kind: Kind, coded: bool) -> Any:
 
 def array(kind: Kind, values: Array | Each, texts: Sequence[str] = (), coded: bool = False) -> Any:
     """One column; of texts ``values`` are codes."""
-    pa = library()
+    pa = imported()
     if isinstance(values, Each):
         if coded:
             return pa.DictionaryArray.from_arrays(pa.array(values.codes), pa.array(values.of))
@@ -59,7 +59,7 @@ def batch(
     coded: bool = False,
 ) -> Any:  # fmt: skip
     """Some rows as a record batch."""
-    pa = library()
+    pa = imported()
     if not kinds:
         return pa.RecordBatch.from_struct_array(pa.array([{}] * count, pa.struct([])))
     columns = [array(kind, values[kind.name], texts.get(kind.name, ()), coded) for kind in kinds]

@@ -28,7 +28,7 @@ def dataset(schema: Any, read: Read) -> Any:
 
     What is raised while it is read is in its ``failed``: who scans it makes another error of that.
     """
-    arrow.library()
+    arrow.imported()
     import pyarrow.dataset
 
     failed: list[Exception] = []
@@ -40,12 +40,12 @@ def dataset(schema: Any, read: Read) -> Any:
 
         @property
         def projected_schema(self) -> Any:
-            return arrow.library().schema([schema.field(name) for name in self.columns])
+            return arrow.imported().schema([schema.field(name) for name in self.columns])
 
         def to_reader(self) -> Any:
             try:
                 found = read(self.columns, self.condition)
-                return arrow.library().RecordBatchReader.from_batches(found.schema, self._each(found))
+                return arrow.imported().RecordBatchReader.from_batches(found.schema, self._each(found))
             except Exception as error:
                 self.failed.append(error)
                 raise

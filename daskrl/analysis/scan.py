@@ -151,7 +151,7 @@ class Table:
 
     def _passed(self, tested: Block, asked: Sequence[str], pick: Any) -> Array:
         """Which rows pass, counted within the block."""
-        pa, of = arrow.library(), self.kinds
+        pa, of = arrow.imported(), self.kinds
         table = pa.table(
             {name: arrow.array(of[name], tested.values[name], self.texts.get(name, ())) for name in asked}
             | {"_place": np.arange(tested.count)}
@@ -161,7 +161,7 @@ class Table:
 
     def _possible(self, number: int, part: Part, pick: Any) -> Array:
         """Which fragments may have rows that pass, by what holds for all of a fragment's: no others are read."""
-        pa, of, catalog = arrow.library(), self.kinds, part.catalog
+        pa, of, catalog = arrow.imported(), self.kinds, part.catalog
         said = str(pick)
         may = _of_episodes(part, said)
         known = {name for name in ("run", *WHERE, "weights_version", "policy_lag") if name not in ("env", "time")}
@@ -231,7 +231,7 @@ def _words(kind: Kind | None) -> str:
 
 def reader(table: Table, names: Sequence[str], found: Iterator[Block], coded: bool = False) -> Any:
     """Blocks as a ``pyarrow.RecordBatchReader``, which asks for each when it is wanted."""
-    pa, of, texts = arrow.library(), {**table.kinds, ROW.name: ROW}, table.texts
+    pa, of, texts = arrow.imported(), {**table.kinds, ROW.name: ROW}, table.texts
     wanted = [of[name] for name in names]
     every = (arrow.batch(wanted, one.values, texts, one.count, coded) for one in found)
     batches = (one.slice(low, _BATCH) for one in every for low in range(0, one.num_rows, _BATCH))

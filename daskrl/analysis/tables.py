@@ -32,7 +32,7 @@ def episodes_schema() -> Any:
 
 
 def _schema(**types: str) -> Any:
-    pa = arrow.library()
+    pa = arrow.imported()
     known = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     return pa.schema([(name, known[kind]) for name, kind in types.items()])
 
@@ -60,7 +60,7 @@ def episodes(
 ) -> Any:  # fmt: skip
     """Some columns of the episodes of some parts of runs, by run and number; what costs reading only if wanted."""
     wanted = [kind for kind in _EPISODES if kind.name in columns]
-    pa = arrow.library()
+    pa = arrow.imported()
     codes = {name: code for code, name in enumerate(texts["worker"])}
     made = []
     for number, part in enumerate(parts):
@@ -89,7 +89,7 @@ def runs(parts: Sequence[Part]) -> Any:
             **{name: getattr(config.schedule, name) for name in _SCHEDULE},
             "created": store.attributes["created"],
         })  # fmt: skip
-    return arrow.library().Table.from_pylist(rows, runs_schema())
+    return arrow.imported().Table.from_pylist(rows, runs_schema())
 
 
 def versions(parts: Sequence[Part], texts: Mapping[str, Sequence[str]]) -> Any:
@@ -106,7 +106,7 @@ def versions(parts: Sequence[Part], texts: Mapping[str, Sequence[str]]) -> Any:
                 "kept": version in catalog.kept, "evaluated_return": catalog.evaluated.get(version),
                 "env_steps": version * steps,
             })  # fmt: skip
-    return arrow.library().Table.from_pylist(rows, versions_schema())
+    return arrow.imported().Table.from_pylist(rows, versions_schema())
 
 
 def chosen(parts: Sequence[Part], given: Mapping[str, Sequence[Any]], report: reading.Report) -> list[Part]:
