@@ -20,15 +20,12 @@ from daskrl.envs.spaces import Leaf
 from daskrl.errors import ConfigError, DamagedError, DamagedWarning, StoreMismatchError
 from tests import objects
 from tests.oracles import Scripted
-from tests.written import episodes_of, leaf_of, stepped, write
-
-SCHEDULE = Schedule(streams=3, envs_per_stream=2, fragment_steps=4, lag=1)
-CUT = [(1, 2), (2, 1)]
+from tests.written import SCHEDULE, episodes_of, leaf_of, mixed, stepped, write
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> daskrl.Store:
-    return write(tmp_path_factory.mktemp("mixed") / "run", schedule=SCHEDULE, rounds=5, cut=CUT)
+    return mixed(tmp_path_factory.mktemp("mixed") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +151,7 @@ def test_a_run_in_an_object_store_is_asked_there_packed_too(kind, request, wante
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         url = f"s3://{objects.BUCKET}/replay-questions/run"
-    store = write(url, schedule=SCHEDULE, rounds=5, cut=CUT)
+    store = mixed(url)
     for _ in range(2):
         replay = daskrl.Replay(url)
         compare_episodes(replay.episodes(), wanted)

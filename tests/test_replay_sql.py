@@ -11,18 +11,14 @@ import pandas
 import pytest
 
 import daskrl
-from daskrl.config import Schedule
 from daskrl.errors import ConfigError, StoreUnreachableError
 from daskrl.store.posix import Posix
-from tests.written import write
-
-SCHEDULE = Schedule(streams=3, envs_per_stream=2, fragment_steps=4, lag=1)
-CUT = [(1, 2), (2, 1)]
+from tests.written import SCHEDULE, mixed, write
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> daskrl.Store:
-    return write(tmp_path_factory.mktemp("mixed") / "run", schedule=SCHEDULE, rounds=5, cut=CUT)
+    return mixed(tmp_path_factory.mktemp("mixed") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -26,17 +26,8 @@ from daskrl.study import Greedy, Random, Range, Study, When
 from daskrl.study.definition import Preparing
 from daskrl.study.executors import LONG, spread
 from daskrl.study.trial import Job, introduce, spread_out
-
-QUICK = daskrl.DQN(hidden=(8,), learning_starts=64, batch_size=16, window=1024)
-SHAPE: dict[str, Any] = {"streams": 2, "envs_per_stream": 2, "fragment_steps": 16}
-
-
-def make(path: Path | str, **changed: Any) -> Study:
-    given: dict[str, Any] = {
-        "algorithm": QUICK, "env": "CartPole-v1", "space": {"learning_rate": [1e-4, 1e-3]}, "seeds": 2,
-        "env_steps": 256, "score": Greedy(2), **SHAPE, **changed,
-    }  # fmt: skip
-    return Study(path, **given)
+from tests.studies import QUICK, SHAPE
+from tests.studies import small as make
 
 
 @pytest.fixture(scope="module")

@@ -23,19 +23,15 @@ from daskrl import clusters
 from daskrl.errors import StoreLockedError
 from daskrl.store import pack as packing
 from daskrl.store.places import place
-from daskrl.study import Greedy, Study, outcomes
+from daskrl.study import Study, outcomes
 from daskrl.study.log import StudyLog
+from tests.studies import small
 
 COLUMNS = ["setting", "seed", "state", "score", "digest"]
 
 
 def make(path: Path | str, **changed: Any) -> Study:
-    given: dict[str, Any] = {
-        "algorithm": daskrl.DQN(hidden=(8,), learning_starts=64, batch_size=16, window=1024), "env": "CartPole-v1",
-        "space": {"learning_rate": [1e-4, 1e-3]}, "seeds": 2, "env_steps": 128, "score": Greedy(2), "streams": 2,
-        "envs_per_stream": 2, "fragment_steps": 16, **changed,
-    }  # fmt: skip
-    return Study(path, **given)
+    return small(path, **{"env_steps": 128, **changed})
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,14 @@ def drawn(spec: Any, count: int, random: np.random.Generator) -> Any:
     return made if len(made) > 1 else next(iter(made.values()))
 
 
+SCHEDULE = Schedule(streams=3, envs_per_stream=2, fragment_steps=4, lag=1)
+
+
+def mixed(path: Path | str) -> Store:
+    """Five rounds of three streams, of which two fragments do not continue the one before."""
+    return write(path, schedule=SCHEDULE, rounds=5, cut=[(1, 2), (2, 1)])
+
+
 def write(
     path: Path | str, make: Callable[[], Any] = Mixed, *, schedule: Schedule, rounds: int, seed: int = 3,
     frame_stack: int = 1, cut: Sequence[tuple[int, int]] = (), ahead: bool = True, from_round: int = 0,

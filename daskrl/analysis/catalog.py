@@ -265,9 +265,8 @@ def _joined(before: Catalog, parts: Sequence[Mapping[str, Array]]) -> dict[str, 
 
 def _segments(store: Store, start: int) -> Iterator[tuple[int, Segment | DamagedError]]:
     """The commits from ``start`` on, each read or why it cannot be."""
-    log, after = store.log, f"{start - 1:08d}.json" if start else ""
-    names = (name[:-5] for name in store.storage.names(".commits", after) if name.endswith(".json"))
-    head = max((int(name) + 1 for name in names if name.isdecimal()), default=start)
+    log = store.log
+    head = max(log.numbers(start), default=start - 1) + 1
 
     def one(number: int) -> tuple[int, Segment | DamagedError]:
         try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from daskrl import extras
 from daskrl.analysis import arrow, scan
+from daskrl.analysis.reading import Report
 from daskrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def dataset(schema: Any, read: Read) -> Any:
     return Asked()
 
 
-def of_transitions(table: scan.Table, report: scan.Report, numbered: bool = False) -> Any:
+def of_transitions(table: scan.Table, report: Report, numbered: bool = False) -> Any:
     """The transitions as a dataset; ``numbered`` with the numbers of its rows."""
     of = {**table.kinds, **({scan.ROW.name: scan.ROW} if numbered else {})}
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from daskrl.analysis import arrow
-from daskrl.analysis.catalog import Damage
+from daskrl.analysis.reading import Report
 from daskrl.analysis.rows import MOST_AT_ONCE, WHERE, Block, Kind, Part, block, kinds, nbytes_of, require_columns
 from daskrl.errors import ConfigError
 from daskrl.records import Array
 
 ROW = Kind("_row", "int64")
 """The number of a row of the table, which `Table.picked` takes."""
-
-Report = Callable[[Damage], None]
 
 
 @dataclass(frozen=True)

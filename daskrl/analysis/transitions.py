@@ -11,6 +11,7 @@ import numpy as np
 from daskrl import extras
 from daskrl.analysis import arrow, query, scan
 from daskrl.analysis.catalog import Damage
+from daskrl.analysis.reading import Report
 from daskrl.analysis.rows import Block, Kind, Part
 from daskrl.config import plain, require_integer
 from daskrl.errors import ConfigError, DamagedWarning
@@ -38,7 +39,7 @@ class Transitions:
 
     def __init__(
         self, table: scan.Table, columns: Sequence[str] | str | None, where: str | None, memory: int,
-        report: scan.Report, others: Callable[[], Mapping[str, Any]] = dict,
+        report: Report, others: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:  # fmt: skip
         self._table, self._memory, self._report, self._others = table, memory, report, others
         self.columns, self.where = table.columns(columns), where

@@ -116,19 +116,9 @@ def _encode(column: Column, values: Array) -> tuple[bytes | memoryview, bytes]:
     return data.data, crc32c(data).to_bytes(SUFFIX, "little")
 
 
-def decode(column: Column, data: bytes, where: str) -> Array:
-    """The values of one chunk; raises `DamagedError` where the checksum or the size is off."""
-    body = np.frombuffer(data, np.uint8)[:-SUFFIX]
-    if len(data) < SUFFIX or crc32c(body) != int.from_bytes(data[-SUFFIX:], "little"):
-        raise DamagedError(f"{where} fails its CRC-32C.")
-    try:
-        raw = _ZSTD.decode(body) if column.compressed else body
-    except RuntimeError as error:
-        raise DamagedError(f"{where} is not what its column's codecs write: {error}") from None
-    size = math.prod(column.shape) * np.dtype(column.dtype).itemsize
-    if len(raw) != size:
-        raise DamagedError(f"{where} holds {len(raw)} bytes, expected {size}.")
-    return np.frombuffer(raw, column.dtype).reshape(column.shape)
+def decode(column: Column, data: bytes, where: str, crc: int | None = None) -> Array:
+    """The values of one chunk; raises `DamagedError` as `decode_into` does. ``crc`` is None where no record says it."""
+    return np.frombuffer(_checked(column, data, crc, lambda: where), column.dtype).reshape(column.shape)
 
 
 def decode_into(column: Column, data: bytes, crc: int, out: Array, where: Callable[[], str]) -> None:
@@ -144,18 +134,25 @@ def decode_into(column: Column, data: bytes, crc: int, out: Array, where: Callab
     DamagedError
         The chunk is not the one that was committed.
     """
+    out.reshape(-1).view(np.uint8)[:] = np.frombuffer(_checked(column, data, crc, where), np.uint8)
+
+
+def _checked(column: Column, data: bytes, crc: int | None, where: Callable[[], str]) -> bytes | Array:
+    """The bytes of a chunk's values."""
     body = np.frombuffer(data, np.uint8)[:-SUFFIX]
-    if int.from_bytes(data[-SUFFIX:], "little") != crc:
+    found = int.from_bytes(data[-SUFFIX:], "little")
+    if crc is not None and found != crc:
         raise DamagedError(f"{where()} is not the chunk that was committed: CRC-32C differs.")
-    if crc32c(body) != crc:
+    if len(data) < SUFFIX or crc32c(body) != found:
         raise DamagedError(f"{where()} fails its CRC-32C.")
     try:
-        raw = np.frombuffer(_ZSTD.decode(body), np.uint8) if column.compressed else body
+        raw: bytes | Array = _ZSTD.decode(body) if column.compressed else body
     except RuntimeError as error:
         raise DamagedError(f"{where()} is not what its column's codecs write: {error}") from None
-    if raw.size != out.nbytes:
-        raise DamagedError(f"{where()} holds {raw.size} bytes, expected {out.nbytes}.")
-    out.reshape(-1).view(np.uint8)[:] = raw
+    size = math.prod(column.shape) * np.dtype(column.dtype).itemsize
+    if len(raw) != size:
+        raise DamagedError(f"{where()} holds {len(raw)} bytes, expected {size}.")
+    return raw
 
 
 def write_fragment(
@@ -234,9 +231,7 @@ def read_fragment(
         data = patiently(look, storage, key, patience)
         if len(data) != nbytes:
             raise DamagedError(f"{where} has {len(data)} bytes, {nbytes} were committed.")
-        if int.from_bytes(data[-SUFFIX:], "little") != crc:
-            raise DamagedError(f"{where} is not the chunk that was committed: CRC-32C differs.")
-        return decode(column, data, where)
+        return decode(column, data, where, crc)
 
     wanted = [column for name, column in layout.items() if only is None or name in only]
     return dict(zip((column.name for column in wanted), storage.at_once(read, wanted), strict=True))

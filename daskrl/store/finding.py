@@ -17,6 +17,8 @@ from daskrl.store.storage import Storage
 
 _WILD = re.compile(r"[*?\[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+STUDY = "study.json"
+"""The file that tells a study from a run."""
 Names = tuple[str, ...]
 
 
@@ -62,7 +64,7 @@ Level = Callable[[Names], tuple[list[str], list[str]]]
 def _below(root: str, level: Level, at: Names, depth: int | None) -> Iterator[tuple[str, Names]]:
     folders, others = level(at)
     if ".commits" in folders:
-        yield "study" if "study.json" in others else "run", at
+        yield "study" if STUDY in others else "run", at
         return
     if depth == 0:
         return
@@ -133,7 +135,7 @@ def many(path: str | os.PathLike[str]) -> bool:
 
 def holds_study(storage: Storage) -> bool:
     """Whether a study was made in a place. Its log lies as that of a run does."""
-    return storage.holds_store() and storage.exists("study.json")
+    return storage.holds_store() and storage.exists(STUDY)  # else a prefix may hold what was never finished
 
 
 def runs(pattern: str) -> list[str]:

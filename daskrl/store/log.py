@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from daskrl.errors import DamagedError, StoreLockedError
 from daskrl.records import Record
@@ -24,6 +24,24 @@ class Segment(NamedTuple):
 
     crc32c: int
     records: list[Record]
+
+
+def serialised(records: Sequence[Any], mark: bytes = b"") -> tuple[bytes, int]:
+    """Records as one object has them, and their checksum."""
+    body = json.dumps(records, separators=(",", ":"), allow_nan=True).encode()
+    crc = crc32c(body)
+    return b'{"crc32c":"%08x",%s"records":%s}\n' % (crc, mark, body), crc
+
+
+def parsed(data: bytes) -> Segment:
+    """What such an object says; raises `ValueError`, `KeyError` or `TypeError` where it is none."""
+    said = json.loads(data)
+    return Segment(int(said["crc32c"], 16), list(said["records"]))
+
+
+def intact(data: bytes, found: Segment) -> bool:
+    """Whether the records of an object are those that were written."""
+    return crc32c(data[data.find(b"[") : data.rfind(b"]") + 1]) == found.crc32c
 
 
 class CommitLog:
@@ -47,6 +65,12 @@ class CommitLog:
         """What messages call a segment."""
         return self.storage.where(self.key(number))
 
+    def numbers(self, start: int = 0) -> list[int]:
+        """Those of the segments from ``start`` on that are there, in order."""
+        after = f"{start - 1:08d}.json" if start else ""
+        names = (name[:-5] for name in self.storage.names(".commits", after) if name.endswith(".json"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def head(self, start: int = 0) -> int:
         """How many segments there are, ``start`` of them known. It lists the folder: not for tasks.
 
@@ -55,9 +79,7 @@ class CommitLog:
         DamagedError
             One behind the known ones is missing. Names the file.
         """
-        after = f"{start - 1:08d}.json" if start else ""
-        names = (name[:-5] for name in self.storage.names(".commits", after) if name.endswith(".json"))
-        numbers = sorted(int(name) for name in names if name.isdecimal())
+        numbers = self.numbers(start)
         if numbers != list(range(start, start + len(numbers))):
             missing = next(i for i, n in enumerate([*numbers, -1], start) if i != n)
             raise DamagedError(f"{self.where(missing)} is missing, yet later commits exist.")
@@ -77,13 +99,12 @@ class CommitLog:
         def look() -> tuple[bytes, Segment]:
             data = content(self.storage, key, where, missing)
             try:
-                said = json.loads(data)
-                return data, Segment(int(said["crc32c"], 16), list(said["records"]))
+                return data, parsed(data)
             except (ValueError, KeyError, TypeError):
                 raise LateError(f"{where} is not a commit: it cannot be read as JSON.") from None
 
         data, found = patiently(look, self.storage, key, self.patience)
-        if crc32c(data[data.find(b"[") : data.rfind(b"]") + 1]) != found.crc32c:
+        if not intact(data, found):
             raise DamagedError(f"{where} fails its CRC-32C.")
         return found
 
@@ -120,9 +141,7 @@ class CommitLog:
         StoreLockedError
             Another driver committed this segment.
         """
-        body = json.dumps(records, separators=(",", ":"), allow_nan=True).encode()
-        crc = crc32c(body)
-        data = b'{"crc32c":"%08x",%s"records":%s}\n' % (crc, self._mark, body)
+        data, crc = serialised(records, self._mark)
         try:
             self.storage.put_new(self.key(number), data)
         except FileExistsError:

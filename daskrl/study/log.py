@@ -13,6 +13,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 from daskrl.codec import decoded
 from daskrl.errors import DamagedError, StoreLockedError, StoreMismatchError
 from daskrl.records import ArithmeticRecord, DriverRecord, Record
+from daskrl.store.finding import STUDY, holds_study
 from daskrl.store.log import CommitLog
 from daskrl.store.places import Place, place
 from daskrl.store.storage import Lock, Storage
@@ -20,7 +21,6 @@ from daskrl.study.trial import TrialRecord
 
 FORMAT = "daskrl-study"
 FORMAT_VERSION = 1
-MARK = "study.json"
 
 
 class StudyRecord(TypedDict):
@@ -119,8 +119,7 @@ class StudyLog:
     @staticmethod
     def exists(path: Place) -> bool:
         """Whether there is a study."""
-        storage = place(path)
-        return storage.holds_store() and storage.exists(MARK)  # else a prefix may hold what was never finished
+        return holds_study(place(path))
 
     @classmethod
     def make(cls, path: Place, definition: Mapping[str, Any], warned: Sequence[str] = ()) -> StudyLog:
@@ -136,7 +135,7 @@ class StudyLog:
             raise StoreMismatchError(f"{storage} holds a run, not a study. Choose another directory for the study.")
         with storage.making(False) as making:
             said = {"format": FORMAT, "format_version": FORMAT_VERSION, **definition}
-            making.put(MARK, json.dumps(said, indent=1).encode())
+            making.put(STUDY, json.dumps(said, indent=1).encode())
             making.make_folder(".commits")
             CommitLog(making).append(0, cast("list[Record]", [study_record(definition, warned)]))
         return cls.open(storage)
@@ -152,12 +151,12 @@ class StudyLog:
         """
         storage = place(path)
         try:
-            said = json.loads(storage.get(MARK))
+            said = json.loads(storage.get(STUDY))
         except FileNotFoundError:
             what = "holds a run: daskrl.Store.open" if storage.holds_store() else "holds no study"
             raise StoreMismatchError(f"{storage} {what}. Expected the directory of a daskrl.Study.") from None
         except ValueError as error:
-            raise DamagedError(f"{storage.where(MARK)} cannot be read as JSON: {error}.") from None
+            raise DamagedError(f"{storage.where(STUDY)} cannot be read as JSON: {error}.") from None
         if said.get("format") != FORMAT or said.get("format_version") != FORMAT_VERSION:
             raise StoreMismatchError(
                 f"{storage} is of format {said.get('format')!r} {said.get('format_version')!r}; this daskrl reads "

@@ -5,11 +5,11 @@ The worker keeps it before it tells the driver, who may be dead by then. FORMAT.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from daskrl.store.files import EMPTY_GROUP, crc32c
+from daskrl.store.files import EMPTY_GROUP
+from daskrl.store.log import intact, parsed, serialised
 from daskrl.store.storage import Storage
 
 SCORED = ".scored"
@@ -26,21 +26,18 @@ def keep(storage: Storage, record: Mapping[str, object], judged: str) -> None:
     ----------
     judged : what the score is known by: a study of another score takes no notice of the record.
     """
-    body = json.dumps([{**record, "judged": judged}], separators=(",", ":")).encode()
     storage.make_folder(SCORED)
     storage.put(f"{SCORED}/zarr.json", EMPTY_GROUP)
-    storage.put(_key(record["env_steps"]), b'{"crc32c":"%08x","records":%s}\n' % (crc32c(body), body))
+    storage.put(_key(record["env_steps"]), serialised([{**record, "judged": judged}])[0])
 
 
 def kept(storage: Storage, trial: str, env_steps: int, judged: str) -> dict[str, Any] | None:
     """The record of a run at so many env steps; None where there is none that is whole and of this score."""
     try:
         data = storage.get(_key(env_steps))
-        said = json.loads(data)
-        if crc32c(data[data.find(b"[") : data.rfind(b"]") + 1]) != int(said["crc32c"], 16):
-            return None
-        record: Any = dict(said["records"][0])
+        found = parsed(data)
+        record: Any = dict(found.records[0])
     except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
         return None
-    mine = record.pop("judged", None) == judged and (record.get("trial"), record.get("env_steps")) == (trial, env_steps)
-    return record if mine else None
+    of_run = (record.pop("judged", None), record.get("trial"), record.get("env_steps"))
+    return record if intact(data, found) and of_run == (judged, trial, env_steps) else None
